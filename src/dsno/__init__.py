@@ -1,0 +1,31 @@
+"""One-step generators from diffusion models by operator learning (DSNO, arXiv 2211.13449)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dsno.denoisers import Denoiser
+    from dsno.operator import DSNO
+    from dsno.pipeline import DSNOModel, DSNOPipeline
+    from dsno.solvers import solve
+
+__version__ = "0.1.0"
+__all__ = ["DSNO", "DSNOModel", "DSNOPipeline", "Denoiser", "__version__", "solve"]
+
+_HOMES = {
+    "DSNO": "dsno.operator",
+    "DSNOModel": "dsno.pipeline",
+    "DSNOPipeline": "dsno.pipeline",
+    "Denoiser": "dsno.denoisers",
+    "solve": "dsno.solvers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are first used: torch and diffusers cost seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dsno' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,1 @@
+"""Calling conventions and site finders of the networks a teacher may have."""

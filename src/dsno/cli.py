@@ -1,0 +1,263 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dsno import __version__
+from dsno.errors import DsnoError, InputError
+
+if TYPE_CHECKING:
+    from dsno.recipes import Recipe
+    from dsno.runs import Run
+
+INTERRUPTED = 130
+
+# Each command imports what it needs when it runs: torch and diffusers cost seconds.
+
+app = typer.Typer(
+    name="dsno",
+    help="Turn a diffusion model into a one-step generator with a neural operator.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A shipped recipe (`dsno recipes`) or a YAML file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as teacher.steps=40."),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME by default.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
+
+
+def _resolve(recipe: str, overrides: list[str] | None, dry_run: bool) -> Recipe:
+    from dsno.recipes import load_recipe
+
+    resolved = load_recipe(recipe, overrides or [])
+    if dry_run:
+        import yaml
+
+        typer.echo(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), nl=False)
+        raise typer.Exit
+    return resolved
+
+
+def _open(recipe: str, overrides: list[str] | None, out: Path | None, dry_run: bool = False) -> Run:
+    resolved = _resolve(recipe, overrides, dry_run)
+    from dsno.runs import Run
+
+    return Run(
+        resolved, out or Path("runs") / resolved.name, command=shlex.join(["dsno", *sys.argv[1:]])
+    )
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, dry_run: DryRun = False
+) -> None:
+    """Do every stage: teacher, collect, train, evaluate, report. Finished stages are skipped."""
+    opened = _open(recipe, overrides, out, dry_run)
+    opened.run()
+    typer.echo(table(opened.metrics()))
+    typer.echo(f"\nReport: {opened.folder / 'report' / 'report.html'}")
+
+
+@app.command()
+def teacher(
+    recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, dry_run: DryRun = False
+) -> None:
+    """Train the teacher, a diffusion model."""
+    _open(recipe, overrides, out, dry_run).stage("teacher")
+
+
+@app.command()
+def collect(
+    recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, dry_run: DryRun = False
+) -> None:
+    """Solve the teacher's ODE for many noises and store the trajectories."""
+    _open(recipe, overrides, out, dry_run).stage("collect")
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, dry_run: DryRun = False
+) -> None:
+    """Train the operator on the trajectories."""
+    _open(recipe, overrides, out, dry_run).stage("train")
+
+
+@app.command()
+def report(
+    recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, dry_run: DryRun = False
+) -> None:
+    """Evaluate if that is not done, and write the report."""
+    opened = _open(recipe, overrides, out, dry_run)
+    opened.stage("evaluate")
+    opened.stage("report")
+
+
+@app.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(help="A recipe, or a folder with a trained model.")],
+    overrides: Overrides = None,
+    out: Out = None,
+    data: Annotated[str, typer.Option(help="Real data to compare a model folder with.")] = "digits",
+    samples: Annotated[int, typer.Option(help="Samples, for a model folder.")] = 5000,
+    seed: Annotated[int, typer.Option(help="Seed, for a model folder.")] = 0,
+    dry_run: DryRun = False,
+) -> None:
+    """Measure samplers against real data: every one of a run, or a model folder's own."""
+    folder = model_folder(target)
+    if folder is None:
+        opened = _open(target, overrides, out, dry_run)
+        opened.stage("evaluate")
+        typer.echo(table(opened.metrics()))
+        return
+    if overrides:
+        raise InputError(
+            "Overrides go with a recipe; a model folder takes --data, --samples and --seed."
+        )
+    from dsno.sampling import evaluate_model
+
+    typer.echo(json.dumps(evaluate_model(folder, data=data, samples=samples, seed=seed), indent=1))
+
+
+@app.command()
+def sample(
+    target: Annotated[str, typer.Argument(help="A recipe, or a folder with a trained model.")],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="With a model folder: the .png (a grid) or .npz file. With a recipe: the run's."
+        ),
+    ] = None,
+    num: Annotated[int, typer.Option(help="How many samples.")] = 64,
+    seed: Annotated[int, typer.Option(help="Sample i depends on the seed and i alone.")] = 0,
+    label: Annotated[
+        list[int] | None, typer.Option(help="Class of the samples; repeat for several in turn.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples at a time.")] = 256,
+) -> None:
+    """Make samples with one network evaluation each."""
+    folder = model_folder(target)
+    if folder is None:
+        opened = _open(target, overrides, out)
+        opened.require("train")
+        folder, files = (
+            opened.folder / "student",
+            [opened.folder / "samples" / f"samples.{s}" for s in ("png", "npz")],
+        )
+    else:
+        if overrides:
+            raise InputError("Overrides go with a recipe, not with a model folder.")
+        files = [out or Path("samples.png")]
+    from dsno.sampling import sample_model
+
+    for path in sample_model(
+        folder, files, num=num, seed=seed, labels=label, batch_size=batch_size
+    ):
+        typer.echo(f"Wrote {num:,} samples to {path}")
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that ship."""
+    from dsno.recipes import load_recipe, shipped_recipes
+
+    for name in shipped_recipes():
+        typer.echo(f"{name:<20} {load_recipe(name).title}")
+
+
+@app.command()
+def info() -> None:
+    """Print the versions that numbers depend on."""
+    from dsno.runs import environment
+
+    for key, value in environment().items():
+        typer.echo(f"{key:<10} {value}")
+
+
+def model_folder(target: str) -> Path | None:
+    """The model folder that `target` names: itself, or the student inside a run's folder."""
+    for folder in (Path(target), Path(target) / "student"):
+        if (folder / "model_index.json").is_file():
+            return folder
+    if Path(target).is_dir():
+        raise InputError(f"{target} holds no trained model; run `dsno run` or `dsno train` first.")
+    return None
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """The samplers of an evaluation as text, cheapest first."""
+    spaces = list(metrics["features"])
+    head = [
+        "sampler",
+        "evaluations",
+        "spacing",
+        *(f"distance ({s})" for s in spaces),
+        "time / student's",
+    ]
+    rows = [head]
+    for row in sorted(metrics["samplers"], key=lambda r: (r["nfe"], r["name"])):
+        distances = [f"{row['frechet_distance'][s]:.3g}" for s in spaces]
+        rows.append(
+            [
+                row["label"],
+                str(row["nfe"]),
+                row["spacing"] or "-",
+                *distances,
+                f"{row['relative_time']:.2f}",
+            ]
+        )
+    floor = metrics["reference"]["split_half_distance"]
+    rows.append(["real, half against half", "-", "-", *(f"{floor[s]:.3g}" for s in spaces), "-"])
+    widths = [max(len(r[i]) for r in rows) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows
+    )
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"dsno {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return 0, 1 (the work failed), 2 (the input is wrong) or 130."""
+    try:
+        app(args=arguments)
+    except SystemExit as stop:  # how Typer ends, well or not
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if code == INTERRUPTED:
+            typer.echo("dsno: interrupted; the same command goes on from here.", err=True)
+        return code
+    except DsnoError as error:
+        typer.echo(f"dsno: {error}", err=True)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

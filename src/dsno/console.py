@@ -1,0 +1,94 @@
+"""What a long run says: one line a stage, and a progress bar with rate and remaining time."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """Print one line."""
+    console.print(line, markup=False)
+
+
+class _Rate(ProgressColumn):
+    """Units a second since the bar began."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("")
+        unit = str(task.fields.get("unit", "it"))
+        return Text(f"{speed:,.0f} {unit}/s" if speed >= 10 else f"{speed:.2f} {unit}/s")
+
+
+Advance = Callable[..., None]
+"""advance(n, note=""): n more units are done."""
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, *, done: int = 0, unit: str = "it") -> Iterator[Advance]:
+    """A progress bar on standard error; on a pipe, a plain line every 15 seconds instead.
+
+    Args:
+        what: label.
+        total: units in all.
+        done: units an earlier run already did.
+        unit: name of one unit, for the rate.
+    """
+    if not console.is_terminal:
+        yield _plain(what, total, done, unit)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True, refresh_per_second=4) as bar:
+        task = bar.add_task(what, total=total, completed=done, unit=unit, note="")
+
+        def advance(units: int = 1, note: str = "") -> None:
+            bar.update(task, advance=units, note=note)
+
+        yield advance
+
+
+def _plain(what: str, total: int, done: int, unit: str) -> Advance:
+    start = last = time.monotonic()
+    count = done
+
+    def advance(units: int = 1, note: str = "") -> None:
+        nonlocal count, last
+        count += units
+        now = time.monotonic()
+        if now - last >= 15 and count < total:
+            last = now
+            rate = (count - done) / (now - start)
+            left = (total - count) / rate
+            line = (
+                f"{what}: {count:,} of {total:,}, {rate:,.1f} {unit}/s, {left:,.0f} s left {note}"
+            )
+            print(line.rstrip(), file=sys.stderr, flush=True)
+
+    return advance

@@ -1,0 +1,43 @@
+"""Errors a user can act on: one sentence that says what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DsnoError(Exception):
+    """Base of every error the package raises on purpose; its text is shown without a traceback."""
+
+    exit_code = 1
+
+
+class InputError(DsnoError, ValueError):
+    """The user's input (argument, recipe, file, folder) is wrong. Exit code 2."""
+
+    exit_code = 2
+
+
+class WorkError(DsnoError, RuntimeError):
+    """The work itself failed (NaN loss, full disk). Exit code 1."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return a sentence naming the closest known names, or all of them if none is close."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(repr(n) for n in near) + "?"
+    return "known are " + ", ".join(repr(n) for n in names) + "."
+
+
+def one_of(value: str, known: Iterable[str], what: str) -> str:
+    """Return `value` if it is known.
+
+    Raises:
+        InputError: if it is not; the message names the closest ones.
+    """
+    names = list(known)
+    if value not in names:
+        raise InputError(f"Unknown {what} {value!r}: {closest(str(value), names)}")
+    return value

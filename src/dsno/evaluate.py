@@ -1,0 +1,305 @@
+"""Measure samplers against real data, all by the same code.
+
+A sampler is any callable `(noise, condition) -> samples`; teacher and student are both one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsno import seeds
+from dsno.console import progress
+from dsno.data import Dataset
+from dsno.denoisers import Condition, DenoiserProtocol
+from dsno.features import Features, TrainedClassifier, pixels, train_classifier
+from dsno.metrics import Moments, frechet_distance, moments
+from dsno.operator import DSNO, grid_times
+from dsno.recipes.schema import Curve, Evaluate
+from dsno.schedules import Spacing
+from dsno.solvers import evaluations, solve
+
+Generate = Callable[[Tensor, Condition | None], Tensor]
+"""(noise, condition) -> samples, both (batch, *shape)."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A way to make samples.
+
+    Attributes:
+        name: `dsno` or the solver's.
+        label: for people.
+        nfe: network evaluations per sample.
+        spacing: of the solver's steps; None for the student.
+        generate: the sampler itself.
+    """
+
+    name: str
+    label: str
+    nfe: int
+    spacing: str | None
+    generate: Generate
+
+    @property
+    def key(self) -> tuple[str, int, str | None]:
+        """What tells it from the others."""
+        return self.name, self.nfe, self.spacing
+
+
+LABELS = {"ddim": "DDIM", "heun": "Heun", "dpm++2m": "DPM-Solver++(2M)", "dsno": "DSNO"}
+
+
+def student_sampler(operator: DSNO) -> Sampler:
+    """The operator's state at t = 0."""
+    return Sampler("dsno", LABELS["dsno"], 1, None, operator.sample)
+
+
+def teacher_sampler(denoiser: DenoiserProtocol, method: str, steps: int, spacing: str) -> Sampler:
+    """A teacher's solver with `steps` steps."""
+
+    def generate(noise: Tensor, condition: Condition | None) -> Tensor:
+        solution = solve(
+            denoiser, noise, method=method, steps=steps, spacing=spacing, condition=condition
+        )
+        return solution.states[:, -1]
+
+    return Sampler(method, LABELS[method], evaluations(method, steps), spacing, generate)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real data in every feature space.
+
+    Attributes:
+        data: the real data.
+        spaces: name and function of each feature space.
+        real: moments of the real data in each.
+        records: what a report says of each space.
+        floor: distance between two halves of the real data in each.
+    """
+
+    data: Dataset
+    spaces: Mapping[str, Features]
+    real: Mapping[str, Moments]
+    records: Mapping[str, Mapping[str, Any]]
+    floor: Mapping[str, float]
+
+    def distances(self, samples: Tensor) -> dict[str, float]:
+        """Frechet distance of samples to the real data in each space."""
+        return {
+            name: frechet_distance(moments(space(samples)), self.real[name])
+            for name, space in self.spaces.items()
+        }
+
+
+def build_reference(data: Dataset, names: Sequence[str], *, seed: int) -> Reference:
+    """Prepare the feature spaces; `seed` is the classifier's and the halves'.
+
+    Raises:
+        InputError: if classifier features are asked for of data that are not images.
+    """
+    spaces: dict[str, Features] = {}
+    records: dict[str, Mapping[str, Any]] = {}
+    for name in names:
+        if name == "pixels":
+            spaces[name] = pixels
+            records[name] = {"dimension": data.images[0].numel()}
+        else:
+            trained: TrainedClassifier = train_classifier(
+                data.images, data.labels, data.num_classes, seed=seed
+            )
+            spaces[name] = trained.network.features
+            records[name] = trained.record(seed)
+    order = torch.from_numpy(seeds.generator(seed, seeds.SPLIT, 1).permutation(len(data.images)))
+    floor, real = {}, {}
+    for name, space in spaces.items():
+        features = space(data.images)
+        real[name] = moments(features)
+        half = len(order) // 2
+        floor[name] = frechet_distance(
+            moments(features[order[:half]]), moments(features[order[half:]])
+        )
+    return Reference(data, spaces, real, records, floor)
+
+
+@dataclass
+class Draws:
+    """The noise and labels every sampler starts from: item i's depend on (seed, i) alone."""
+
+    seed: int
+    shape: tuple[int, ...]
+    label_frequencies: Sequence[float] | None
+    batch_size: int
+    _cache: dict[range, tuple[Tensor, Condition | None]] = field(default_factory=dict)
+
+    def batch(self, items: range) -> tuple[Tensor, Condition | None]:
+        """Noise and condition of some items."""
+        if items not in self._cache:
+            noise = seeds.item_noise(self.seed, items, self.shape, stream=seeds.SAMPLE)
+            condition = None
+            if self.label_frequencies is not None:
+                labels = seeds.item_labels(
+                    self.seed, items, self.label_frequencies, stream=seeds.SAMPLE_LABEL
+                )
+                condition = {"class_labels": labels}
+            self._cache[items] = noise, condition
+        return self._cache[items]
+
+    def batches(self, count: int) -> list[range]:
+        """Items 0 .. count - 1 in batches."""
+        return [range(i, min(i + self.batch_size, count)) for i in range(0, count, self.batch_size)]
+
+
+def draw(sampler: Sampler, draws: Draws, count: int, advance: Callable[..., None]) -> Tensor:
+    """`count` samples, (count, *shape)."""
+    parts = []
+    with torch.no_grad():
+        for items in draws.batches(count):
+            parts.append(sampler.generate(*draws.batch(items)))
+            advance(len(items) * sampler.nfe, note=f"{sampler.label} {sampler.nfe}")
+    return torch.cat(parts)
+
+
+def seconds_per_sample(
+    samplers: Sequence[Sampler], draws: Draws, rounds: int, batch: int
+) -> list[float]:
+    """Median time per sample of each sampler over rounds in which all of them take turns."""
+    noise, condition = draws.batch(range(batch))
+    times: list[list[float]] = [[] for _ in samplers]
+    with torch.no_grad():
+        samplers[0].generate(noise, condition)  # warm up
+        for _ in range(rounds):
+            for taken, sampler in zip(times, samplers, strict=True):
+                start = time.perf_counter()
+                sampler.generate(noise, condition)
+                taken.append((time.perf_counter() - start) / batch)
+    return [statistics.median(taken) for taken in times]
+
+
+def samplers_of(denoiser: DenoiserProtocol, operator: DSNO, plan: Evaluate) -> list[Sampler]:
+    """The student, then every distinct teacher sampler of the plan, the baseline included."""
+    curves = [*plan.curves, Curve(solver="ddim", steps=(plan.baseline_steps,))]
+    wanted = {(c.solver, steps, c.spacing): None for c in curves for steps in c.steps}
+    return [student_sampler(operator), *(teacher_sampler(denoiser, *key) for key in wanted)]
+
+
+def evaluate(
+    denoiser: DenoiserProtocol, operator: DSNO, reference: Reference, draws: Draws, plan: Evaluate
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Measure the student and the teacher's samplers from the same noise.
+
+    Returns:
+        The entries of `metrics.json` that are measured here, and the arrays the report draws.
+    """
+    truth = teacher_sampler(denoiser, "dpm++2m", plan.reference_steps, "uniform")
+    samplers = samplers_of(denoiser, operator, plan)
+    others = [s for s in samplers if s.key != truth.key]
+    total = sum(s.nfe for s in (truth, *others)) * plan.samples
+    with progress("evaluating", total, unit="evaluation") as advance:
+        exact = draw(truth, draws, plan.samples, advance)
+        made = {truth.key: exact[: plan.pictures]}
+        rows: dict[Any, dict[str, Any]] = {
+            truth.key: {"frechet_distance": reference.distances(exact), "paired_l1": None}
+        }
+        for sampler in others:
+            samples = draw(sampler, draws, plan.samples, advance)
+            made[sampler.key] = samples[: plan.pictures]
+            rows[sampler.key] = {
+                "frechet_distance": reference.distances(samples),
+                "paired_l1": float((samples - exact).abs().mean()),
+            }
+    seconds = seconds_per_sample(samplers, draws, plan.timing_rounds, min(64, plan.samples))
+    baseline = ("ddim", plan.baseline_steps, "uniform")
+    feature = plan.features[-1]
+    student = rows[samplers[0].key]["frechet_distance"][feature]
+    metrics = {
+        "samples": plan.samples,
+        "samplers": [
+            {
+                "name": s.name,
+                "label": s.label,
+                "nfe": s.nfe,
+                "spacing": s.spacing,
+                **rows[s.key],
+                "seconds_per_sample": t,
+                "relative_time": t / seconds[0],
+            }
+            for s, t in zip(samplers, seconds, strict=True)
+        ],
+        "reference": {
+            "name": reference.data.name,
+            "count": len(reference.data.images),
+            "split_half_distance": dict(reference.floor),
+        },
+        "features": {name: dict(record) for name, record in reference.records.items()},
+        "paired_reference": {
+            "method": "dpm++2m",
+            "steps": plan.reference_steps,
+            "spacing": "uniform",
+        },
+        "verdict": {
+            "student": student,
+            "ddim": rows[baseline]["frechet_distance"][feature],
+            "ddim_nfe": plan.baseline_steps,
+            "features": feature,
+        },
+    }
+    arrays = {
+        "real": reference.data.images[: plan.pictures],
+        "teacher": made[truth.key],
+        "ddim": made[baseline],
+        "student": made[samplers[0].key],
+    }
+    return metrics, arrays
+
+
+@torch.no_grad()
+def trajectory_arrays(
+    denoiser: DenoiserProtocol,
+    operator: DSNO,
+    draws: Draws,
+    *,
+    count: int = 8,
+    points: int = 9,
+    steps: int = 64,
+) -> dict[str, Tensor]:
+    """The same trajectories by the solver and the operator, also at times between its own."""
+    noise, condition = draws.batch(range(count))
+    times = torch.cat(
+        [torch.ones(1, dtype=torch.float64), grid_times(operator.spacing, points - 1)]
+    )
+    solution = solve(denoiser, noise, times, steps=steps, condition=condition)
+    return {
+        "trajectory_times": times.float(),
+        "teacher_trajectory": solution.states,
+        "student_trajectory": operator(noise, condition, times),
+    }
+
+
+def power_spectrum(
+    denoiser: DenoiserProtocol,
+    spacing: Spacing,
+    draws: Draws,
+    *,
+    count: int = 128,
+    points: int = 32,
+) -> dict[str, Any]:
+    """Mean power of trajectories in each temporal Fourier mode, over pixels and samples.
+
+    The states at t = g(m / points) are transformed along m; power is relative to the whole.
+    """
+    noise, condition = draws.batch(range(count))
+    solution = solve(
+        denoiser, noise, grid_times(spacing, points), steps=points, condition=condition
+    )
+    coefficients = torch.fft.rfft(solution.states.double().flatten(2), dim=1, norm="forward")
+    power = coefficients.abs().square().mean((0, 2))
+    power[1 : (points + 1) // 2] *= 2  # both signs of the frequency
+    return {"modes": list(range(len(power))), "power": (power / power.sum()).tolist()}

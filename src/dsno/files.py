@@ -1,0 +1,113 @@
+"""Files that are either whole or not there, and JSON read with a clear error."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dsno.errors import InputError, WorkError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it onto `path` if the block succeeds.
+
+    Raises:
+        WorkError: if the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder; move what the block put there into `folder` if it succeeds.
+
+    Entries of the same name are replaced, others (checkpoints) stay.
+
+    Raises:
+        WorkError: if the disk is full or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as name:
+            yield Path(name)
+            for entry in sorted(Path(name).iterdir()):
+                target = folder / entry.name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                entry.replace(target)
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def write_error(path: Path, error: OSError) -> WorkError:
+    """The sentence for a failed write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return WorkError(
+            f"The disk is full: {path} was not written; free some space and run again."
+        )
+    return WorkError(f"{path} cannot be written: {error.strerror or error}.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: the file.
+        what: what it is, for the error: "the manifest".
+        remedy: what the user should do if it is missing or damaged.
+
+    Raises:
+        InputError: if it is missing, not JSON or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"There is no {what} at {path}; {remedy}.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"The {what} {path} cannot be read ({error}); {remedy}.") from None
+    if not isinstance(value, dict):
+        raise InputError(f"The {what} {path} is not a JSON object; {remedy}.")
+    return value
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """A short hash of JSON-able data, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

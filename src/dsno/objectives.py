@@ -1,0 +1,98 @@
+"""Losses: denoising for the teacher, distance between trajectories for the operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dsno.denoisers import Condition, Denoiser, expand
+from dsno.errors import one_of
+from dsno.schedules import NoiseSchedule
+
+
+def _l1(error: Tensor, _delta: float) -> Tensor:
+    return error.abs()
+
+
+def _l2(error: Tensor, _delta: float) -> Tensor:
+    return error.square()
+
+
+def _pseudo_huber(error: Tensor, delta: float) -> Tensor:
+    return (error.square() + delta**2).sqrt() - delta
+
+
+DISTANCES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "l1": _l1,
+    "l2": _l2,
+    "pseudo_huber": _pseudo_huber,
+}
+"""Elementwise distances; at `delta` pseudo-Huber turns from square to absolute."""
+
+WEIGHTS = ("sqrt_snr", "flat")
+
+
+def slice_weights(
+    kind: str, schedule: NoiseSchedule, times: Tensor, *, weight_max: float, sigma_data: float = 1.0
+) -> Float[Tensor, " M"]:
+    """Weights of the output times, normalised to mean 1, float64.
+
+    `sqrt_snr`: alpha sigma_data / sigma clamped to [1, weight_max] (arXiv 2211.13449, eq. 10; the
+    authors' code uses weight_max = 1e4, which leaves 0.14 % of the weight to the times other than
+    t = 0); `flat`: all equal.
+
+    Raises:
+        InputError: for an unknown kind.
+    """
+    if one_of(kind, WEIGHTS, "weight") == "flat":
+        return torch.ones(len(times), dtype=torch.float64)
+    ratio = torch.exp(schedule.log_snr(times.double()) / 2) * sigma_data
+    weights = ratio.clamp(1, max(weight_max, 1))
+    return weights / weights.mean()
+
+
+def trajectory_loss(
+    predicted: Float[Tensor, "batch M *shape"],
+    target: Float[Tensor, "batch M *shape"],
+    weights: Float[Tensor, " M"],
+    *,
+    distance: str = "l1",
+    delta: float = 0.03,
+) -> tuple[Float[Tensor, ""], Float[Tensor, " M"]]:
+    """Mean over times of weight times distance, and the unweighted distance at each time.
+
+    States are expected divided by `state_scale`, so that no time of a variance-exploding schedule
+    drowns the others; for variance-preserving ones that divides by 1.
+    """
+    error = DISTANCES[distance](predicted - target, delta)
+    per_time = error.transpose(0, 1).flatten(1).mean(1)
+    return (per_time * weights.to(per_time)).mean(), per_time.detach()
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    clean: Float[Tensor, "batch *shape"],
+    noise: Float[Tensor, "batch *shape"],
+    t: Float[Tensor, " batch"],
+    condition: Condition | None = None,
+) -> Float[Tensor, ""]:
+    """Mean squared error of the network's own output F, i.e. of D with weight 1 / c_out(t)^2.
+
+    That is the plain epsilon loss for epsilon prediction (arXiv 2006.11239, eq. 14), 1 + SNR for
+    v-prediction (arXiv 2202.00512, section 4) and EDM's lambda (arXiv 2206.00364, section 5).
+    """
+    schedule = denoiser.schedule
+    wide = clean.double()
+    alpha, sigma = (expand(f(t.double()), wide) for f in (schedule.alpha, schedule.sigma))
+    x = alpha * wide + sigma * noise
+    c = denoiser.preconditioning.coefficients(t)
+    # float64: near t = 0 clean - c_skip x cancels to sigma^2
+    target = (wide - expand(c.skip, wide) * x) / expand(c.out, wide)
+    return (
+        (denoiser.network_output(x.to(clean.dtype), t, condition) - target.to(clean.dtype))
+        .square()
+        .mean()
+    )

@@ -1,0 +1,6 @@
+"""Recipes: YAML files checked against typed sections, with `key.sub=value` overrides."""
+
+from dsno.recipes.load import load_recipe, shipped_recipes
+from dsno.recipes.schema import Recipe
+
+__all__ = ["Recipe", "load_recipe", "shipped_recipes"]

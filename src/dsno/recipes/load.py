@@ -1,0 +1,150 @@
+"""Find a recipe, apply overrides, check it."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dsno.errors import InputError, closest
+from dsno.recipes.schema import Recipe
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number (YAML 1.1 wants 1.0e-3)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Name and YAML text of every recipe in the package."""
+    folder = resources.files("dsno.recipes")
+    return {
+        Path(item.name).stem: item.read_text(encoding="utf-8")
+        for item in sorted(folder.iterdir(), key=lambda i: i.name)
+        if item.name.endswith(".yaml")
+    }
+
+
+def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Load a shipped recipe by name or any recipe by path, with `key.sub=value` overrides.
+
+    Raises:
+        InputError: for an unknown recipe or key (the closest are named), or a wrong value.
+    """
+    values = _read(source)
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign or not key:
+            raise InputError(f"An override reads key.sub=value, not {override!r}.")
+        _set(values, key.split("."), _parse(text, f"override {override!r}"), override)
+    return check_recipe(values)
+
+
+def check_recipe(values: Any) -> Recipe:
+    """Check a recipe's values.
+
+    Raises:
+        InputError: one sentence on the first thing that is wrong.
+    """
+    try:
+        # JSON mode is strict about types but takes lists for tuples and 1 for 1.0.
+        return Recipe.model_validate_json(json.dumps(values), strict=True)
+    except (TypeError, ValueError) as error:
+        if not isinstance(error, ValidationError):
+            raise InputError(f"The recipe cannot be read: {error}.") from None
+        raise InputError(_sentence(error)) from None
+
+
+def _read(source: str) -> dict[str, Any]:
+    shipped = shipped_recipes()
+    if source in shipped:
+        text = shipped[source]
+    elif source.endswith((".yaml", ".yml")) or "/" in source:
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise InputError(f"The recipe {source} cannot be read ({reason}).") from None
+    else:
+        raise InputError(f"There is no recipe {source!r}: {closest(source, shipped)}")
+    values = _parse(text, f"recipe {source}")
+    if not isinstance(values, dict):
+        raise InputError(f"The recipe {source} is not a mapping of sections.")
+    return values
+
+
+def _parse(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
+    except (yaml.YAMLError, RecursionError) as error:
+        line = str(error).replace("\n", " ")
+        raise InputError(f"The {what} is not valid YAML ({line}).") from None
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:
+    model: Any = Recipe
+    for depth, part in enumerate(path):
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            if part not in model.model_fields:
+                name = ".".join(path[: depth + 1])
+                raise InputError(
+                    f"There is no recipe key {name!r}: {_nearest(path[:depth], part, model)}"
+                )
+            model = _inner(model.model_fields[part].annotation)
+        if depth == len(path) - 1:
+            values[part] = value
+            return
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise InputError(
+                f"`{'.'.join(path[: depth + 1])}` is a value, not a section: {override!r}."
+            )
+        values = inner
+
+
+def _inner(annotation: Any) -> Any:
+    """The model inside an annotation, if it is one."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next((a for a in typing.get_args(annotation) if isinstance(a, type)), None)
+    return annotation
+
+
+def _nearest(prefix: Iterable[str], part: str, model: type[BaseModel]) -> str:
+    names = [".".join([*prefix, name]) for name in model.model_fields]
+    return closest(".".join([*prefix, part]), names)
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = [str(p) for p in first["loc"]]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        model: Any = Recipe
+        for part in path[:-1]:
+            fields = getattr(model, "model_fields", {})
+            model = _inner(fields[part].annotation) if part in fields else None
+        known = list(getattr(model, "model_fields", {}))
+        hint = closest(path[-1], known) if known else "remove it."
+        return f"There is no recipe key {key!r}: {hint}"
+    if first["type"] == "missing":
+        return f"The recipe lacks {key!r}; add it."
+    if first["type"] == "value_error":
+        return f"{str(first['ctx']['error']).rstrip('.')}."
+    given = json.dumps(first["input"])
+    given = given if len(given) < 60 else given[:57] + "..."
+    wish = first["msg"].removeprefix("Input should be ").rstrip(".")
+    return f"The recipe key {key!r} should be {wish}, not {given}."

@@ -1,0 +1,117 @@
+"""Samples and distances of a trained model's folder, for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsno import seeds
+from dsno.console import progress
+from dsno.data import load_data
+from dsno.errors import InputError
+from dsno.evaluate import Draws, build_reference, draw, student_sampler
+from dsno.files import replacing
+from dsno.images import grid, save_png
+from dsno.pipeline import DSNOPipeline
+
+
+def sample_model(
+    folder: Path,
+    files: Sequence[Path],
+    *,
+    num: int,
+    seed: int,
+    labels: Sequence[int] | None = None,
+    batch_size: int = 256,
+) -> list[Path]:
+    """Sample a model folder and write each of `files`: a .png grid or an .npz of arrays.
+
+    Sample i depends on (seed, i) alone, whatever `num` and `batch_size`.
+
+    Raises:
+        InputError: for a count below 1, a label out of range, or another kind of file.
+    """
+    if num < 1:
+        raise InputError(
+            f"The number of samples must be at least 1, not {num}; give --num 1 or more."
+        )
+    if batch_size < 1:
+        raise InputError(f"The batch size must be at least 1, not {batch_size}.")
+    for path in files:
+        if path.suffix not in (".png", ".npz"):
+            raise InputError(f"Samples are written to a .png or .npz file, not {path.name!r}.")
+    pipeline = DSNOPipeline.from_pretrained(folder)
+    shape = pipeline.model.operator.sample_shape
+    if len(shape) != 3 and any(path.suffix == ".png" for path in files):
+        raise InputError(f"Samples of shape {shape} are not images; give an .npz file to --out.")
+    frequencies = pipeline.model.config.class_frequencies
+    parts: list[Tensor] = []
+    kinds: list[Tensor] = []
+    with progress("sampling", num, unit="sample") as advance:
+        for first in range(0, num, batch_size):
+            items = range(first, min(first + batch_size, num))
+            noise = seeds.item_noise(seed, items, shape, stream=seeds.SAMPLE)
+            given = None if not labels else [labels[i % len(labels)] for i in items]
+            if given is None and frequencies is not None:
+                given = seeds.item_labels(
+                    seed, items, frequencies, stream=seeds.SAMPLE_LABEL
+                ).tolist()
+            made = pipeline(noise=noise, class_labels=given, output_type="pt")
+            assert isinstance(made.images, Tensor)  # output_type is pt
+            parts.append(made.images)
+            if made.class_labels is not None:
+                kinds.append(made.class_labels)
+            advance(len(items))
+    samples = torch.cat(parts)
+    for path in files:
+        if path.suffix == ".png":
+            save_png(grid(samples), path)
+        else:
+            arrays = {"samples": samples.numpy()}
+            if kinds:
+                arrays["class_labels"] = torch.cat(kinds).numpy()
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+    return list(files)
+
+
+def evaluate_model(folder: Path, *, data: str, samples: int, seed: int) -> dict[str, Any]:
+    """Frechet distances of a model folder's samples to real data.
+
+    Raises:
+        InputError: for fewer than two samples, or data of another shape.
+    """
+    if samples < 2:
+        raise InputError(
+            f"A distance needs at least 2 samples, not {samples}; give --samples 5000."
+        )
+    pipeline = DSNOPipeline.from_pretrained(folder)
+    real = load_data(data)
+    operator = pipeline.model.operator.eval()
+    if real.sample_shape != operator.sample_shape:
+        raise InputError(
+            f"The model makes samples of shape {operator.sample_shape}, but {data} has "
+            f"{real.sample_shape}."
+        )
+    reference = build_reference(real, ("pixels", "classifier"), seed=0)
+    draws = Draws(seed, operator.sample_shape, pipeline.model.config.class_frequencies, 500)
+    with progress("sampling", samples, unit="sample") as advance:
+        made = draw(student_sampler(operator), draws, samples, advance)
+    return {
+        "model": str(folder),
+        "nfe": 1,
+        "samples": samples,
+        "seed": seed,
+        "frechet_distance": reference.distances(made),
+        "reference": {
+            "name": real.name,
+            "count": len(real.images),
+            "split_half_distance": dict(reference.floor),
+        },
+        "features": {k: dict(v) for k, v in reference.records.items()},
+    }

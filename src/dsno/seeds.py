@@ -1,0 +1,76 @@
+"""Random numbers as pure functions of (seed, stream, index).
+
+Item i's noise and label do not depend on batch size, order, process or restart, so any worker can
+make any item and an interrupted run goes on as if it had not been stopped. A counter-based
+generator (Philox) is used because torch's CPU generator keeps only 32 bits of its seed: among a
+million hashed seeds about a hundred pairs would then share their noise.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# One stream a use: adding a use never changes the numbers of another.
+NOISE: Final = 0
+LABEL: Final = 1
+BATCH: Final = 2
+TRAINING: Final = 3
+WEIGHTS: Final = 4
+SPLIT: Final = 5
+SAMPLE: Final = 6
+SAMPLE_LABEL: Final = 7
+
+
+def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:
+    """The generator of one item; `index` moves Philox's counter by 2^64 blocks."""
+    return np.random.Generator(
+        np.random.Philox(key=[seed % 2**64, stream], counter=[0, index, 0, 0])
+    )
+
+
+def item_noise(
+    seed: int, items: Iterable[int], shape: Sequence[int], *, stream: int = NOISE
+) -> Tensor:
+    """Unit normal noise, one row per item: (len(items), *shape), float32."""
+    rows = [generator(seed, stream, i).standard_normal(tuple(shape), np.float32) for i in items]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape)
+
+
+def item_labels(
+    seed: int, items: Iterable[int], probabilities: Sequence[float], *, stream: int = LABEL
+) -> Tensor:
+    """Class labels drawn from `probabilities`, one per item: (len(items),), int64."""
+    edges = np.cumsum(np.asarray(probabilities, dtype=np.float64))
+    edges /= edges[-1]
+    draws = [generator(seed, stream, i).random() for i in items]
+    labels = np.searchsorted(edges, draws, side="right")
+    return torch.from_numpy(np.minimum(labels, len(edges) - 1).astype(np.int64))
+
+
+def batch_items(seed: int, step: int, batch_size: int, count: int) -> Tensor:
+    """The items of one training step: consecutive pieces of an endless chain of epochs.
+
+    Epoch e is a permutation of range(count) seeded by (seed, e). Returns (batch_size,), int64.
+    """
+    first, last = step * batch_size, (step + 1) * batch_size
+    pieces = []
+    for epoch in range(first // count, (last - 1) // count + 1):
+        order = _epoch_order(seed, epoch, count)
+        pieces.append(order[max(first - epoch * count, 0) : last - epoch * count])
+    return torch.from_numpy(np.concatenate(pieces))
+
+
+@functools.lru_cache(maxsize=2)  # the current epoch and the one a batch may straddle
+def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return generator(seed, BATCH, epoch).permutation(count)
+
+
+def torch_generator(seed: int, stream: int, index: int = 0) -> torch.Generator:
+    """A CPU torch generator seeded from (seed, stream, index), for torch's own initialisers."""
+    return torch.Generator().manual_seed(int(generator(seed, stream, index).integers(2**63)))

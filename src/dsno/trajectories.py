@@ -1,0 +1,248 @@
+"""Trajectories on disk: safetensors shards and a manifest that is never ahead of them.
+
+A shard holds, for its items, `noise` (n, *shape), `states` (n, M, *shape) and, for a conditional
+teacher, `class_labels` (n,). States are stored divided by `state_scale` at their time (1 at t = 0),
+which keeps half precision accurate when the noise scale is large. The manifest lists every finished
+shard with its checksum and says how they were made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dsno.errors import InputError, closest, one_of
+from dsno.files import read_json, replacing, sha256, write_json
+
+FORMAT = 1
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One finished shard: items first .. first + count - 1."""
+
+    file: str
+    first: int
+    count: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of trajectories is.
+
+    Attributes:
+        tag: identifies the recipe and teacher that made it.
+        count: trajectories in all, when finished.
+        shard_size: items per shard.
+        sample_shape: of one state.
+        times: of the states, falling.
+        scales: what the states were divided by at each time.
+        dtype: storage precision, one of `DTYPES`.
+        seed: of the noise and labels.
+        num_classes: of the labels; None for an unconditional teacher.
+        solver: method, steps, spacing and nfe.
+        shards: the finished ones.
+    """
+
+    tag: str
+    count: int
+    shard_size: int
+    sample_shape: tuple[int, ...]
+    times: tuple[float, ...]
+    scales: tuple[float, ...]
+    dtype: str
+    seed: int
+    num_classes: int | None
+    solver: Mapping[str, Any]
+    shards: tuple[Shard, ...] = ()
+    format: int = FORMAT
+
+    def items(self, index: int) -> range:
+        """The items of shard `index`."""
+        first = index * self.shard_size
+        return range(first, min(first + self.shard_size, self.count))
+
+    @property
+    def shard_count(self) -> int:
+        """Shards in all, when finished."""
+        return -(-self.count // self.shard_size)
+
+    @property
+    def missing(self) -> list[int]:
+        """Indices of the shards still to make."""
+        done = {s.first // self.shard_size for s in self.shards}
+        return [i for i in range(self.shard_count) if i not in done]
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest atomically."""
+    write_json(folder / MANIFEST, dataclasses.asdict(manifest))
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read and check a manifest.
+
+    Raises:
+        InputError: if it is missing, damaged, of another format, or names files outside the folder.
+    """
+    path = folder / MANIFEST
+    remedy = "run `dsno collect` to make the trajectories"
+    value = read_json(path, "manifest", remedy)
+    known = {f.name for f in dataclasses.fields(Manifest)}
+    for key in value:
+        if key not in known:
+            raise InputError(
+                f"The manifest {path} has an unknown entry {key!r}: {closest(key, known)}"
+            )
+    if value.get("format") != FORMAT:
+        raise InputError(
+            f"The manifest {path} has format {value.get('format')!r}; this version reads {FORMAT}."
+        )
+    try:
+        shards = tuple(Shard(**s) for s in value.pop("shards"))
+        for key in ("sample_shape", "times", "scales"):
+            value[key] = tuple(value[key])
+        manifest = Manifest(**value, shards=shards)
+        one_of(manifest.dtype, DTYPES, "storage precision")
+        if manifest.shard_size < 1 or manifest.count < 1:
+            raise InputError(f"The manifest {path} has no trajectories; {remedy}.")
+        for shard in shards:
+            if shard.file != shard_name(shard.first // manifest.shard_size):
+                raise InputError(
+                    f"The manifest {path} names a foreign shard {shard.file!r}; {remedy}."
+                )
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"The manifest {path} is damaged ({error}); {remedy}.") from None
+    return manifest
+
+
+def shard_name(index: int) -> str:
+    """File name of a shard."""
+    return f"shard-{index:05d}.safetensors"
+
+
+def write_shard(
+    folder: Path, manifest: Manifest, index: int, tensors: Mapping[str, Tensor]
+) -> Manifest:
+    """Write one shard, then the manifest that lists it; return that manifest."""
+    path = folder / shard_name(index)
+    with replacing(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
+    items = manifest.items(index)
+    entry = Shard(path.name, items.start, len(items), path.stat().st_size, sha256(path))
+    shards = sorted((*manifest.shards, entry), key=lambda s: s.first)
+    manifest = dataclasses.replace(manifest, shards=tuple(shards))
+    save_manifest(folder, manifest)
+    return manifest
+
+
+def damaged_shards(folder: Path, manifest: Manifest) -> dict[int, str]:
+    """Index and complaint of every listed shard that is missing, truncated or edited."""
+    bad = {}
+    for shard in manifest.shards:
+        path = folder / shard.file
+        if not path.is_file():
+            bad[shard.first // manifest.shard_size] = "is missing"
+        elif path.stat().st_size != shard.bytes:
+            bad[shard.first // manifest.shard_size] = (
+                f"has {path.stat().st_size} bytes, not {shard.bytes}"
+            )
+        elif sha256(path) != shard.sha256:
+            bad[shard.first // manifest.shard_size] = "does not match its checksum"
+    return bad
+
+
+class TrajectoryStore:
+    """Random access to a finished folder of trajectories.
+
+    Shards are memory-mapped, so only the rows asked for are read.
+
+    Args:
+        folder: with a manifest.
+        tag: the recipe and teacher expected; None for any.
+        times: the subset of stored times wanted, in order; all if None.
+
+    Raises:
+        InputError: if the folder is unfinished, of another recipe, lacks a time, or a shard is
+            missing, truncated or edited.
+    """
+
+    def __init__(
+        self, folder: Path, *, tag: str | None = None, times: Sequence[float] | None = None
+    ) -> None:
+        self.manifest = manifest = load_manifest(folder)
+        if tag is not None and manifest.tag != tag:
+            raise InputError(
+                f"The trajectories in {folder} are of another recipe; run `dsno collect` again."
+            )
+        if manifest.missing:
+            raise InputError(
+                f"{len(manifest.missing)} of {manifest.shard_count} shards in {folder} are not "
+                "made yet; run `dsno collect` again to go on."
+            )
+        for index, complaint in damaged_shards(folder, manifest).items():
+            raise InputError(
+                f"{folder / shard_name(index)} {complaint}; run `dsno collect` again to make it."
+            )
+        self.slots = [_slot(manifest.times, t, folder) for t in (times or manifest.times)]
+        self._shards = []
+        for index in range(manifest.shard_count):
+            path = folder / shard_name(index)
+            try:
+                self._shards.append(load_file(path))
+            except (SafetensorError, OSError) as error:
+                raise InputError(
+                    f"{path} cannot be read ({error}); run `dsno collect` again."
+                ) from None
+            self._check(path, self._shards[-1], len(manifest.items(index)))
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def rows(self, items: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Noise (n, *shape), scaled states (n, M, *shape), both float32, and the condition."""
+        size = self.manifest.shard_size
+        shard = items // size
+        parts: dict[str, Tensor] = {}
+        for index in sorted(set(shard.tolist())):
+            where = (shard == index).nonzero()[:, 0]
+            for name, tensor in self._shards[index].items():
+                picked = tensor[items[where] - index * size]
+                if name == "states":
+                    picked = picked[:, self.slots]
+                if name not in parts:
+                    parts[name] = picked.new_empty(len(items), *picked.shape[1:])
+                parts[name][where] = picked
+        noise, states = parts.pop("noise").float(), parts.pop("states").float()
+        return noise, states, parts
+
+    def _check(self, path: Path, tensors: Mapping[str, Tensor], count: int) -> None:
+        shape, m = self.manifest.sample_shape, len(self.manifest.times)
+        expected = {"noise": (count, *shape), "states": (count, m, *shape)}
+        if self.manifest.num_classes is not None:
+            expected["class_labels"] = (count,)
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if found != expected:
+            raise InputError(f"{path} holds {found}, not {expected}; run `dsno collect` again.")
+
+
+def _slot(stored: Sequence[float], t: float, folder: Path) -> int:
+    for i, time in enumerate(stored):
+        if abs(time - t) < 1e-9:
+            return i
+    raise InputError(
+        f"The trajectories in {folder} have no state at t = {t:g}, only at "
+        f"{', '.join(f'{s:g}' for s in stored)}; let `student.slices` divide `collect.slices`."
+    )
