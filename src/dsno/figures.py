@@ -34,7 +34,7 @@ STYLE: Any = {  # matplotlib spells out every key as a type
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#E6E6E6",
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
     "legend.fontsize": 9.5,
     "lines.linewidth": 1.8,
     "figure.dpi": 160,
@@ -74,15 +74,14 @@ def quality(samplers: Sequence[Row], floors: Mapping[str, float], *, by: str) ->
         by: "nfe", or "time" for milliseconds per sample, with DDIM's evaluations written beside.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(max(6.6, 4.8 * len(floors)), 4.4), layout="constrained")
+        figure = Figure(figsize=(max(7.2, 4.8 * len(floors)), 4.4), layout="constrained")
         panels = figure.subplots(1, len(floors), squeeze=False)[0]
         for panel, (features, floor) in zip(panels, floors.items(), strict=True):
             for key, rows in _series(samplers).items():
                 _draw_series(panel, key, rows, features, by)
             if floor > 0:
-                panel.axhline(
-                    floor, color=GREY, ls="--", lw=1.3, zorder=1, label="two halves of real data"
-                )
+                label = "two halves of real data"
+                panel.axhline(floor, color=GREY, ls="--", lw=1.3, zorder=1, label=label)
             panel.set_title(f"{singular(features)} features")
             _log_axis(panel.yaxis)
             if by == "nfe":
@@ -95,7 +94,7 @@ def quality(samplers: Sequence[Row], floors: Mapping[str, float], *, by: str) ->
                 panel.set_xlabel("time per sample (ms)")
         panels[0].set_ylabel("Frechet distance (lower is better)")
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, 1 + len(floors)))
         return _render(figure)
 
 
@@ -137,7 +136,7 @@ def _draw_series(
             label=f"{label} (student)",
         )
         for point in zip(x, y, strict=True):
-            _note(panel, short(point[1]), point, (11, 0), colour, weight="bold")
+            _note(panel, short(point[1]), point, 11, -4, color=colour, weight="bold")
         return
     line = spacing in (None, "uniform")
     panel.plot(
@@ -153,28 +152,14 @@ def _draw_series(
     )
     if by == "time" and line and name == "ddim":
         for row, point in zip(rows, zip(x, y, strict=True), strict=True):
-            _note(panel, f"{row['nfe']:,}", point, (5, 5), colour)
+            _note(panel, f"{row['nfe']:,}", point, 5, 5, color=colour)
 
 
 def _note(
-    panel: Axes,
-    text: str,
-    point: tuple[float, float],
-    offset: tuple[float, float],
-    colour: str,
-    weight: str = "normal",
+    panel: Axes, text: str, point: tuple[float, float], dx: int, dy: int, **style: Any
 ) -> None:
-    panel.annotate(
-        text,
-        point,
-        offset,
-        textcoords="offset points",
-        color=colour,
-        fontsize=9,
-        weight=weight,
-        va="center" if offset[1] == 0 else "baseline",
-        zorder=5,
-    )
+    offset: Any = {"xytext": (dx, dy), "textcoords": "offset points"}
+    panel.annotate(text, point, **offset, **style, fontsize=9, zorder=5)
 
 
 def losses(student: Sequence[Row], teacher: Sequence[Row], times: Sequence[float]) -> Image.Image:
@@ -202,16 +187,15 @@ def losses(student: Sequence[Row], teacher: Sequence[Row], times: Sequence[float
         panels = figure.subplots(1, len(curves), squeeze=False)[0]
         for panel, (title, lines) in zip(panels, curves, strict=True):
             for label, colour, x, y in lines:
-                panel.plot(
-                    x, y, "o-" if len(x) < 10 else "-", color=colour, ms=4, lw=1.4, label=label
-                )
+                style = "o-" if len(x) < 10 else "-"
+                panel.plot(x, y, style, color=colour, ms=4, lw=1.4, label=label)
             panel.set_title(title)
             panel.set_xlabel("training step")
             panel.set_ylabel("loss")
             panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
             _log_axis(panel.yaxis)
             if len(lines) > 1:
-                panel.legend(ncols=math.ceil(len(lines) / 4))
+                panel.legend(loc="upper right", ncols=math.ceil(len(lines) / 4))
         return _render(figure)
 
 
@@ -271,16 +255,11 @@ def trajectories(
                 panel.set_axis_off()
         for j, column in enumerate(columns):
             t = times[column]
-            bold = any(abs(t - other) < 1e-4 for other in trained)
-            figure.text(
-                (left + j * (cell + gap) + cell / 2) / width,
-                1 - 0.2 / height,
-                f"t = {t:.4g}",
-                ha="center",
-                va="center",
-                fontsize=10,
-                weight="bold" if bold else "normal",
-            )
+            style: Any = {"ha": "center", "va": "center"}
+            if any(abs(t - other) < 1e-4 for other in trained):
+                style["weight"] = "bold"
+            x = (left + j * (cell + gap) + cell / 2) / width
+            figure.text(x, 1 - 0.2 / height, f"t = {t:.4g}", **style)
         return _render(figure)
 
 

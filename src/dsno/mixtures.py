@@ -58,7 +58,7 @@ class GaussianMixture:
         residual = wide - alpha * self.means
         means = self.means + alpha * self.stds**2 / variance * residual  # posterior mean of each
         log_density = -0.5 * (residual**2 / variance + variance.log())
-        logits = self.log_weights + log_density.flatten(2).sum(2)
+        logits = self.log_weights + log_density.reshape(*log_density.shape[:2], -1).sum(2)
         if condition and "class_labels" in condition:
             chosen = torch.nn.functional.one_hot(condition["class_labels"], len(self.means)).bool()
             logits = logits.masked_fill(~chosen, -math.inf)

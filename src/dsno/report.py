@@ -1,7 +1,6 @@
 """A run's report: one html file with its figures inside, from metrics.json and arrays.safetensors.
 
-Nothing is computed here but layout, so the page says what was measured and can be made again
-anywhere from those two files.
+Only layout happens here: the page can be made again anywhere from those two files.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from dsno.files import read_json, write_text
 from dsno.images import CELL, MODES, grid, save_png
 
 METRICS, ARRAYS, PAGE = "metrics.json", "arrays.safetensors", "report.html"
+TEMPLATE = "report_template.html.j2"
 REMEDY = "run `dsno evaluate` again"
 SAMPLES = ("real", "teacher", "ddim", "student")
 TRAJECTORIES = ("teacher_trajectory", "student_trajectory")
@@ -157,9 +157,8 @@ def write_report(folder: Path) -> Path:
         path = folder / "figures" / f"{name}.png"
         save_png(picture, path)
         uris[name] = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-    page = folder / PAGE
-    write_text(page, _render(metrics, uris))
-    return page
+    write_text(folder / PAGE, _render(metrics, uris))
+    return folder / PAGE
 
 
 def _read_metrics(path: Path) -> Metrics:
@@ -243,21 +242,19 @@ def verdict(metrics: Metrics) -> tuple[str, list[str]]:
     v, evaluations = metrics.verdict, _evaluations(metrics.verdict.ddim_nfe)
     word = "beats" if v.student < v.ddim else "does not beat" if v.student > v.ddim else "equals"
     told = [
-        f"In {_evaluations(_ordered(metrics)[0].nfe)} its Frechet distance ({singular(v.features)} features) "
-        f"to the real data is {number(v.student)}; with {evaluations} DDIM's is {number(v.ddim)} "
-        "(lower is better)."
+        f"In {_evaluations(_ordered(metrics)[0].nfe)} its Frechet distance "
+        f"({singular(v.features)} features) to the real data is {number(v.student)}; "
+        f"with {evaluations} DDIM's is {number(v.ddim)} (lower is better)."
     ]
-    better = [row for row in metrics.samplers if row.frechet_distance[v.features] < v.student]
-    better = [row for row in better if row.name != STUDENT]
-    if better:
+    others = [row for row in metrics.samplers if row.name != STUDENT]
+    if better := [row for row in others if row.frechet_distance[v.features] < v.student]:
         best = min(better, key=lambda row: row.frechet_distance[v.features])
         fewest = min(better, key=lambda row: (row.nfe, row.frechet_distance[v.features]))
-        first, last = (
-            f"{row.label} with {_evaluations(row.nfe)} ({number(row.frechet_distance[v.features])})"
-            for row in (fewest, best)
-        )
-        told.append(f"The fewest evaluations with which a measured sampler does better: {first}.")
-        told.append(f"The lowest distance measured: {last}.")
+        whats = "The fewest evaluations that do better", "The lowest distance measured"
+        for what, row in zip(whats, (fewest, best), strict=True):
+            steps = f"{row.spacing} steps, " if row.spacing not in (None, "uniform") else ""
+            distance = steps + number(row.frechet_distance[v.features])
+            told.append(f"{what}: {row.label} with {_evaluations(row.nfe)} ({distance}).")
     else:
         told.append("No measured sampler has a lower distance.")
     return f"The one-step student {word} DDIM with {evaluations}.", told
@@ -275,7 +272,7 @@ def _render(metrics: Metrics, uris: Mapping[str, str]) -> str:
     )
     environment.filters |= {"number": number, "duration": _duration}
     environment.filters |= {"evaluations": _evaluations, "singular": singular}
-    text = resources.files("dsno").joinpath("report_template.html.j2").read_text(encoding="utf-8")
+    text = (resources.files("dsno") / TEMPLATE).read_text(encoding="utf-8")
     sentence, told = verdict(metrics)
     return environment.from_string(text).render(
         m=metrics,

@@ -168,6 +168,8 @@ def step_times(times: Tensor, steps: int, spacing: Spacing) -> Tensor:
             f"ask for at least {segments}."
         )
     places = spacing.place(ends)
+    if places[0] == places[-1]:  # all beyond karras' largest sigma: step evenly in time instead
+        spacing, places = Spacing("uniform", spacing.schedule), ends
     lengths = places[:-1] - places[1:]
     share = lengths / lengths.sum() * steps
     counts = share.floor().long().clamp(min=1)

@@ -50,7 +50,7 @@ def modes_kept(modes: int, carriers: int) -> int:
     return min(modes, carriers // 2 + 1)
 
 
-@functools.lru_cache(maxsize=256)
+@torch.inference_mode(False)  # a tensor made in inference mode could not be used in training
 def _bases(
     slices: Slices, modes: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -75,6 +75,9 @@ def _bases(
         torch.stack([row.double() for row in analysis]).to(dtype=dtype, device=device),
         torch.stack([column.double() for column in synthesis], 1).to(dtype=dtype, device=device),
     )
+
+
+_cached_bases = functools.lru_cache(maxsize=256)(_bases)
 
 
 class FourierTemporalConv(nn.Module):
@@ -131,7 +134,9 @@ class FourierTemporalConv(nn.Module):
                 f"cannot run on {slices.carriers}; train with fewer modes to change the number."
             )
         modes = modes_kept(self.modes, slices.carriers)
-        analysis, synthesis = _bases(slices, modes, u.dtype, u.device)
+        # tensors made under a tracer are not real ones: they must not enter the cache
+        bases = _bases if torch.compiler.is_compiling() else _cached_bases
+        analysis, synthesis = bases(slices, modes, u.dtype, u.device)
         tokens = self.channel_dim not in (1, 1 - u.ndim)
         rows = u.reshape(-1, slices.count, *u.shape[1:])
         carriers = rows[:, : slices.carriers].flatten(2)  # (B, M, C * N)
