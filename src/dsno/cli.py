@@ -196,6 +196,8 @@ def model_folder(target: str) -> Path | None:
             return folder
     if Path(target).is_dir():
         raise InputError(f"{target} holds no trained model; run `dsno run` or `dsno train` first.")
+    if "/" in target and not target.endswith((".yaml", ".yml")):
+        raise InputError(f"There is no folder {target}; give a trained model's folder or a recipe.")
     return None
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from dsno.errors import InputError, WorkError
+from dsno.errors import DsnoError, InputError, WorkError
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it onto `path` if the block succeeds.
+
+    What a killed process left of an earlier attempt is removed.
 
     Raises:
         WorkError: if the disk is full or the folder cannot be written; nothing is left behind.
@@ -26,12 +30,14 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            left.unlink(missing_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        raise write_error(path, error) from error
+    except Exception as error:
+        _raise_write_error(path, error)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -41,13 +47,16 @@ def replacing(path: Path) -> Iterator[Path]:
 def filling(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder; move what the block put there into `folder` if it succeeds.
 
-    Entries of the same name are replaced, others (checkpoints) stay.
+    Entries of the same name are replaced, others (checkpoints) stay. What a killed process left of
+    an earlier attempt is removed.
 
     Raises:
         WorkError: if the disk is full or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".new-*"):
+            shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as name:
             yield Path(name)
             for entry in sorted(Path(name).iterdir()):
@@ -55,17 +64,33 @@ def filling(folder: Path) -> Iterator[Path]:
                 if target.is_dir():
                     shutil.rmtree(target)
                 entry.replace(target)
-    except OSError as error:
-        raise write_error(folder, error) from error
+    except Exception as error:
+        _raise_write_error(folder, error)
 
 
-def write_error(path: Path, error: OSError) -> WorkError:
-    """The sentence for a failed write."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return WorkError(
+def _raise_write_error(path: Path, error: Exception) -> NoReturn:
+    """Raise the sentence for a failed write, or the error itself if it is another one."""
+    cause = None if isinstance(error, DsnoError) else _os_error(error)
+    if cause is None:
+        raise error
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise WorkError(
             f"The disk is full: {path} was not written; free some space and run again."
-        )
-    return WorkError(f"{path} cannot be written: {error.strerror or error}.")
+        ) from error
+    raise WorkError(
+        f"{path} cannot be written: {cause.strerror or cause}; "
+        "give another place or correct this one."
+    ) from error
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The system's error behind a library's own: torch chains it, safetensors quotes its number."""
+    if error is None or isinstance(error, OSError):
+        return error
+    if quoted := re.search(r"\(os error (\d+)\)", str(error)):
+        number = int(quoted[1])
+        return OSError(number, os.strerror(number))
+    return _os_error(error.__cause__ or error.__context__)
 
 
 def write_text(path: Path, text: str) -> None:

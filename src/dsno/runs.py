@@ -18,14 +18,16 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from dsno import seeds
 from dsno.backbones.unet import unet_sites
@@ -35,18 +37,32 @@ from dsno.data import Dataset, load_data
 from dsno.denoisers import Denoiser, Preconditioning
 from dsno.errors import InputError
 from dsno.evaluate import Draws, build_reference, evaluate, power_spectrum, trajectory_arrays
-from dsno.files import filling, fingerprint, read_json, replacing, write_json, write_text
+from dsno.files import (
+    filling,
+    fingerprint,
+    read_json,
+    replacing,
+    sha256,
+    write_json,
+    write_text,
+)
 from dsno.objectives import denoising_loss, slice_weights, trajectory_loss
 from dsno.operator import DSNO, grid_times, match_sites
 from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
-from dsno.recipes.load import check_recipe
+from dsno.recipes.load import load_recipe
 from dsno.recipes.schema import Optimisation, Recipe
 from dsno.report import write_report
 from dsno.schedules import Spacing, schedule_from_config
 from dsno.solvers import evaluations
 from dsno.teachers.unet import build_unet, load_teacher, save_teacher, unet_denoiser
 from dsno.training import Plan, train
-from dsno.trajectories import Manifest, TrajectoryStore, damaged_shards, load_manifest
+from dsno.trajectories import (
+    MANIFEST,
+    Manifest,
+    TrajectoryStore,
+    damaged_shards,
+    load_manifest,
+)
 
 STAGES = ("teacher", "collect", "train", "evaluate", "report")
 FOLDERS = {"teacher": "teacher", "collect": "trajectories", "train": "student"}
@@ -63,12 +79,23 @@ NEUTRAL = {"checkpoint_every"}
 VERSION = 1  # raise when a stage's results change for the same recipe
 
 
+class StageRecord(TypedDict):
+    """What stages.json says of a stage."""
+
+    fingerprint: str
+    inputs: dict[str, Any]
+    seconds: float
+    finished: bool
+    files: dict[str, str]
+    """Checksums of what a finished stage left; of trajectories the manifest has them."""
+
+
 class Run:
     """A recipe and the folder its stages live in.
 
     Args:
         recipe: what to do.
-        folder: where; made if missing.
+        folder: where; made by the first stage if missing.
         command: what the user typed, for the report.
 
     Raises:
@@ -80,7 +107,7 @@ class Run:
         self.folder = folder
         self.command = command
         self.values = recipe.model_dump(mode="json")
-        self._open_folder()
+        self._check_folder()
 
     # ------------------------------------------------------------------------ stages
 
@@ -93,14 +120,19 @@ class Run:
         """One stage, skipped if it is finished.
 
         Raises:
-            InputError: if the stage before it is not finished, or was made by another recipe.
+            InputError: if the stage before it is not finished, or was made by another recipe; or if
+                the recipe cannot work. Nothing is changed then.
         """
         if name != STAGES[0]:
             self.require(STAGES[STAGES.index(name) - 1])
-        if self._finished(name):
+        finished = self._finished(name)
+        if not finished and name in ("teacher", "train"):
+            self._new_operator(self._new_teacher())  # refuses what cannot be built
+        self._write_recipe()
+        if finished:
             say(f"{name}: finished already in {self._place(name)}.")
             return
-        self._clear_if_changed(name)
+        self._begin(name)
         start = time.monotonic()
         work: dict[str, Callable[[], str]] = {
             "teacher": self._teacher,
@@ -109,30 +141,19 @@ class Run:
             "evaluate": self._evaluate,
             "report": self._report,
         }
-        outcome = work[name]()
-        seconds = time.monotonic() - start
-        record = {
-            "fingerprint": self.fingerprint(name),
-            "inputs": self._inputs(name),
-            "seconds": round(seconds + self._stages().get(name, {}).get("seconds", 0), 1),
-        }
-        self._write_stage(name, {**record, "finished": True})
+        record = self._stages()[name]
+        try:
+            outcome = work[name]()
+            record |= {"finished": True, "files": self._checksums(name)}
+        finally:  # an interrupted run's time counts too
+            seconds = time.monotonic() - start
+            record["seconds"] = round(record["seconds"] + seconds, 1)
+            self._write_stage(name, record)
         say(f"{name}: {outcome} ({seconds:.0f} s)")
 
     def _teacher(self) -> str:
-        data = self.data()
+        data, denoiser = self.data(), self._new_teacher()
         spec, folder = self.recipe.teacher, self.folder / "teacher"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_torch_seed(self.recipe.seed, 0))
-            network = build_unet(
-                data.sample_shape,
-                num_classes=data.num_classes if spec.conditional else None,
-                **spec.network.model_dump(),
-            )
-        preconditioning = Preconditioning(
-            schedule_from_config(spec.schedule), spec.prediction_type, spec.sigma_data
-        )
-        denoiser = unet_denoiser(network, preconditioning)
 
         def loss(model: nn.Module, step: int) -> tuple[Tensor, None]:
             assert isinstance(model, Denoiser)
@@ -319,6 +340,20 @@ class Run:
             self.folder / "report" / "metrics.json", "evaluation", "run `dsno evaluate`"
         )
 
+    def _new_teacher(self) -> Denoiser:
+        data, spec = self.data(), self.recipe.teacher
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_torch_seed(self.recipe.seed, 0))
+            network = build_unet(
+                data.sample_shape,
+                num_classes=data.num_classes if spec.conditional else None,
+                **spec.network.model_dump(),
+            )
+        preconditioning = Preconditioning(
+            schedule_from_config(spec.schedule), spec.prediction_type, spec.sigma_data
+        )
+        return unet_denoiser(network, preconditioning)
+
     def _new_operator(self, denoiser: Denoiser) -> DSNO:
         spec = self.recipe.student
         sites = list(spec.sites)
@@ -359,11 +394,10 @@ class Run:
 
         return {section: relevant(self.values[section]) for section in SECTIONS[stage]}
 
-    def _open_folder(self) -> None:
-        path = self.folder / "recipe.yaml"
+    def _check_folder(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder} is a file; give a folder to --out.")
-        if path.exists():
+        if (self.folder / "recipe.yaml").exists():
             found = saved_recipe(self.folder).name
             if found != self.recipe.name:
                 raise InputError(
@@ -374,21 +408,29 @@ class Run:
             raise InputError(
                 f"{self.folder} is not empty and holds no run; give a new or empty folder to --out."
             )
-        text = yaml.safe_dump(self.values, sort_keys=False)
+
+    def _write_recipe(self) -> None:
+        path, text = self.folder / "recipe.yaml", yaml.safe_dump(self.values, sort_keys=False)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
 
-    def _stages(self) -> dict[str, Any]:
+    def _stages(self) -> dict[str, StageRecord]:
         path = self.folder / "stages.json"
         if not path.exists():
             return {}
-        return read_json(path, "record of stages", "delete it to run the stages again")
+        remedy = "delete it to run the stages again"
+        stages = read_json(path, "record of stages", remedy)
+        try:
+            return TypeAdapter(dict[str, StageRecord]).validate_python(stages, strict=True)
+        except ValidationError as error:
+            where = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise InputError(
+                f"The record of stages {path} is damaged at {where!r}; {remedy}."
+            ) from None
 
-    def _write_stage(self, name: str, record: Mapping[str, Any] | None) -> None:
+    def _write_stage(self, name: str, record: StageRecord | None) -> None:
         stages = {k: v for k, v in self._stages().items() if k != name}
-        write_json(
-            self.folder / "stages.json", {**stages, name: dict(record)} if record else stages
-        )
+        write_json(self.folder / "stages.json", {**stages, name: record} if record else stages)
 
     def _place(self, stage: str) -> Path:
         if stage == "evaluate":
@@ -397,28 +439,38 @@ class Run:
             return self.folder / "report" / "report.html"
         return self.folder / FOLDERS[stage]
 
-    def _whole(self, stage: str) -> bool:
-        """Whether the outputs of a finished stage are still all there."""
-        place = self._place(stage)
-        if stage == "teacher":
-            return (place / "denoiser.json").is_file() and any(place.glob("*.safetensors"))
+    def _checksums(self, stage: str) -> dict[str, str]:
+        report = self.folder / "report"
         if stage == "collect":
-            return not damaged_shards(place, load_manifest(place)) if place.is_dir() else False
-        if stage == "train":
-            return (place / "model_index.json").is_file()
-        return place.is_file()
+            return {}
+        if stage == "evaluate":
+            paths = [report / "metrics.json", report / "arrays.safetensors"]
+        else:  # a report is of the metrics beside it
+            paths = list((self.folder / FOLDERS.get(stage, "report")).rglob("*"))
+        return {str(p.relative_to(self.folder)): sha256(p) for p in sorted(paths) if p.is_file()}
+
+    def _whole(self, stage: str, files: dict[str, str]) -> bool:
+        """Whether the outputs of a finished stage are still all there, as they were."""
+        if stage == "collect":
+            place = self._place(stage)
+            if not (place / MANIFEST).exists():
+                return False
+            manifest = load_manifest(place)
+            return not manifest.missing and not damaged_shards(place, manifest)
+        return files.items() <= self._checksums(stage).items()
 
     def _finished(self, stage: str) -> bool:
-        record = self._stages().get(stage, {})
-        same = record.get("fingerprint") == self.fingerprint(stage)
-        return same and bool(record.get("finished")) and self._whole(stage)
+        record = self._stages().get(stage)
+        if record is None or record["fingerprint"] != self.fingerprint(stage):
+            return False
+        return record["finished"] and self._whole(stage, record["files"])
 
     def require(self, stage: str) -> None:
         """Raise `InputError` unless the stage, and all before it, are finished by this recipe."""
         if stage != STAGES[0]:
             self.require(STAGES[STAGES.index(stage) - 1])
         record = self._stages().get(stage)
-        if record is None or not record.get("finished"):
+        if record is None or not record["finished"]:
             raise InputError(
                 f"The {stage} stage is not finished in {self.folder}; "
                 f"run `dsno {stage}` or `dsno run` first."
@@ -431,13 +483,21 @@ class Run:
                 f"run `dsno {stage}` or `dsno run` first."
             )
 
-    def _clear_if_changed(self, stage: str) -> None:
+    def _begin(self, stage: str) -> None:
+        """Record that a stage is being made; first clear what another recipe left of it."""
         record = self._stages().get(stage)
-        if record is not None and record["fingerprint"] == self.fingerprint(stage):
-            if record.get("finished"):
+        begun: StageRecord = {
+            "fingerprint": self.fingerprint(stage),
+            "inputs": self._inputs(stage),
+            "seconds": 0.0,
+            "finished": False,
+            "files": {},
+        }
+        if record is not None and record["fingerprint"] == begun["fingerprint"]:
+            if record["finished"]:
                 place = self._place(stage)
                 say(f"{stage}: something in {place} is missing or damaged; making it again.")
-                self._write_stage(stage, None)
+                self._write_stage(stage, begun)
             return
         if record is not None:
             changed = changes(record["inputs"], self._inputs(stage)) or ["an earlier stage changed"]
@@ -446,11 +506,6 @@ class Run:
         if stage in FOLDERS:
             shutil.rmtree(self._place(stage), ignore_errors=True)
         # What is half made from here on belongs to this recipe.
-        begun = {
-            "fingerprint": self.fingerprint(stage),
-            "inputs": self._inputs(stage),
-            "finished": False,
-        }
         self._write_stage(stage, begun)
 
 
@@ -472,10 +527,12 @@ def saved_recipe(folder: Path) -> Recipe:
     """
     path = folder / "recipe.yaml"
     try:
-        return check_recipe(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        line = str(error).replace("\n", " ")
-        raise InputError(f"{path} cannot be read ({line}); give another folder.") from None
+        return load_recipe(str(path))
+    except InputError as error:
+        reason = str(error).rstrip(".")
+        raise InputError(
+            f"{path} is damaged ({reason}); restore it or give another folder."
+        ) from None
 
 
 def environment() -> dict[str, Any]:

@@ -168,7 +168,7 @@ def train(
         `step`, `loss` (their mean), `per_time`, `learning_rate`, `gradient_norm`.
 
     Raises:
-        WorkError: if the loss is not finite; the last good checkpoint stays.
+        WorkError: if the loss or its gradient is not finite; the last good checkpoint stays.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -213,17 +213,22 @@ def _update(
         group["lr"] = plan.rate(step)
     torch.manual_seed(int(seeds.generator(plan.seed, seeds.TRAINING, step).integers(2**63)))
     value, per_time = loss(model, step)
-    if not bool(torch.isfinite(value)):
-        raise WorkError(
-            f"The loss became {value.item()} at step {step}; {_last_good(checkpoints)} "
-            "Lower the learning rate or the gradient norm limit (`clip_norm`) and run again."
-        )
+    _require_finite("loss", value, step, checkpoints)
     optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]
     norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip_norm)
+    _require_finite("gradient's norm", norm, step, checkpoints)
     optimizer.step()
     average.update_parameters(model)
     return value.detach(), per_time, norm
+
+
+def _require_finite(what: str, value: Tensor, step: int, checkpoints: Path) -> None:
+    if not bool(torch.isfinite(value)):
+        raise WorkError(
+            f"The {what} became {value.item()} at step {step}; {_last_good(checkpoints)}; "
+            "lower the learning rate or the gradient norm limit (`clip_norm`) and run again."
+        )
 
 
 # -------------------------------------------------------------------------------- checkpoints
@@ -236,7 +241,7 @@ def _paths(folder: Path) -> list[Path]:
 
 def _last_good(folder: Path) -> str:
     paths = _paths(folder)
-    return f"the last good checkpoint is {paths[0]}." if paths else "there is no checkpoint yet."
+    return f"the last good checkpoint is {paths[0]}" if paths else "there is no checkpoint yet"
 
 
 def _save(
@@ -248,7 +253,8 @@ def _save(
     optimizer: torch.optim.Optimizer,
     keep: int,
 ) -> None:
-    with replacing(folder / f"step-{state.step:08d}.pt") as temporary:
+    path = folder / f"step-{state.step:08d}.pt"
+    with replacing(path) as temporary, temporary.open("wb") as file:
         torch.save(
             {
                 "tag": tag,
@@ -257,9 +263,9 @@ def _save(
                 "average": average.state_dict(),
                 "optimizer": optimizer.state_dict(),
             },
-            temporary,
+            file,  # not its path: torch then hides why a write failed
         )
-    for old in _paths(folder)[keep:]:
+    for old in [p for p in _paths(folder) if p <= path][keep:]:  # later ones are another tag's
         old.unlink()
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dsno.errors import InputError, closest, one_of
+from dsno.errors import InputError
 from dsno.files import read_json, replacing, sha256, write_json
 
 FORMAT = 1
@@ -99,32 +100,34 @@ def load_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     remedy = "run `dsno collect` to make the trajectories"
+    remedy = f"delete it and {remedy} again" if path.exists() else remedy
     value = read_json(path, "manifest", remedy)
     known = {f.name for f in dataclasses.fields(Manifest)}
     for key in value:
         if key not in known:
-            raise InputError(
-                f"The manifest {path} has an unknown entry {key!r}: {closest(key, known)}"
-            )
+            raise InputError(f"The manifest {path} has an unknown entry {key!r}; {remedy}.")
     if value.get("format") != FORMAT:
         raise InputError(
-            f"The manifest {path} has format {value.get('format')!r}; this version reads {FORMAT}."
+            f"The manifest {path} has format {value.get('format')!r}, and this version reads "
+            f"{FORMAT}; {remedy}."
         )
     try:
-        shards = tuple(Shard(**s) for s in value.pop("shards"))
-        for key in ("sample_shape", "times", "scales"):
-            value[key] = tuple(value[key])
-        manifest = Manifest(**value, shards=shards)
-        one_of(manifest.dtype, DTYPES, "storage precision")
-        if manifest.shard_size < 1 or manifest.count < 1:
-            raise InputError(f"The manifest {path} has no trajectories; {remedy}.")
-        for shard in shards:
-            if shard.file != shard_name(shard.first // manifest.shard_size):
-                raise InputError(
-                    f"The manifest {path} names a foreign shard {shard.file!r}; {remedy}."
-                )
-    except (TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"The manifest {path} is damaged ({error}); {remedy}.") from None
+        manifest = TypeAdapter(Manifest).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"The manifest {path} is damaged ({where}: {first['msg']}); {remedy}."
+        ) from None
+    if manifest.dtype not in DTYPES:
+        raise InputError(
+            f"The manifest {path} has an unknown storage precision {manifest.dtype!r}; {remedy}."
+        )
+    if manifest.shard_size < 1 or manifest.count < 1:
+        raise InputError(f"The manifest {path} has no trajectories; {remedy}.")
+    for shard in manifest.shards:
+        if shard.file != shard_name(shard.first // manifest.shard_size):
+            raise InputError(f"The manifest {path} names a foreign shard {shard.file!r}; {remedy}.")
     return manifest
 
 

@@ -90,8 +90,9 @@ def _read(source: str) -> dict[str, Any]:
 def _parse(text: str, what: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
-    except (yaml.YAMLError, RecursionError) as error:
-        line = str(error).replace("\n", " ")
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError) as error:
+        # The last three: a date such as 2001-99-99, `!!int x`, `!!timestamp x`.
+        line = " ".join(str(error).split())
         raise InputError(f"The {what} is not valid YAML ({line}).") from None
 
 
@@ -129,7 +130,9 @@ def _nearest(prefix: Iterable[str], part: str, model: type[BaseModel]) -> str:
 
 
 def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
+    # A misspelt key first: what is "missing" then is its right spelling.
+    errors = error.errors()
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     path = [str(p) for p in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":

@@ -1,0 +1,66 @@
+"""What every test shares: one thread, a fixed seed, and tiny networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dsno.denoisers import Denoiser, Preconditioning
+from dsno.schedules import CosineSchedule, NoiseSchedule
+from dsno.teachers.unet import build_unet, unet_denoiser
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+class PointNet(nn.Module):
+    """F(x, c_noise[, class_labels]) on points (batch, 2): two hidden layers."""
+
+    def __init__(self, width: int = 32, classes: int = 0) -> None:
+        super().__init__()
+        self.time = nn.Linear(2, width)
+        self.first = nn.Linear(2, width)
+        self.second = nn.Linear(width, width)
+        self.last = nn.Linear(width, 2)
+        self.labels = nn.Embedding(classes, width) if classes else None
+
+    def forward(self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        told = c_noise[:, None] / 1000
+        hidden = self.first(x) + self.time(torch.cat([told, told.square()], 1))
+        if self.labels is not None:
+            hidden = hidden + self.labels(class_labels)
+        hidden = self.second(torch.nn.functional.silu(hidden))
+        return self.last(torch.nn.functional.silu(hidden))
+
+
+@pytest.fixture
+def point_net() -> Callable[..., PointNet]:
+    """Make an MLP backbone for 2-D points."""
+    return PointNet
+
+
+@pytest.fixture
+def unet_teacher() -> Callable[..., Denoiser]:
+    """Make a tiny random U-Net teacher; options are `build_unet`'s."""
+
+    def make(
+        shape: tuple[int, int, int] = (1, 8, 8),
+        prediction_type: str = "v_prediction",
+        schedule: NoiseSchedule | None = None,
+        **options: Any,
+    ) -> Denoiser:
+        options = {"channels": (8, 16), "norm_num_groups": 4, **options}
+        network = build_unet(shape, **options).eval()
+        return unet_denoiser(
+            network, Preconditioning(schedule or CosineSchedule(), prediction_type)
+        )
+
+    return make
