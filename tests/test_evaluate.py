@@ -84,9 +84,9 @@ def test_a_perfect_sampler_is_at_the_floor_and_noise_far_above(
     floor = reference.floor["pixels"]
     good = draw(teacher_sampler(teacher, "heun", 24, "uniform"), draws(), 1500, nothing)
     noise = draw(Sampler("x", "x", 1, None, lambda n, _: n), draws(), 1500, nothing)
-    assert 0 < floor < 0.01
-    assert reference.distances(good)["pixels"] < 4 * floor
-    assert reference.distances(noise)["pixels"] > 100 * floor
+    assert 0 < floor < 0.05
+    assert reference.distances(good)["pixels"] < 3 * floor
+    assert reference.distances(noise)["pixels"] > 30 * floor
     assert reference.distances(reference.data.images)["pixels"] < 1e-9
 
 
@@ -173,7 +173,9 @@ def test_samplers_are_the_student_and_each_distinct_curve_once(teacher: Gaussian
         ("heun", 3, "karras"),
         ("ddim", 4, "quadratic"),
     ]
-    other = samplers_of(teacher, Student(lambda n: n), plan.model_copy(update={"baseline_steps": 9}))
+    other = samplers_of(
+        teacher, Student(lambda n: n), plan.model_copy(update={"baseline_steps": 9})
+    )
     assert [s.key for s in other] == [*found, ("ddim", 9, "uniform")]
 
 

@@ -17,7 +17,7 @@ def digits() -> Dataset:
 
 @pytest.fixture(scope="module")
 def trained(digits: Dataset) -> TrainedClassifier:
-    return train_classifier(digits.images, digits.labels, digits.num_classes, epochs=15)
+    return train_classifier(digits.images, digits.labels, digits.num_classes)
 
 
 def test_the_digits_are_what_they_should_be(digits: Dataset) -> None:

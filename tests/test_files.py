@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,26 @@ from dsno.errors import InputError, WorkError
 from dsno.files import filling, fingerprint, read_json, replacing, sha256, write_json, write_text
 
 MEGABYTE = {"a": torch.zeros(2**18)}
+
+
+def replace(path: Path, act: Callable[[Path], object]) -> None:
+    with replacing(path) as temporary:
+        act(temporary)
+
+
+def fill(folder: Path, act: Callable[[Path], object]) -> None:
+    with filling(folder) as temporary:
+        act(temporary)
+
+
+def failing(error: BaseException) -> Callable[[Path], None]:
+    """What writes half a file, in the folder or as the file given, and then fails."""
+
+    def act(path: Path) -> None:
+        (path / "index" if path.is_dir() else path).write_text("half")
+        raise error
+
+    return act
 
 
 def names(folder: Path) -> list[str]:
@@ -47,9 +67,8 @@ def test_a_failure_keeps_the_old_file_and_stays_itself(
 ) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(type(error)) as caught, replacing(path) as temporary:
-        temporary.write_text("half")
-        raise error
+    with pytest.raises(type(error)) as caught:
+        replace(path, failing(error))
     assert caught.value is error
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
@@ -78,9 +97,8 @@ def test_a_folder_is_filled_at_once_and_keeps_what_else_it_holds(tmp_path: Path)
 
 def test_a_failure_leaves_a_folder_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "index").write_text("old")
-    with pytest.raises(RuntimeError, match="bug"), filling(tmp_path) as temporary:
-        (temporary / "index").write_text("new")
-        raise RuntimeError("bug")
+    with pytest.raises(RuntimeError, match="bug"):
+        fill(tmp_path, failing(RuntimeError("bug")))
     assert names(tmp_path) == ["index"]
     assert (tmp_path / "index").read_text() == "old"
 
@@ -90,25 +108,29 @@ def test_a_failure_leaves_a_folder_as_it_was(tmp_path: Path) -> None:
     [
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
-        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),
     ],
 )
 def test_a_full_disk_is_said_in_one_sentence(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(WorkError, match=r"^The disk is full: .*b\.txt was not written; .* again\.$"):
-        with replacing(tmp_path / "b.txt") as temporary:
-            temporary.write_text("half")
-            raise error
-    with pytest.raises(WorkError, match="disk is full"), filling(tmp_path / "c"):
-        raise error
+    says = r"^The disk is full: .*b\.txt was not written; .* again\.$"
+    with pytest.raises(WorkError, match=says):
+        replace(tmp_path / "b.txt", failing(error))
+    with pytest.raises(WorkError, match="disk is full"):
+        fill(tmp_path / "c", failing(error))
     assert names(tmp_path) == ["c"]
     assert names(tmp_path / "c") == []
 
 
 def test_torch_on_a_full_disk_is_said_too(tmp_path: Path) -> None:
     # torch.save raises a RuntimeError about positions, with the system's error behind it.
-    with pytest.raises(WorkError, match="disk is full"), replacing(tmp_path / "a.pt"):
+    def save(_: Path) -> None:
         with open("/dev/full", "wb") as file:
             torch.save(MEGABYTE, file)
+
+    with pytest.raises(WorkError, match="disk is full"):
+        replace(tmp_path / "a.pt", save)
 
 
 def test_writes_that_really_fail_leave_nothing(tmp_path: Path, small_files_only: None) -> None:
@@ -121,10 +143,9 @@ def test_writes_that_really_fail_leave_nothing(tmp_path: Path, small_files_only:
 
     for write in (save_tensors, save_checkpoint, lambda path: path.write_bytes(bytes(10**6))):
         with pytest.raises(WorkError, match="a cannot be written: File too large"):
-            with replacing(tmp_path / "a") as temporary:
-                write(temporary)
-        with pytest.raises(WorkError, match="cannot be written"), filling(tmp_path) as folder:
-            write(folder / "a")
+            replace(tmp_path / "a", write)
+        with pytest.raises(WorkError, match="cannot be written: File too large"):
+            fill(tmp_path, lambda folder, write=write: write(folder / "a"))  # type: ignore[misc]
     assert names(tmp_path) == []
 
 
@@ -133,8 +154,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(WorkError, match=r"file/a\.json cannot be written: .*"):
         write_json(tmp_path / "file" / "a.json", {})
     with pytest.raises(WorkError, match=r"file/b cannot be written: .*"):
-        with filling(tmp_path / "file" / "b"):
-            pass
+        fill(tmp_path / "file" / "b", failing(ValueError("never reached")))
 
 
 def test_json_comes_back_and_holds_no_nan(tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def test_a_student_learns_the_exact_flow_of_a_gaussian(output: str, point_net: A
     teacher = Gaussian(torch.tensor([0.6, -0.4]), torch.tensor([0.3, 0.9]), schedule)
     network = Denoiser(point_net(64), schedule, prediction_type="v_prediction", sample_shape=(2,))
     student = DSNO.from_teacher(network, ["second"], output=output)
-    weights = slice_weights("flat", schedule, student.times, weight_max=1)
+    weights = slice_weights("flat", schedule, student.times, weight_max=1.0)
 
     def exact(noise: Tensor) -> Tensor:
         x1 = noise.double() * schedule.sigma(ONE)

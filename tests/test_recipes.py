@@ -81,9 +81,12 @@ def test_numbers_are_numbers_however_they_are_written(text: str, value: float) -
     ("override", "says"),
     [
         ("teacher.stepz=3", "'teacher.stepz': did you mean 'teacher.steps'"),
-        ("techer.steps=3", "'techer': did you mean 'teacher'?"),
+        ("teachr.steps=3", "'teachr': did you mean 'teacher'?"),
         ("teacher.network.channel=[8]", "did you mean 'teacher.network.channels'"),
-        ("evaluate.curves=[{solver: ddim, steps: [1], spacin: uniform}]", "'evaluate.curves.0.spac"),
+        (
+            "evaluate.curves=[{solver: ddim, steps: [1], spacng: uniform}]",
+            "'evaluate.curves.0.spac",
+        ),
         ("teacher={steps: 3, stepz: 4}", "'teacher"),
         ("zzz=1", "known are"),
         ("teacher.=3", "There is no recipe key 'teacher.'"),
@@ -178,7 +181,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, say
 
 def test_a_missing_file_or_recipe_is_named(tmp_path: Path) -> None:
     assert "digits" in refusal("digit")
-    assert "did you mean 'digits'?" in refusal("digist")
+    assert "did you mean 'digits'?" in refusal("digitz")
     assert "No such file" in refusal(str(tmp_path / "none.yaml"))
     assert "Is a directory" in refusal(f"{tmp_path}/")
 

@@ -28,11 +28,11 @@ from dsno.schedules import (
 
 INSIDE = torch.linspace(0.001, 0.999, 333, dtype=torch.float64)
 CASES: list[NoiseSchedule] = [kind() for kind in SCHEDULES.values()] + [
-    CosineSchedule(-6, 9),
+    CosineSchedule(-6.0, 9.0),
     BetaSchedule(beta_schedule="scaled_linear", timesteps=50),
     BetaSchedule(beta_schedule="squaredcos_cap_v2", zero_terminal_snr=True),
     BetaSchedule(trained_betas=(0.1, 0.3, 0.2)),
-    EDMSchedule(0.01, 10, rho=3),
+    EDMSchedule(0.01, 10.0, rho=3.0),
 ]
 every = pytest.mark.parametrize("schedule", CASES, ids=str)
 
@@ -188,7 +188,7 @@ def test_time_zero_stands_for_the_clean_end(schedule: NoiseSchedule) -> None:
         ({"name": "cosin"}, "'cosine'"),
         ({}, "Unknown noise schedule"),
         ({"name": "edm", "sigma_mim": 1.0}, "'sigma_min'"),
-        ({"name": "cosine", "log_snr_min": 3, "log_snr_max": 3}, "log_snr_min < log_snr_max"),
+        ({"name": "cosine", "log_snr_min": 3.0, "log_snr_max": 3.0}, "log_snr_min < log_snr_max"),
         ({"name": "betas", "beta_schedule": "linar"}, "'linear'"),
         ({"name": "betas", "timesteps": 1}, "at least 2"),
         ({"name": "betas", "trained_betas": []}, "at least 2"),
@@ -243,7 +243,7 @@ def test_uniform_and_quadratic_grids_are_their_formulas() -> None:
         (CosineSchedule(), 0.002, 80.0),  # wider than Karras' range
         (EDMSchedule(), 0.002, 80.0),
         (RectifiedFlowSchedule(), 0.002, 80.0),
-        (CosineSchedule(-4, 6), math.exp(-3), math.exp(2)),  # narrower
+        (CosineSchedule(-4.0, 6.0), math.exp(-3), math.exp(2)),  # narrower
     ],
     ids=str,
 )

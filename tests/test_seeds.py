@@ -69,7 +69,7 @@ def test_noise_is_unit_normal_and_uncorrelated() -> None:
 
 
 def test_labels_have_the_asked_frequencies() -> None:
-    labels = seeds.item_labels(1, range(20_000), [1, 0, 2, 5])  # need not be normalised
+    labels = seeds.item_labels(1, range(20_000), [1.0, 0.0, 2.0, 5.0])  # need not be normalised
     counts = torch.bincount(labels, minlength=4).double()
     expected = torch.tensor([0.125, 0, 0.25, 0.625]) * 20_000
     assert counts[1] == 0

@@ -28,7 +28,7 @@ NOISE = torch.tensor([[1.2, -0.4], [-0.8, 1.7], [0.1, 0.3]], dtype=torch.float64
 ZERO_SNR = BetaSchedule(zero_terminal_snr=True)
 CASES = {
     **{name: kind() for name, kind in SCHEDULES.items()},
-    "mild cosine": CosineSchedule(-8, 8),
+    "mild cosine": CosineSchedule(-8.0, 8.0),
     "zero_terminal_snr": ZERO_SNR,
 }
 # A first step from (almost) no signal is (almost) infinitely long in log-SNR, so a multistep method

@@ -338,7 +338,12 @@ def test_a_full_disk_is_said_and_leaves_no_half_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = torch.save
-    monkeypatch.setattr(torch, "save", lambda value, file: save(value, open("/dev/full", "wb")))
+
+    def save_on_full_disk(value: object, _: object) -> None:
+        with open("/dev/full", "wb") as file:
+            save(value, file)
+
+    monkeypatch.setattr(torch, "save", save_on_full_disk)
     with pytest.raises(WorkError, match=r"The disk is full: .*step-00000004\.pt was not written"):
         train(network(), loss, PLAN, tmp_path, tag="a")
     assert list(tmp_path.iterdir()) == []

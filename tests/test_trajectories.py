@@ -231,7 +231,8 @@ def test_rows_come_from_the_right_shard_and_place(folder: Path) -> None:
     items = torch.tensor([9, 0, 5, 3, 4, 8, 0, 7])
     noise, states, condition = store.rows(items)
     expected = {
-        k: torch.cat([tensors(range(i, i + 1))[k] for i in items.tolist()]) for k in tensors(range(1))
+        k: torch.cat([tensors(range(i, i + 1))[k] for i in items.tolist()])
+        for k in tensors(range(1))
     }
     assert noise.dtype == states.dtype == torch.float32
     assert torch.equal(noise, expected["noise"].float())

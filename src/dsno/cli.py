@@ -35,7 +35,10 @@ RecipeArgument = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as teacher.steps=40."),
+    typer.Argument(metavar="KEY=VALUE", help="Overrides, such as teacher.steps=40."),
+]
+Target = Annotated[
+    str, typer.Argument(metavar="TARGET", help="A recipe, or a folder with a trained model.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME by default.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
@@ -109,7 +112,7 @@ def report(
 
 @app.command()
 def evaluate(
-    target: Annotated[str, typer.Argument(help="A recipe, or a folder with a trained model.")],
+    target: Target,
     overrides: Overrides = None,
     out: Out = None,
     data: Annotated[str, typer.Option(help="Real data to compare a model folder with.")] = "digits",
@@ -135,7 +138,7 @@ def evaluate(
 
 @app.command()
 def sample(
-    target: Annotated[str, typer.Argument(help="A recipe, or a folder with a trained model.")],
+    target: Target,
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
@@ -249,7 +252,7 @@ def _options(
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return 0, 1 (the work failed), 2 (the input is wrong) or 130."""
     try:
-        app(args=arguments)
+        app(args=arguments, prog_name="dsno")
     except SystemExit as stop:  # how Typer ends, well or not
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         if code == INTERRUPTED:

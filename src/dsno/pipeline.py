@@ -185,7 +185,7 @@ class DSNOPipeline(DiffusionPipeline):
     def __call__(
         self,
         batch_size: int | None = None,
-        class_labels: int | Sequence[int] | Tensor | None = None,
+        class_labels: int | Sequence[int] | np.ndarray | Tensor | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         output_type: str = "pil",
@@ -229,11 +229,7 @@ class DSNOPipeline(DiffusionPipeline):
 
 def _batch_size(batch_size: int | None, labels: Any, noise: Tensor | None) -> int:
     sizes = {"batch_size": batch_size, "noise": None if noise is None else len(noise)}
-    if (
-        labels is not None
-        and not isinstance(labels, int)
-        and not (isinstance(labels, Tensor) and labels.ndim == 0)
-    ):
+    if labels is not None and np.ndim(labels) > 0:
         sizes["class_labels"] = len(labels)
     given = {name: size for name, size in sizes.items() if size is not None}
     if len(set(given.values())) > 1:
@@ -253,9 +249,13 @@ def _labels(
             raise InputError("This model is unconditional: it takes no class labels.")
         return None
     if given is None:
-        weights = torch.tensor(frequencies, device=generator.device if generator else "cpu")
+        place = generator.device if generator else torch.device("cpu")
+        weights = torch.tensor(frequencies, dtype=torch.float32, device=place)
         return torch.multinomial(weights, count, replacement=True, generator=generator)
-    labels = torch.as_tensor(given, dtype=torch.int64).reshape(-1)
+    labels = torch.as_tensor(given).reshape(-1)
+    if labels.is_floating_point():
+        raise InputError("Class labels must be whole numbers.")
+    labels = labels.to(torch.int64)
     wrong = labels[(labels < 0) | (labels >= len(frequencies))]
     if len(wrong):
         raise InputError(

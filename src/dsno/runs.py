@@ -125,11 +125,8 @@ class Run:
         """
         if name != STAGES[0]:
             self.require(STAGES[STAGES.index(name) - 1])
-        finished = self._finished(name)
-        if not finished and name in ("teacher", "train"):
-            self._new_operator(self._new_teacher())  # refuses what cannot be built
         self._write_recipe()
-        if finished:
+        if self._finished(name):
             say(f"{name}: finished already in {self._place(name)}.")
             return
         self._begin(name)
@@ -412,6 +409,7 @@ class Run:
     def _write_recipe(self) -> None:
         path, text = self.folder / "recipe.yaml", yaml.safe_dump(self.values, sort_keys=False)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
+            self._new_operator(self._new_teacher())  # refuses a recipe that cannot be built
             write_text(path, text)
 
     def _stages(self) -> dict[str, StageRecord]:

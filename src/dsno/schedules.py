@@ -22,7 +22,7 @@ import dataclasses
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -155,7 +155,7 @@ class BetaSchedule(_Angular):
     beta_schedule: str = "linear"
     timesteps: int = 1000
     zero_terminal_snr: bool = False
-    trained_betas: tuple[float, ...] | None = None
+    trained_betas: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         one_of(self.beta_schedule, BETA_SHAPES, "beta schedule")

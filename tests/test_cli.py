@@ -1,0 +1,583 @@
+"""The command line: its surface, and one sentence and an exit code for whatever is wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors import SafetensorError
+
+import dsno
+from dsno.cli import main, table
+from dsno.errors import WorkError
+from dsno.files import sha256
+from dsno.recipes import load_recipe, shipped_recipes
+
+TINY = [
+    "teacher.network.channels=[8]",
+    "teacher.steps=2",
+    "teacher.batch_size=8",
+    "collect.count=16",
+    "collect.shard_size=8",
+    "collect.steps=4",
+    "train.steps=2",
+    "train.batch_size=8",
+]
+COMMANDS = ("run", "teacher", "collect", "train", "report", "evaluate", "sample", "recipes", "info")
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a trained student."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    for command in ("teacher", "collect", "train"):
+        assert main([command, "digits", *TINY, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A run of one's own."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): sha256(path) if path.is_file() else ""
+        for path in folder.rglob("*")
+    }
+
+
+def refused(capsys: Capture, arguments: list[str], code: int = 2) -> str:
+    """The one sentence a command ends with."""
+    capsys.readouterr()
+    assert main(arguments) == code
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    stage = re.compile(r"(teacher|collect|train|evaluate|report): ")
+    lines = [line for line in err.splitlines() if not stage.match(line)]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("dsno: ")
+    assert lines[0].endswith((".", "?"))
+    assert out == ""
+    return lines[0].removeprefix("dsno: ")
+
+
+def misused(capsys: Capture, arguments: list[str]) -> str:
+    """Typer's own complaint about the use of options, as plain words."""
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "Usage: dsno" in err
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", err).split())
+
+
+# ------------------------------------------------------------------------------ the surface
+
+
+def test_help_lists_the_commands(capsys: Capture) -> None:
+    assert main(["--help"]) == 0
+    out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    listed = re.findall(r"^[│\s]*([a-z]+)\s{2,}[A-Z]", out.partition("Commands")[2], re.MULTILINE)
+    assert tuple(listed) == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: Capture) -> None:
+    assert main([command, "-h"]) == 0
+    assert f"Usage: dsno {command} [OPTIONS]" in capsys.readouterr().out
+
+
+def test_no_command_prints_the_help(capsys: Capture) -> None:
+    assert main([]) == 2
+    assert "teacher" in "".join(capsys.readouterr())
+
+
+def test_version(capsys: Capture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dsno {dsno.__version__}\n"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", dsno.__version__)
+
+
+def test_recipes_are_listed_with_their_titles(capsys: Capture) -> None:
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(shipped_recipes())
+    assert lines[0].endswith(load_recipe(lines[0].split()[0]).title)
+
+
+def test_info_names_what_numbers_depend_on(capsys: Capture) -> None:
+    assert main(["info"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["dsno"] == dsno.__version__
+    assert lines["torch"] == torch.__version__
+    assert {"python", "diffusers", "platform", "threads"} <= set(lines)
+
+
+DRY_RUN = {
+    "name": None,
+    "title": None,
+    "seed": None,
+    "data": ["source"],
+    "teacher": [
+        "steps",
+        "batch_size",
+        "learning_rate",
+        "warmup_steps",
+        "decay",
+        "milestones",
+        "gamma",
+        "weight_decay",
+        "betas",
+        "clip_norm",
+        "ema_decay",
+        "checkpoint_every",
+        "log_every",
+        "network",
+        "conditional",
+        "prediction_type",
+        "schedule",
+        "sigma_data",
+    ],
+    "collect": [
+        "count",
+        "slices",
+        "grid",
+        "solver",
+        "steps",
+        "spacing",
+        "batch_size",
+        "shard_size",
+        "dtype",
+    ],
+    "student": ["slices", "modes", "output", "sites"],
+    "train": [
+        "steps",
+        "batch_size",
+        "learning_rate",
+        "warmup_steps",
+        "decay",
+        "milestones",
+        "gamma",
+        "weight_decay",
+        "betas",
+        "clip_norm",
+        "ema_decay",
+        "checkpoint_every",
+        "log_every",
+        "loss",
+        "huber_delta",
+        "weight",
+        "weight_max",
+    ],
+    "evaluate": [
+        "samples",
+        "batch_size",
+        "features",
+        "classifier_seed",
+        "curves",
+        "baseline_steps",
+        "reference_steps",
+        "pictures",
+        "timing_rounds",
+    ],
+}
+
+
+@pytest.mark.parametrize("command", ["run", "teacher", "collect", "train", "report", "evaluate"])
+def test_dry_run_prints_the_resolved_recipe_and_touches_nothing(
+    command: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([command, "digits", "teacher.learning_rate=1e-05", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    found = yaml.safe_load(text)
+    assert {k: list(v) if isinstance(v, dict) else None for k, v in found.items()} == DRY_RUN
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "again.yaml").write_text(text)
+    again = load_recipe(str(tmp_path / "again.yaml"))
+    assert again == load_recipe("digits", ["teacher.learning_rate=1e-05"])
+
+
+def test_the_table_lists_the_cheapest_first() -> None:
+    rows = [("dsno", "DSNO", 1, 4.0), ("ddim", "DDIM", 16, 12.345), ("ddim", "DDIM", 2, 100.0)]
+    metrics: dict[str, Any] = {
+        "features": {"pixels": {}},
+        "reference": {"split_half_distance": {"pixels": 0.25}},
+        "samplers": [
+            {
+                "name": name,
+                "label": label,
+                "nfe": nfe,
+                "spacing": None if name == "dsno" else "uniform",
+                "frechet_distance": {"pixels": distance},
+                "relative_time": nfe / 2,
+            }
+            for name, label, nfe, distance in rows
+        ],
+    }
+    assert [re.split(r"\s{2,}", line) for line in table(metrics).splitlines()] == [
+        ["sampler", "evaluations", "spacing", "distance (pixels)", "time / student's"],
+        ["DSNO", "1", "-", "4", "0.50"],
+        ["DDIM", "2", "uniform", "100", "1.00"],
+        ["DDIM", "16", "uniform", "12.3", "8.00"],
+        ["real, half against half", "-", "-", "0.25", "-"],
+    ]
+
+
+# ------------------------------------------------------------------------- bad input: usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["rnu", "digits"], "No such command 'rnu'"),
+        (["run"], "Missing argument 'RECIPE'"),
+        (["run", "digits", "--outt", "x"], "No such option: --outt"),
+        (["sample", "x", "--num", "many"], "Invalid value for '--num'"),
+        (["sample", "x", "--label", "two"], "Invalid value for '--label'"),
+    ],
+)
+def test_misuse_is_explained(capsys: Capture, arguments: list[str], says: str) -> None:
+    assert says in misused(capsys, arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["digit"], "There is no recipe 'digit': did you mean 'digits'?"),
+        (["no/such/recipe.yaml"], "no/such/recipe.yaml cannot be read (No such file"),
+        (["digits", "teacher.stepz=3"], "There is no recipe key 'teacher.stepz'"),
+        (
+            ["digits", "teacher.steps=many"],
+            "'teacher.steps' should be a valid integer, not \"many\"",
+        ),
+        (["digits", "teacher.steps"], "An override reads key.sub=value, not 'teacher.steps'"),
+        (["digits", "student.slices=3"], "must divide"),
+        (["digits", "data.source=cifar"], "'data.source'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "train", "sample", "evaluate"])
+def test_a_bad_recipe_is_refused_by_every_command(
+    capsys: Capture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    arguments: list[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(capsys, [command, *arguments])
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------ bad input: folders
+
+
+def test_a_folder_of_another_recipe_is_left_alone(run: Path, capsys: Capture) -> None:
+    before = contents(run)
+    text = refused(capsys, ["run", "digits", "name=other", "--out", str(run)])
+    assert text == (
+        f"{run} holds a run of the recipe 'digits', not 'other'; give another folder to --out."
+    )
+    assert contents(run) == before
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    text = refused(capsys, ["run", "digits", "--out", str(tmp_path)])
+    assert text.startswith(f"{tmp_path} is not empty and holds no run")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_no_folder(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "file"
+    path.write_text("mine")
+    assert refused(capsys, ["run", "digits", "--out", str(path)]) == (
+        f"{path} is a file; give a folder to --out."
+    )
+    text = refused(capsys, ["teacher", "digits", *TINY, "--out", str(path / "run")], code=1)
+    assert "cannot be written: Not a directory" in text
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("recipe.yaml", "garbage", "recipe.yaml is damaged"),
+        ("recipe.yaml", "a: [", "recipe.yaml is damaged"),
+        ("recipe.yaml", "name: digits\nextra: 1\n", "recipe.yaml is damaged"),
+        ("recipe.yaml", "name: !!python/object/apply:os.system ['true']", "recipe.yaml is damaged"),
+        ("stages.json", "garbage", "stages.json cannot be read"),
+        ("stages.json", "[]", "stages.json is not a JSON object"),
+        ("stages.json", '{"teacher": 3}', "stages.json is damaged at 'teacher'"),
+        ("stages.json", '{"teacher": {}}', "stages.json is damaged at 'teacher.fingerprint'"),
+        ("trajectories/manifest.json", "garbage", "manifest.json cannot be read"),
+        ("trajectories/manifest.json", '{"format": 1}', "manifest.json is damaged"),
+        ("teacher/config.json", "garbage", "The teacher in"),
+        ("teacher/denoiser.json", "garbage", "denoiser.json cannot be read"),
+        ("teacher/denoiser.json", '{"schedule": 3}', "The teacher in"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named_with_a_remedy(
+    run: Path, capsys: Capture, name: str, content: str, says: str
+) -> None:
+    (run / name).write_text(content)
+    shutil.rmtree(run / "student")
+    text = refused(capsys, ["train", "digits", *TINY, "--out", str(run)])
+    assert says in text
+    assert str(run) in text
+    assert re.search(r"; (restore|delete|run) ", text)
+
+
+def test_following_the_remedy_for_a_damaged_manifest_helps(
+    run: Path, finished: Path, capsys: Capture
+) -> None:
+    path = run / "trajectories" / "manifest.json"
+    path.write_text("garbage")
+    collect = ["collect", "digits", *TINY, "--out", str(run)]
+    assert f"{path} cannot be read" in refused(capsys, collect)
+    path.unlink()
+    assert main(collect) == 0
+    assert path.read_bytes() == (finished / "trajectories" / "manifest.json").read_bytes()
+
+
+def test_a_damaged_shard_is_named_and_made_again(run: Path, capsys: Capture) -> None:
+    path = run / "trajectories" / "shard-00001.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    shutil.rmtree(run / "student")
+    train = ["train", "digits", *TINY, "--out", str(run)]
+    capsys.readouterr()
+    assert main(train) == 2
+    err = capsys.readouterr().err
+    assert f"dsno: {path} has {len(whole) - 1} bytes, not {len(whole)}; run `dsno collect`" in err
+    assert main(["collect", "digits", *TINY, "--out", str(run)]) == 0
+    assert path.read_bytes() == whole
+    assert main(train) == 0
+
+
+# ------------------------------------------------------------------------ bad input: samples
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--num", "0"], "The number of samples must be at least 1, not 0; give --num 1 or more."),
+        (["--num", "-3"], "at least 1, not -3"),
+        (["--batch-size", "0"], "The batch size must be at least 1, not 0"),
+        (["--label", "3"], "This model is unconditional: it takes no class labels."),
+        (["--out", "grid.jpg"], "written to a .png or .npz file, not 'grid.jpg'"),
+        (["--out", "grid"], "written to a .png or .npz file, not 'grid'"),
+        (["a.b=c"], "Overrides go with a recipe, not with a model folder."),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    options: list[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(capsys, ["sample", str(finished / "student"), *options])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_samples_are_written_where_asked(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", str(finished), "--num", "2"]) == 0
+    assert capsys.readouterr().out == "Wrote 2 samples to samples.png\n"
+    assert main(["sample", str(finished), "--num", "3", "--out", "new/a.npz"]) == 0
+    with np.load("new/a.npz") as arrays:
+        assert arrays["samples"].shape == (3, 1, 8, 8)
+    (tmp_path / "folder.png").mkdir()
+    out = ["--num", "1", "--out", "folder.png"]
+    assert "folder.png cannot be written" in refused(capsys, ["sample", str(finished), *out], 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.png", "new", "samples.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--samples", "1"], "A distance needs at least 2 samples, not 1"),
+        (["--data", "digit"], "Unknown data source 'digit': did you mean 'digits'?"),
+        (["a.b=c"], "Overrides go with a recipe"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(
+    finished: Path, capsys: Capture, options: list[str], says: str
+) -> None:
+    assert says in refused(capsys, ["evaluate", str(finished / "student"), *options])
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_a_folder_without_model_is_refused(command: str, tmp_path: Path, capsys: Capture) -> None:
+    assert "holds no trained model; run `dsno run`" in refused(capsys, [command, str(tmp_path)])
+    missing = str(tmp_path / "none")
+    assert f"There is no folder {missing}" in refused(capsys, [command, missing])
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def other_slices(path: Path) -> None:
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "sites": config["sites"][:-1]}))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model/diffusion_pytorch_model.safetensors", truncate),
+        ("model/diffusion_pytorch_model.safetensors", Path.unlink),
+        ("model/diffusion_pytorch_model.safetensors", lambda p: p.write_bytes(b"")),
+        ("model/config.json", lambda p: p.write_text("garbage")),
+        ("model/config.json", lambda p: p.write_text("{}")),
+        ("model/config.json", other_slices),
+        ("model/config.json", Path.unlink),
+        ("model_index.json", lambda p: p.write_text("garbage")),
+        ("model_index.json", lambda p: p.write_text("{}")),
+        ("model_index.json", lambda p: p.write_text('{"_class_name": "os"}')),
+    ],
+)
+def test_a_damaged_model_is_refused(
+    run: Path, tmp_path: Path, capsys: Capture, name: str, damage: Callable[[Path], object]
+) -> None:
+    damage(run / "student" / name)
+    out = tmp_path / "a.png"
+    text = refused(capsys, ["sample", str(run / "student"), "--out", str(out)])
+    assert str(run / "student") in text
+    assert not out.exists()
+
+
+def test_weights_are_never_unpickled(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    mark = tmp_path / "mark"
+
+    class Attack:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {mark}",)
+
+    model = run / "student" / "model"
+    (model / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save({"a": Attack()}, model / "diffusion_pytorch_model.bin")
+    refused(capsys, ["sample", str(run / "student"), "--out", str(tmp_path / "a.png")])
+    assert not mark.exists()
+
+
+# ------------------------------------------------------------------------- failures at work
+
+
+def test_a_full_disk_during_collection_is_said_and_the_command_goes_on_later(
+    run: Path, finished: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dsno import trajectories
+
+    shutil.rmtree(run / "trajectories")
+    collect = ["collect", "digits", *TINY, "--out", str(run)]
+    save, calls = trajectories.save_file, 0
+
+    def full(tensors: Any, path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        save(tensors, path)
+        if calls == 2:
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trajectories, "save_file", full)
+        capsys.readouterr()
+        assert main(collect) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == (
+        f"dsno: The disk is full: {run}/trajectories/shard-00001.safetensors was not written; "
+        "free some space and run again."
+    )
+    assert {p.name for p in (run / "trajectories").iterdir()} == {
+        "manifest.json",
+        "shard-00000.safetensors",
+    }
+    assert main(collect) == 0
+    assert contents(run / "trajectories") == contents(finished / "trajectories")
+
+
+@pytest.mark.parametrize("what", ["dsno.runs.save_teacher", "dsno.runs.save_pipeline"])
+def test_a_full_disk_while_weights_are_saved_is_said(
+    run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    from diffusers import ModelMixin
+
+    command, folder = ("teacher", "teacher") if "teacher" in what else ("train", "student")
+    shutil.rmtree(run / folder)
+
+    def full(self: Any, place: Path, **options: Any) -> None:
+        Path(place).mkdir(exist_ok=True)
+        (Path(place) / "half.safetensors").write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(ModelMixin, "save_pretrained", full)
+    capsys.readouterr()
+    assert main([command, "digits", *TINY, "--out", str(run)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith(f"dsno: The disk is full: {run / folder} was not written")
+    assert contents(run / folder) == {}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_place_that_cannot_be_written_is_said(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(self: Path, *_: Any, **__: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    out = tmp_path / "run"
+    text = refused(capsys, ["teacher", "digits", *TINY, "--out", str(out)], code=1)
+    assert str(out / "recipe.yaml") in text
+    assert ("The disk is full" if code == errno.ENOSPC else "cannot be written") in text
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_a_loss_that_explodes_is_said_with_exit_code_1(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsno.runs.denoising_loss", lambda *_: torch.tensor(torch.nan))
+    text = refused(capsys, ["teacher", "digits", *TINY, "--out", str(tmp_path / "run")], code=1)
+    assert "The loss became nan at step 0; there is no checkpoint yet" in text
+    assert "`clip_norm`" in text
+
+
+def test_an_interruption_has_its_own_exit_code(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dsno.runs.denoising_loss", interrupted)
+    text = refused(capsys, ["teacher", "digits", *TINY, "--out", str(tmp_path / "run")], code=130)
+    assert text == "interrupted; the same command goes on from here."
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("dsno.recipes.load_recipe", bug)
+    with pytest.raises(ZeroDivisionError):
+        main(["run", "digits"])
+    assert WorkError.exit_code == 1
