@@ -516,7 +516,7 @@ def test_a_full_disk_during_collection_is_said_and_the_command_goes_on_later(
     assert contents(run / "trajectories") == contents(finished / "trajectories")
 
 
-@pytest.mark.parametrize("what", ["dsno.runs.save_teacher", "dsno.runs.save_pipeline"])
+@pytest.mark.parametrize("what", ["dsno.stages.save_teacher", "dsno.stages.save_pipeline"])
 def test_a_full_disk_while_weights_are_saved_is_said(
     run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -556,7 +556,7 @@ def test_a_place_that_cannot_be_written_is_said(
 def test_a_loss_that_explodes_is_said_with_exit_code_1(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsno.runs.denoising_loss", lambda *_: torch.tensor(torch.nan))
+    monkeypatch.setattr("dsno.stages.denoising_loss", lambda *_: torch.tensor(torch.nan))
     text = refused(capsys, ["teacher", "digits", *TINY, "--out", str(tmp_path / "run")], code=1)
     assert "The loss became nan at step 0; there is no checkpoint yet" in text
     assert "`clip_norm`" in text
@@ -568,7 +568,7 @@ def test_an_interruption_has_its_own_exit_code(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dsno.runs.denoising_loss", interrupted)
+    monkeypatch.setattr("dsno.stages.denoising_loss", interrupted)
     text = refused(capsys, ["teacher", "digits", *TINY, "--out", str(tmp_path / "run")], code=130)
     assert text == "interrupted; the same command goes on from here."
 

@@ -141,6 +141,27 @@ def test_denoising_loss_is_the_squared_error_of_the_predicted_quantity(kind: str
     torch.testing.assert_close(single.double(), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(("kind", "t"), [("epsilon", 0.0), ("flow", 3e-5), ("edm", 0.0)])
+def test_targets_keep_their_digits_where_the_noise_is_tiny(kind: str, t: float) -> None:
+    """F = 0, so the loss is the squared target itself, which float32 would get from x - x_0."""
+
+    class Zero(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            return 0 * x
+
+    schedule = CosineSchedule() if kind == "epsilon" else SCHEDULE_OF[kind]
+    denoiser = Denoiser(
+        Zero(), schedule, prediction_type=kind, sample_shape=(1,), sigma_data=SIGMA_DATA
+    )
+    time = torch.tensor([t])
+    alpha, sigma = schedule.alpha(time.double()), schedule.sigma(time.double())
+    for clean in torch.linspace(-0.9, 0.9, 12)[:, None, None]:
+        noise = torch.randn(1, 1)
+        target = targets(kind, clean.double(), noise.double(), alpha, sigma)
+        loss = denoising_loss(denoiser, clean, noise, time)
+        assert loss.item() == pytest.approx(target.square().item(), rel=3e-6)
+
+
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
 def test_the_posterior_mean_minimises_the_denoising_loss(kind: str) -> None:
     schedule = SCHEDULE_OF[kind]

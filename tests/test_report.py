@@ -227,9 +227,21 @@ def test_table_lists_every_sampler_student_first_then_by_method_spacing_and_eval
 @pytest.mark.parametrize(
     ("student", "sentence", "told"),
     [
-        (3.9, "The one-step student beats DDIM with 16 evaluations on a uniform grid.", "DPM-Solver++(2M) with 16"),
-        (4.5, "The one-step student equals DDIM with 16 evaluations on a uniform grid.", "DPM-Solver++(2M) with 16"),
-        (9.0, "The one-step student does not beat DDIM with 16 evaluations on a uniform grid.", "9.00"),
+        (
+            3.9,
+            "The one-step student beats DDIM with 16 evaluations on a uniform grid.",
+            "DPM-Solver++(2M) with 16",
+        ),
+        (
+            4.5,
+            "The one-step student equals DDIM with 16 evaluations on a uniform grid.",
+            "DPM-Solver++(2M) with 16",
+        ),
+        (
+            9.0,
+            "The one-step student does not beat DDIM with 16 evaluations on a uniform grid.",
+            "9.00",
+        ),
         (1.2, "The one-step student beats DDIM", "No measured sampler has a lower distance."),
     ],
 )

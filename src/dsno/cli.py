@@ -186,7 +186,7 @@ def recipes() -> None:
 @app.command()
 def info() -> None:
     """Print the versions that numbers depend on."""
-    from dsno.runs import environment
+    from dsno.stages import environment
 
     for key, value in environment().items():
         typer.echo(f"{key:<10} {value}")

@@ -39,7 +39,9 @@ Condition = Mapping[str, Tensor]
 """Named conditioning tensors, each with a leading batch dimension (`class_labels`, ...)."""
 
 NetworkCall = Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
-"""How to call a network: (network, c_in x, c_noise of shape (batch,), condition) -> F."""
+"""How to call a network: (network, c_in x, c_noise (batch,), condition) -> F.
+
+The time comes in float32 also to a half-precision network: bfloat16 rounds 777.7 to 776."""
 
 
 @runtime_checkable
@@ -98,7 +100,7 @@ TIME_INPUTS = ("angle", "index", "edm", "time")
 
 def call_plain(network: nn.Module, x: Tensor, c_noise: Tensor, condition: Condition) -> Tensor:
     """Call `network(x, c_noise, **condition)`: the convention of the user's own modules."""
-    output: Tensor = network(x, c_noise, **condition)
+    output: Tensor = network(x, c_noise.to(x.dtype), **condition)
     return output
 
 
@@ -205,7 +207,12 @@ class Denoiser(nn.Module):
         told = self.preconditioning.c_noise(t).to(x.device).expand(x.shape[0])
         kind = next((p.dtype for p in self.network.parameters()), x.dtype)
         rows = expand(self.preconditioning.coefficients(t).into, x) * x
-        return self.call(self.network, rows.to(kind), told.to(kind), condition or {}).to(x.dtype)
+        return self.call(
+            self.network,
+            rows.to(kind),
+            told.to(torch.promote_types(kind, torch.float32)),
+            condition or {},
+        ).to(x.dtype)
 
     def forward(
         self,

@@ -173,7 +173,7 @@ def lift(
     """
     names = match_sites(denoiser.network, sites)
     channels = site_channels(denoiser, names, condition, channel_dim)
-    network = copy.deepcopy(denoiser.network)
+    network = copy.deepcopy(denoiser.network).requires_grad_(True)  # a teacher may be frozen
     return Lifted(network, names, channels, slices=slices, modes=modes, channel_dim=channel_dim)
 
 
@@ -294,7 +294,8 @@ class DSNO(nn.Module):
             count, 0
         )
         given = {k: v.repeat_interleave(count, 0) for k, v in (condition or {}).items()}
-        told = self.preconditioning.c_noise(every).to(noise).repeat(batch)
+        kind = torch.promote_types(noise.dtype, torch.float32)
+        told = self.preconditioning.c_noise(every).to(noise.device, kind).repeat(batch)
         # Set, not restored: gradient checkpointing runs the network again during backward.
         self.lifted.layout.slices = slices
         f = self.call(self.lifted.network, rows, told, given).to(noise.dtype)

@@ -206,9 +206,12 @@ class DSNOPipeline(DiffusionPipeline):
 
         Raises:
             InputError: for a batch size below 1, labels out of range or given to an unconditional
-                model, sizes that disagree, or an unknown output type.
+                model, sizes that disagree, times without `return_trajectory`, or an unknown
+                output type.
         """
         one_of(output_type, OUTPUT_TYPES, "output type")
+        if times is not None and not return_trajectory:
+            raise InputError("Times are of the trajectory: give return_trajectory=True too.")
         operator, model = self.model.operator, self.model
         count = _batch_size(batch_size, class_labels, noise)
         if noise is None:
@@ -218,13 +221,16 @@ class DSNOPipeline(DiffusionPipeline):
         labels = _labels(class_labels, count, model.config.class_frequencies, generator)
         if labels is not None:
             labels = labels.to(model.device)
-        states = model(noise, labels)
-        samples = states[:, -1]
-        trajectory = asked = None
-        if return_trajectory:
-            asked = operator.times if times is None else torch.as_tensor(times, dtype=torch.float64)
-            trajectory = states if times is None else model(noise, labels, asked)
-        return DSNOPipelineOutput(_convert(samples, output_type), trajectory, asked, labels)
+        asked = operator.times
+        if times is None:
+            states = model(noise, labels)
+        else:  # the sample is the state at one more time, of the same evaluation
+            asked = torch.as_tensor(times, dtype=torch.float64)
+            states = model(noise, labels, torch.cat([asked, torch.zeros_like(asked[:1])]))
+        images = _convert(states[:, -1], output_type)
+        if not return_trajectory:
+            return DSNOPipelineOutput(images, class_labels=labels)
+        return DSNOPipelineOutput(images, states[:, : len(asked)], asked, labels)
 
 
 def _batch_size(batch_size: int | None, labels: Any, noise: Tensor | None) -> int:
