@@ -24,6 +24,9 @@ from dsno.files import sha256
 from dsno.recipes import load_recipe, shipped_recipes
 
 TINY = [
+    "teacher.conditional=false",
+    "collect.slices=4",
+    "student.slices=4",
     "teacher.network.channels=[8]",
     "teacher.steps=2",
     "teacher.batch_size=8",
@@ -516,13 +519,12 @@ def test_a_full_disk_during_collection_is_said_and_the_command_goes_on_later(
     assert contents(run / "trajectories") == contents(finished / "trajectories")
 
 
-@pytest.mark.parametrize("what", ["dsno.stages.save_teacher", "dsno.stages.save_pipeline"])
+@pytest.mark.parametrize(("command", "folder"), [("teacher", "teacher"), ("train", "student")])
 def test_a_full_disk_while_weights_are_saved_is_said(
-    run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, what: str
+    run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, command: str, folder: str
 ) -> None:
     from diffusers import ModelMixin
 
-    command, folder = ("teacher", "teacher") if "teacher" in what else ("train", "student")
     shutil.rmtree(run / folder)
 
     def full(self: Any, place: Path, **options: Any) -> None:

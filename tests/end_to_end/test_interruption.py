@@ -21,6 +21,8 @@ from dsno.cli import main
 from dsno.files import sha256
 
 RECIPE = [
+    "collect.slices=4",
+    "student.slices=4",
     "teacher.network.channels=[8]",
     "teacher.steps=60",
     "teacher.batch_size=8",
