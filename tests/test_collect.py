@@ -16,9 +16,9 @@ from dsno import seeds, trajectories
 from dsno.collect import collect, scales_at
 from dsno.errors import InputError
 from dsno.files import sha256
+from dsno.grids import Spacing, grid_times
 from dsno.mixtures import GaussianMixture
-from dsno.operator import grid_times
-from dsno.schedules import CosineSchedule, EDMSchedule, NoiseSchedule, Spacing
+from dsno.schedules import CosineSchedule, EDMSchedule, NoiseSchedule
 from dsno.solvers import solve
 from dsno.trajectories import (
     MANIFEST,

@@ -25,10 +25,11 @@ from dsno.evaluate import (
     student_sampler,
     teacher_sampler,
 )
+from dsno.grids import Spacing
 from dsno.mixtures import Gaussian, GaussianMixture
 from dsno.operator import DSNO
 from dsno.recipes.schema import Curve, Evaluate
-from dsno.schedules import CosineSchedule, Spacing
+from dsno.schedules import CosineSchedule
 from dsno.solvers import solve
 
 SHAPE = (1, 2, 2)

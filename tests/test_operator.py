@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from dsno.denoisers import PREDICTION_TYPES, Denoiser, Preconditioning
 from dsno.errors import InputError
+from dsno.grids import SPACINGS, Spacing
 from dsno.mixtures import Gaussian
 from dsno.objectives import slice_weights, trajectory_loss
 from dsno.operator import DSNO, OUTPUTS, Lifted, match_sites
-from dsno.schedules import SCHEDULES, SPACINGS, BetaSchedule, CosineSchedule, Spacing
+from dsno.schedules import SCHEDULES, BetaSchedule, CosineSchedule
 from dsno.temporal import Slices
 
 ONE = torch.ones((), dtype=torch.float64)

@@ -11,19 +11,17 @@ import torch
 from diffusers import DDPMScheduler
 
 from dsno.errors import InputError
+from dsno.grids import SPACINGS, Spacing, time_grid
 from dsno.schedules import (
     BETA_SHAPES,
     SCHEDULES,
-    SPACINGS,
     BetaSchedule,
     CosineSchedule,
     EDMSchedule,
     NoiseSchedule,
     RectifiedFlowSchedule,
-    Spacing,
     schedule_from_config,
     signal_and_noise,
-    time_grid,
 )
 
 INSIDE = torch.linspace(0.001, 0.999, 333, dtype=torch.float64)

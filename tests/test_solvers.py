@@ -11,16 +11,9 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from dsno.errors import InputError
+from dsno.grids import SPACINGS, Spacing, time_grid
 from dsno.mixtures import Gaussian, GaussianMixture, mixture_flow_1d
-from dsno.schedules import (
-    SCHEDULES,
-    SPACINGS,
-    BetaSchedule,
-    CosineSchedule,
-    NoiseSchedule,
-    Spacing,
-    time_grid,
-)
+from dsno.schedules import SCHEDULES, BetaSchedule, CosineSchedule, NoiseSchedule
 from dsno.solvers import METHODS, evaluations, nodes, solve, step_times
 
 ONE = torch.ones((), dtype=torch.float64)

@@ -19,10 +19,10 @@ from dsno.console import progress
 from dsno.data import Dataset
 from dsno.denoisers import Condition, DenoiserProtocol
 from dsno.features import Features, TrainedClassifier, pixels, train_classifier
+from dsno.grids import Spacing, grid_times
 from dsno.metrics import Moments, frechet_distance, moments
-from dsno.operator import DSNO, grid_times
+from dsno.operator import DSNO
 from dsno.recipes.schema import Curve, Evaluate
-from dsno.schedules import Spacing
 from dsno.solvers import evaluations, solve
 
 Generate = Callable[[Tensor, Condition | None], Tensor]

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from dsno.denoisers import Condition, Denoiser, NetworkCall, Preconditioning, call_plain
 from dsno.errors import InputError, closest, one_of
-from dsno.schedules import Spacing, signal_and_noise
+from dsno.grids import Spacing, grid_times
+from dsno.schedules import signal_and_noise
 from dsno.temporal import Slices, TemporalLayer
 
 OUTPUTS = ("denoised", "state")
@@ -321,11 +322,6 @@ class DSNO(nn.Module):
         """The state at t = 0, (batch, *shape): one network evaluation."""
         states: Tensor = self(noise, condition)
         return states[:, -1]
-
-
-def grid_times(spacing: Spacing, slices: int) -> Tensor:
-    """The times t_m = g(m / M), m = M - 1 .. 0, falling, float64: (M,)."""
-    return spacing.time(torch.arange(slices - 1, -1, -1, dtype=torch.float64) / slices)
 
 
 def _one() -> Tensor:

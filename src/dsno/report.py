@@ -250,11 +250,11 @@ def verdict(metrics: Metrics) -> tuple[str, list[str]]:
     if better := [row for row in others if row.frechet_distance[v.features] < v.student]:
         best = min(better, key=lambda row: row.frechet_distance[v.features])
         fewest = min(better, key=lambda row: (row.nfe, row.frechet_distance[v.features]))
-        whats = "The fewest evaluations that do better", "The lowest distance measured"
-        for what, row in zip(whats, (fewest, best), strict=True):
+        leads = "The fewest evaluations that do better", "The lowest distance measured"
+        for lead, row in zip(leads, (fewest, best), strict=True):
             steps = f"{row.spacing} steps, " if row.spacing not in (None, "uniform") else ""
             distance = steps + number(row.frechet_distance[v.features])
-            told.append(f"{what}: {row.label} with {_evaluations(row.nfe)} ({distance}).")
+            told.append(f"{lead}: {row.label} with {_evaluations(row.nfe)} ({distance}).")
     else:
         told.append("No measured sampler has a lower distance.")
     return f"The one-step student {word} DDIM with {evaluations} on a uniform grid.", told

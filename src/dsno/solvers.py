@@ -32,7 +32,8 @@ from torch import Tensor
 
 from dsno.denoisers import Condition, CountingDenoiser, DenoiserProtocol
 from dsno.errors import InputError, one_of
-from dsno.schedules import NoiseSchedule, Spacing, signal_and_noise
+from dsno.grids import Spacing
+from dsno.schedules import NoiseSchedule, signal_and_noise
 
 MERGE = 1e-6
 """Asked times closer than this share one state: multistep ratios explode over tiny steps."""

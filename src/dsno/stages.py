@@ -24,12 +24,13 @@ from dsno.data import load_data
 from dsno.denoisers import Denoiser, Preconditioning
 from dsno.evaluate import Draws, build_reference, evaluate, power_spectrum, trajectory_arrays
 from dsno.files import filling, read_json, replacing, write_json
+from dsno.grids import Spacing, grid_times
 from dsno.objectives import denoising_loss, slice_weights, trajectory_loss
-from dsno.operator import DSNO, grid_times, match_sites
+from dsno.operator import DSNO, match_sites
 from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
 from dsno.recipes.schema import Optimisation, Recipe
 from dsno.report import write_report
-from dsno.schedules import Spacing, schedule_from_config
+from dsno.schedules import schedule_from_config
 from dsno.solvers import evaluations
 from dsno.teachers.unet import build_unet, load_teacher, save_teacher, unet_denoiser
 from dsno.training import Plan, train
