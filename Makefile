@@ -35,7 +35,7 @@ demo: install
 	$(BIN)/dsno run digits --out runs/digits
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: install
 	$(BIN)/ruff check
