@@ -166,6 +166,7 @@ class DSNOPipeline(DiffusionPipeline):
                 f"{folder} is not a trained model (no model_index.json); give the folder that "
                 "`dsno train` wrote, such as runs/digits/student."
             )
+        kwargs.setdefault("low_cpu_mem_usage", False)  # the other way needs accelerate
         try:
             with _quiet():
                 pipeline = super().from_pretrained(path, use_safetensors=True, **kwargs)

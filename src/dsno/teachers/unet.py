@@ -130,7 +130,11 @@ def load_teacher(folder: Path) -> Denoiser:
             {k: description[k] for k in ("schedule", "prediction_type", "sigma_data", "time_input")}
         )
         network = UNet2DModel.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,  # the other way needs accelerate
         )
     except (KeyError, TypeError, OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
