@@ -90,11 +90,11 @@ def grid(
     return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
 
 
-def save_png(image: Image.Image, path: Path) -> None:
+def save_png(image: Image.Image, path: str | Path) -> None:
     """Write a PNG file; it is whole or not there.
 
     Raises:
         WorkError: if it cannot be written.
     """
-    with replacing(path) as temporary:
+    with replacing(Path(path)) as temporary:
         image.save(temporary, format="PNG", optimize=True)
