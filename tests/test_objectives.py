@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from dsno.denoisers import PREDICTION_TYPES, Denoiser
 from dsno.errors import InputError
-from dsno.objectives import DISTANCES, WEIGHTS, denoising_loss, slice_weights, trajectory_loss
+from dsno.objectives import (
+    DISTANCES,
+    LOSSES,
+    WEIGHTS,
+    denoising_loss,
+    slice_weights,
+    trajectory_loss,
+)
 from dsno.schedules import SCHEDULES, BetaSchedule, CosineSchedule
 
 PAPER_TIMES = torch.tensor([0.5625, 0.25, 0.0625, 0.0])
@@ -20,6 +27,7 @@ SCHEDULE_OF = {
     "sample": CosineSchedule(),
     "edm": SCHEDULES["edm"](),
     "flow": SCHEDULES["rectified_flow"](),
+    "sample_and_epsilon": CosineSchedule(),
 }
 SIGMA_DATA = 0.5
 
@@ -86,6 +94,52 @@ def test_trajectory_loss_is_the_weighted_mean_over_times(name: str) -> None:
     assert not per_time.requires_grad
 
 
+class PeakDistance(nn.Module):
+    """Distance of image batches: the largest difference of a pair; remembers what it was given."""
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        self.given = first.detach(), second
+        return (first - second).abs().amax((1, 2, 3))
+
+
+def test_the_perceptual_loss_is_the_mean_distance_of_the_states_at_each_time() -> None:
+    predicted = (5 * torch.randn(3, 4, 1, 2, 5)).requires_grad_()
+    target, weights = torch.randn(3, 4, 1, 2, 5), torch.tensor([0.1, 0.4, 1.5, 2.0]).double()
+    perceptual = PeakDistance()
+    loss, per_time = trajectory_loss(
+        predicted, target, weights, distance="lpips_vgg", perceptual=perceptual
+    )
+    peaks = [
+        [(predicted[i, m] - target[i, m]).detach().abs().max().item() for i in range(3)]
+        for m in range(4)
+    ]
+    expected = [sum(row) / 3 for row in peaks]
+    assert per_time.tolist() == pytest.approx(expected, rel=1e-5)
+    total = sum(w * e for w, e in zip(weights.tolist(), expected, strict=True)) / 4
+    assert loss.item() == pytest.approx(total, rel=1e-5)
+    assert not per_time.requires_grad
+    # the states as they are: neither clipped nor rescaled
+    assert perceptual.given[0].abs().max() == predicted.abs().max() > 1
+    loss.backward()
+    moved = predicted.grad.abs().amax((2, 3, 4))  # each peak's weight / (times x batch)
+    torch.testing.assert_close(moved, (weights.float() / 12).expand(3, 4))
+
+
+def test_the_perceptual_loss_without_its_network_says_what_to_give() -> None:
+    states = torch.zeros(1, 1, 3, 16, 16)
+    with pytest.raises(
+        InputError, match=r"`train.loss` = lpips_vgg needs .* train.vgg16=PATH.*\.$"
+    ):
+        trajectory_loss(states, states, torch.ones(1), distance="lpips_vgg")
+
+
+def test_an_unknown_loss_is_answered_with_the_closest() -> None:
+    assert {*DISTANCES, "lpips_vgg"} == set(LOSSES)
+    states = torch.zeros(1, 1, 2)
+    with pytest.raises(InputError, match="Unknown loss 'lpips': did you mean 'lpips_vgg'"):
+        trajectory_loss(states, states, torch.ones(1), distance="lpips")
+
+
 # --------------------------------------------------------------------------------- denoising loss
 
 
@@ -99,6 +153,7 @@ def targets(kind: str, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) ->
         "sample": x0,
         "edm": (x0 - SIGMA_DATA**2 / total**2 * x) * total / (sigma * SIGMA_DATA),
         "flow": eps - x0,
+        "sample_and_epsilon": sigma**2 * x0 - alpha * sigma * eps,
     }[kind]
 
 
@@ -116,7 +171,10 @@ class Exact(nn.Module):
         x0 = 0.3 + alpha * 0.36 / (alpha**2 * 0.36 + sigma**2) * (x - 0.3 * alpha)
         spread = (alpha**2 * 0.36 + sigma**2).sqrt()
         perturbation = self.shift + self.slope * (x - 0.3 * alpha) / spread
-        return targets(self.kind, x0, (x - alpha * x0) / sigma, alpha, sigma) + perturbation
+        eps = (x - alpha * x0) / sigma
+        if self.kind == "sample_and_epsilon":  # F takes sigma^2 of the first half
+            return torch.cat([x0 + perturbation / sigma**2, eps], 1)
+        return targets(self.kind, x0, eps, alpha, sigma) + perturbation
 
 
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
@@ -125,7 +183,8 @@ def test_denoising_loss_is_the_squared_error_of_the_predicted_quantity(kind: str
 
     class Wave(nn.Module):
         def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-            return x.sin() + c_noise[:, None] / 1000
+            wave = x.sin() + c_noise[:, None] / 1000
+            return torch.cat([wave, x.cos()], 1) if kind == "sample_and_epsilon" else wave
 
     denoiser = Denoiser(
         Wave(), schedule, prediction_type=kind, sample_shape=(2,), sigma_data=SIGMA_DATA

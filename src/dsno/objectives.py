@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsno.denoisers import Condition, Denoiser, expand
-from dsno.errors import one_of
+from dsno.errors import InputError, one_of
 from dsno.schedules import NoiseSchedule
 
 
@@ -31,6 +31,12 @@ DISTANCES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "pseudo_huber": _pseudo_huber,
 }
 """Elementwise distances; at `delta` pseudo-Huber turns from square to absolute."""
+
+LPIPS_VGG = "lpips_vgg"
+"""The distance of whole images in VGG16's features (`dsno.perceptual`)."""
+
+LOSSES = (*DISTANCES, LPIPS_VGG)
+"""Every name `trajectory_loss` knows."""
 
 WEIGHTS = ("sqrt_snr", "flat")
 
@@ -61,15 +67,43 @@ def trajectory_loss(
     *,
     distance: str = "l1",
     delta: float = 0.03,
+    perceptual: nn.Module | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " M"]]:
     """Mean over times of weight times distance, and the unweighted distance at each time.
 
     States are expected divided by `state_scale`, so that no time of a variance-exploding schedule
     drowns the others; for variance-preserving ones that divides by 1.
+
+    Args:
+        predicted: states of the operator.
+        target: states of the teacher.
+        weights: of the times, see `slice_weights`.
+        distance: one of `LOSSES`. `lpips_vgg` compares the states as they are, noise included and
+            not clipped, as the code of the paper's authors does for CIFAR-10.
+        delta: of `pseudo_huber`.
+        perceptual: of `lpips_vgg`: a distance of image batches, (n, C, H, W) twice -> (n,).
+
+    Raises:
+        InputError: for an unknown distance, or `lpips_vgg` without its network.
     """
-    error = DISTANCES[distance](predicted - target, delta)
+    if one_of(distance, LOSSES, "loss") == LPIPS_VGG:
+        error = _perceptual_error(predicted, target, perceptual)
+    else:
+        error = DISTANCES[distance](predicted - target, delta)
     per_time = error.transpose(0, 1).flatten(1).mean(1)
     return (per_time * weights.to(per_time)).mean(), per_time.detach()
+
+
+def _perceptual_error(
+    predicted: Tensor, target: Tensor, perceptual: nn.Module | None
+) -> Float[Tensor, "batch M"]:
+    if perceptual is None:
+        raise InputError(
+            "`train.loss` = lpips_vgg needs the weights of VGG16: give train.vgg16=PATH, a file "
+            "made by tools/convert_vgg16.py, or choose another loss."
+        )
+    distances: Tensor = perceptual(predicted.flatten(0, 1), target.flatten(0, 1))
+    return distances.reshape(predicted.shape[:2])
 
 
 def denoising_loss(
