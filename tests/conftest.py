@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dsno.denoisers import Denoiser, Preconditioning
 from dsno.schedules import CosineSchedule, NoiseSchedule
-from dsno.teachers.unet import build_unet, unet_denoiser
+from dsno.teachers.store import denoiser_of
+from dsno.teachers.unet import build_unet
 
 torch.set_num_threads(1)
 
@@ -59,8 +60,7 @@ def unet_teacher() -> Callable[..., Denoiser]:
     ) -> Denoiser:
         options = {"channels": (8, 16), "norm_num_groups": 4, **options}
         network = build_unet(shape, **options).eval()
-        return unet_denoiser(
-            network, Preconditioning(schedule or CosineSchedule(), prediction_type)
-        )
+        preconditioning = Preconditioning(schedule or CosineSchedule(), prediction_type)
+        return denoiser_of(network, preconditioning, shape)
 
     return make

@@ -36,7 +36,18 @@ TINY = [
     "train.steps=2",
     "train.batch_size=8",
 ]
-COMMANDS = ("run", "teacher", "collect", "train", "report", "evaluate", "sample", "recipes", "info")
+COMMANDS = (
+    "run",
+    "teacher",
+    "collect",
+    "train",
+    "report",
+    "evaluate",
+    "sample",
+    "import",
+    "recipes",
+    "info",
+)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -132,7 +143,16 @@ DRY_RUN = {
     "name": None,
     "title": None,
     "seed": None,
-    "data": ["source"],
+    "data": [
+        "source",
+        "path",
+        "split",
+        "size",
+        "channels",
+        "image_column",
+        "label_column",
+        "random_flip",
+    ],
     "teacher": [
         "steps",
         "batch_size",
@@ -147,13 +167,19 @@ DRY_RUN = {
         "ema_decay",
         "checkpoint_every",
         "log_every",
+        "source",
         "network",
         "conditional",
+        "label_dropout",
         "prediction_type",
         "schedule",
         "sigma_data",
+        "clip_sample",
+        "null_class",
+        "image_size",
     ],
     "collect": [
+        "source",
         "count",
         "slices",
         "grid",
@@ -163,6 +189,9 @@ DRY_RUN = {
         "batch_size",
         "shard_size",
         "dtype",
+        "guidance_scale",
+        "prompts",
+        "negative_prompt",
     ],
     "student": ["slices", "modes", "output", "sites"],
     "train": [
@@ -180,6 +209,7 @@ DRY_RUN = {
         "checkpoint_every",
         "log_every",
         "loss",
+        "vgg16",
         "huber_delta",
         "weight",
         "weight_max",
@@ -259,7 +289,7 @@ def test_misuse_is_explained(capsys: Capture, arguments: list[str], says: str) -
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["digit"], "There is no recipe 'digit': did you mean 'digits'?"),
+        (["digit"], "There is no recipe 'digit': did you mean 'digits'"),
         (["no/such/recipe.yaml"], "no/such/recipe.yaml cannot be read (No such file"),
         (["digits", "teacher.stepz=3"], "There is no recipe key 'teacher.stepz'"),
         (
@@ -327,7 +357,7 @@ def test_a_file_is_no_folder(tmp_path: Path, capsys: Capture) -> None:
         ("stages.json", '{"teacher": 3}', "stages.json is damaged at 'teacher'"),
         ("stages.json", '{"teacher": {}}', "stages.json is damaged at 'teacher.fingerprint'"),
         ("trajectories/manifest.json", "garbage", "manifest.json cannot be read"),
-        ("trajectories/manifest.json", '{"format": 1}', "manifest.json is damaged"),
+        ("trajectories/manifest.json", '{"format": 2}', "manifest.json is damaged"),
         ("teacher/config.json", "garbage", "The teacher in"),
         ("teacher/denoiser.json", "garbage", "denoiser.json cannot be read"),
         ("teacher/denoiser.json", '{"schedule": 3}', "The teacher in"),

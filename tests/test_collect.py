@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dsno import seeds, trajectories
 from dsno.collect import collect, scales_at
+from dsno.conditions import Conditions
 from dsno.errors import InputError
 from dsno.files import sha256
 from dsno.grids import Spacing, grid_times
@@ -131,7 +132,7 @@ def test_scaling_keeps_half_precision_accurate_where_the_noise_is_large(tmp_path
 def test_a_conditional_teacher_is_told_the_stored_labels(tmp_path: Path) -> None:
     denoiser = teacher(CosineSchedule())
     made = plan(denoiser, num_classes=3, count=60)
-    collect(denoiser, tmp_path, made, batch_size=9, label_frequencies=FREQUENCIES)
+    collect(denoiser, tmp_path, made, batch_size=9, conditions=Conditions(FREQUENCIES))
     noise, states, condition = TrajectoryStore(tmp_path).rows(torch.arange(60))
     labels = condition["class_labels"]
     assert torch.equal(labels, seeds.item_labels(7, range(60), FREQUENCIES))

@@ -45,6 +45,8 @@ TARGETS = {
     "sample": lambda x, x0, a, s: x0,
     "edm": lambda x, x0, a, s: edm_target(x, x0, s),
     "flow": lambda x, x0, a, s: (x - a * x0) / s - x0,
+    # two predictions that are wrong by the same x0 error stay wrong by sigma^2 + alpha^2 = 1 of it
+    "sample_and_epsilon": lambda x, x0, a, s: torch.cat([x0, (x - a * x0) / s], 1),
 }
 MEANINGFUL = {
     "epsilon": ("cosine", "betas", "edm"),
@@ -52,6 +54,7 @@ MEANINGFUL = {
     "sample": tuple(SCHEDULES),
     "edm": ("edm",),
     "flow": ("rectified_flow",),
+    "sample_and_epsilon": ("cosine", "betas"),
 }
 
 
@@ -91,6 +94,56 @@ def test_an_exact_network_gives_the_exact_denoiser(kind: str, name: str) -> None
     for i, one in enumerate(t):  # the same time for every row, as a scalar
         oracle.alpha, oracle.sigma = alpha[i], sigma[i]
         torch.testing.assert_close(denoiser(x[i : i + 1], one), expected[i : i + 1])
+
+
+@pytest.mark.parametrize("t", TIMES.tolist())
+def test_two_predictions_are_blended_as_the_formula_says(t: float) -> None:
+    class Both(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            return torch.cat([x.cos(), x.sin()], 1)
+
+    schedule, at = SCHEDULES["cosine"](), torch.tensor(t, dtype=torch.float64)
+    denoiser = Denoiser(
+        Both(), schedule, prediction_type="sample_and_epsilon", sample_shape=(3,), clip_sample=0.7
+    )
+    alpha, sigma, z = schedule.alpha(at), schedule.sigma(at), torch.randn(5, 3).double()
+    expected = sigma**2 * z.cos() + alpha**2 * (z - sigma * z.sin()) / alpha
+    torch.testing.assert_close(denoiser(z, at), expected.clamp(-0.7, 0.7))
+
+
+def test_learned_variances_are_left_aside() -> None:
+    class Wide(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            return torch.cat([x, torch.full_like(x, torch.nan)], 1)
+
+    denoiser = Denoiser(Wide(), ZERO_SNR, prediction_type="v_prediction", sample_shape=(2,))
+    assert denoiser(torch.randn(3, 2), torch.tensor(0.5)).isfinite().all()
+
+
+def test_an_output_of_another_shape_is_refused() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            return x[:, :1]
+
+    denoiser = Denoiser(Odd(), ZERO_SNR, prediction_type="v_prediction", sample_shape=(2,))
+    with pytest.raises(InputError, match=r"shape \(1,\), which is neither the sample's \(2,\)"):
+        denoiser(torch.randn(3, 2), torch.tensor(0.5))
+
+
+def test_dynamic_thresholding_rescales_only_what_exceeds_one() -> None:
+    class Three(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            return torch.tensor([[0.1, -0.2, 0.4, 0.5, 0.3], [4.0, -1.0, 2.0, -8.0, 0.0]])
+
+    denoiser = Denoiser(
+        Three(), ZERO_SNR, prediction_type="sample", sample_shape=(5,), dynamic_threshold=(0.75, 9)
+    )
+    # the second row's magnitudes are 0, 1, 2, 4, 8: three quarters of them are at most 4
+    expected = torch.tensor([[0.1, -0.2, 0.4, 0.5, 0.3], [1.0, -0.25, 0.5, -1.0, 0.0]])
+    torch.testing.assert_close(denoiser(torch.randn(2, 5), torch.tensor(0.5)), expected)
+    denoiser.dynamic_threshold = (0.75, 2.0)
+    expected[1] = torch.tensor([1.0, -0.5, 1.0, -1.0, 0.0])
+    torch.testing.assert_close(denoiser(torch.randn(2, 5), torch.tensor(0.5)), expected)
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "sample"])
@@ -213,6 +266,25 @@ def test_guidance_is_null_plus_scaled_difference(scale: float, t: Tensor) -> Non
     expected = (1 - scale) * unconditional + scale * conditional
     torch.testing.assert_close(guided(x, t, {"class_labels": labels}), expected)
     assert (guided.schedule, guided.sample_shape) == (schedule, (2,))
+
+
+def test_guidance_reads_a_scale_for_each_sample_and_costs_two_evaluations() -> None:
+    inner = Denoiser(Labelled(), ZERO_SNR, prediction_type="v_prediction", sample_shape=(2,))
+    null = {"class_labels": torch.tensor(3)}
+    sampled = GuidedDenoiser(inner, None, null)
+    x, t, labels = torch.randn(3, 2), torch.tensor(0.4), torch.tensor([0, 1, 2])
+    scales = torch.tensor([0.0, 1.0, 4.5])
+    together = sampled(x, t, {"class_labels": labels, "guidance_scale": scales})
+    for i, scale in enumerate(scales.tolist()):
+        alone = GuidedDenoiser(inner, scale, null)
+        torch.testing.assert_close(
+            together[i : i + 1], alone(x[i : i + 1], t, {"class_labels": labels[i : i + 1]})
+        )
+    counting = CountingDenoiser(sampled)
+    counting(x, t, {"class_labels": labels, "guidance_scale": scales})
+    assert counting.nfe == 2
+    with pytest.raises(InputError, match="guidance_scale"):
+        sampled(x, t, {"class_labels": labels})
 
 
 def test_guidance_refuses_another_condition_than_it_was_set_up_for() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dsno import seeds
+from dsno.conditions import Conditions
 from dsno.data import Dataset
 from dsno.denoisers import Condition
 from dsno.errors import InputError
@@ -58,7 +59,7 @@ def reference(data: Dataset) -> Reference:
 
 
 def draws(batch_size: int = 500, labelled: bool = False) -> Draws:
-    return Draws(3, SHAPE, [0.5, 0.5] if labelled else None, batch_size)
+    return Draws(3, SHAPE, Conditions([0.5, 0.5] if labelled else None), batch_size)
 
 
 class Student(DSNO):

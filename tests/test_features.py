@@ -17,7 +17,7 @@ def digits() -> Dataset:
 
 @pytest.fixture(scope="module")
 def trained(digits: Dataset) -> TrainedClassifier:
-    return train_classifier(digits.images, digits.labels, digits.num_classes)
+    return train_classifier(digits.rows, digits.labels, digits.num_classes)
 
 
 def test_the_digits_are_what_they_should_be(digits: Dataset) -> None:
@@ -71,11 +71,11 @@ def test_the_classifier_is_a_function_of_the_seed(digits: Dataset) -> None:
     images, labels = digits.images[:400], digits.labels[:400]
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    first = train_classifier(images, labels, 10, seed=1, epochs=2)
+    first = train_classifier(images.__getitem__, labels, 10, seed=1, epochs=2)
     assert torch.equal(torch.get_rng_state(), state)  # nobody else's numbers are touched
     torch.manual_seed(6)
-    again = train_classifier(images, labels, 10, seed=1, epochs=2)
-    other = train_classifier(images, labels, 10, seed=2, epochs=2)
+    again = train_classifier(images.__getitem__, labels, 10, seed=1, epochs=2)
+    other = train_classifier(images.__getitem__, labels, 10, seed=2, epochs=2)
     assert torch.equal(weights(first.network), weights(again.network))
     assert first.held_out_accuracy == again.held_out_accuracy
     assert not torch.equal(weights(first.network), weights(other.network))
@@ -83,4 +83,4 @@ def test_the_classifier_is_a_function_of_the_seed(digits: Dataset) -> None:
 
 def test_data_that_are_not_images_are_refused() -> None:
     with pytest.raises(InputError, match="need images; use the features 'pixels'"):
-        train_classifier(torch.zeros(100, 2), torch.zeros(100, dtype=torch.int64), 2)
+        train_classifier(torch.zeros(100, 2).__getitem__, torch.zeros(100, dtype=torch.int64), 2)

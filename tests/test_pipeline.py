@@ -229,5 +229,5 @@ def test_a_damaged_model_is_refused_in_one_sentence(
 
 def test_a_backbone_the_package_cannot_build_is_refused(make: Any) -> None:
     config = {k: v for k, v in dict(make().model.config).items() if not k.startswith("_")}
-    with pytest.raises(InputError, match="Unknown backbone"):
+    with pytest.raises(InputError, match="class .UNet3DModel. is not known"):
         DSNOModel(**{**config, "backbone": "UNet3DModel"})

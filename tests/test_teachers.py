@@ -11,7 +11,8 @@ import torch
 from dsno.denoisers import Preconditioning
 from dsno.errors import InputError
 from dsno.schedules import SCHEDULES, BetaSchedule
-from dsno.teachers.unet import DESCRIPTION, build_unet, load_teacher, save_teacher, unet_denoiser
+from dsno.teachers.store import DESCRIPTION, Teacher, denoiser_of, load_teacher, save_teacher
+from dsno.teachers.unet import build_unet
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 8, 4), (3, 16, 16), (4, 4, 8)])
@@ -87,9 +88,16 @@ def test_a_saved_teacher_comes_back_to_the_last_bit(
     kind: str, schedule: Any, tmp_path: Path
 ) -> None:
     network = build_unet((1, 8, 8), channels=(8,), num_classes=3).eval()
-    teacher = unet_denoiser(network, Preconditioning(schedule, kind, 0.5, "time"))
-    save_teacher(teacher, tmp_path / "teacher", extra={"note": 1})
-    again = load_teacher(tmp_path / "teacher")
+    meaning = Preconditioning(schedule, kind, 0.5, "time")
+    teacher = denoiser_of(
+        network, meaning, (1, 8, 8), clip_sample=1.5, dynamic_threshold=(0.9, 2.0)
+    )
+    whole = Teacher(teacher, num_classes=2, null_class=2, origin="here")
+    save_teacher(whole, tmp_path / "teacher", extra={"note": 1})
+    loaded = load_teacher(tmp_path / "teacher")
+    assert (loaded.num_classes, loaded.null_class, loaded.origin) == (2, 2, "here")
+    again = loaded.denoiser
+    assert (again.clip_sample, again.dynamic_threshold) == (1.5, (0.9, 2.0))
     assert again.preconditioning == teacher.preconditioning
     assert again.sample_shape == teacher.sample_shape
     assert not again.network.training
@@ -115,7 +123,7 @@ def test_a_folder_that_is_no_teacher_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_teacher_is_refused_in_one_sentence(
     name: str, damage: str, tmp_path: Path, unet_teacher: Any
 ) -> None:
-    save_teacher(unet_teacher(), tmp_path / "teacher")
+    save_teacher(Teacher(unet_teacher()), tmp_path / "teacher")
     file = tmp_path / "teacher" / name
     if damage == "gone":
         file.unlink()
@@ -131,6 +139,6 @@ def test_a_description_that_makes_no_sense_is_refused(
     change: dict[str, Any], tmp_path: Path, unet_teacher: Any
 ) -> None:
     teacher = unet_teacher()
-    save_teacher(teacher, tmp_path / "teacher", extra=change)
+    save_teacher(Teacher(teacher), tmp_path / "teacher", extra=change)
     with pytest.raises(InputError, match="Unknown"):
         load_teacher(tmp_path / "teacher")

@@ -125,7 +125,7 @@ def test_a_shard_is_on_disk_before_it_is_listed(
     ("change", "says"),
     [
         (lambda v: v.update(extra=1), "unknown entry 'extra'"),
-        (lambda v: v.update(format=2), "format 2"),
+        (lambda v: v.update(format=99), "format 99"),
         (lambda v: v.pop("format"), "format None"),
         (lambda v: v.pop("times"), "times"),
         (lambda v: v.pop("shards"), None),

@@ -115,7 +115,13 @@ def evaluate(
     target: Target,
     overrides: Overrides = None,
     out: Out = None,
-    data: Annotated[str, typer.Option(help="Real data to compare a model folder with.")] = "digits",
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Real data to compare a model folder with: digits, folder, huggingface or npz."
+        ),
+    ] = "digits",
+    path: Annotated[str, typer.Option(help="Where those data are.")] = "",
     samples: Annotated[int, typer.Option(help="Samples, for a model folder.")] = 5000,
     seed: Annotated[int, typer.Option(help="Seed, for a model folder.")] = 0,
     dry_run: DryRun = False,
@@ -129,11 +135,12 @@ def evaluate(
         return
     if overrides:
         raise InputError(
-            "Overrides go with a recipe; a model folder takes --data, --samples and --seed."
+            "Overrides go with a recipe; a model folder takes --data, --path, --samples and --seed."
         )
     from dsno.sampling import evaluate_model
 
-    typer.echo(json.dumps(evaluate_model(folder, data=data, samples=samples, seed=seed), indent=1))
+    found = evaluate_model(folder, data=data, path=path, samples=samples, seed=seed)
+    typer.echo(json.dumps(found, indent=1))
 
 
 @app.command()
@@ -150,6 +157,12 @@ def sample(
     seed: Annotated[int, typer.Option(help="Sample i depends on the seed and i alone.")] = 0,
     label: Annotated[
         list[int] | None, typer.Option(help="Class of the samples; repeat for several in turn.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Text of the samples; repeat for several in turn.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="For a model trained at a range of guidance scales.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Samples at a time.")] = 256,
 ) -> None:
@@ -169,9 +182,42 @@ def sample(
     from dsno.sampling import sample_model
 
     for path in sample_model(
-        folder, files, num=num, seed=seed, labels=label, batch_size=batch_size
+        folder,
+        files,
+        num=num,
+        seed=seed,
+        labels=label,
+        prompts=prompt,
+        guidance_scale=guidance_scale,
+        batch_size=batch_size,
     ):
         typer.echo(f"Wrote {num:,} samples to {path}")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="A diffusers folder or Hub id, an exported EDM network, a progressive-"
+            "distillation checkpoint, your own adapter (.py), or the authors' trajectories (LMDB).",
+        ),
+    ],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="What the source does not say: keys of the recipe's `teacher` section (for "
+            "trajectories `collect`), such as null_class=1000.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = ...,  # type: ignore[assignment]
+) -> None:
+    """Bring a teacher, or trajectories, made elsewhere into a folder of this package's format."""
+    from dsno.bring import bring
+
+    typer.echo(bring(source, out, options or []))
 
 
 @app.command()
@@ -227,7 +273,8 @@ def table(metrics: dict[str, Any]) -> str:
             ]
         )
     floor = metrics["reference"]["split_half_distance"]
-    rows.append(["real, half against half", "-", "-", *(f"{floor[s]:.3g}" for s in spaces), "-"])
+    name = "real" if metrics["reference"].get("real", True) else "reference"
+    rows.append([f"{name}, half against half", "-", "-", *(f"{floor[s]:.3g}" for s in spaces), "-"])
     widths = [max(len(r[i]) for r in rows) for i in range(len(head))]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows
@@ -242,11 +289,20 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--adapter", help="A Python file that makes your own network class known; it is run."
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    for path in adapter or []:
+        from dsno.teachers.own import load_adapter
+
+        load_adapter(path)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dsno import seeds
+from dsno.conditions import UNCONDITIONAL, Conditions
 from dsno.console import progress, say
 from dsno.denoisers import DenoiserProtocol
 from dsno.errors import InputError
@@ -32,7 +33,7 @@ def collect(
     manifest: Manifest,
     *,
     batch_size: int,
-    label_frequencies: list[float] | None = None,
+    conditions: Conditions = UNCONDITIONAL,
 ) -> Manifest:
     """Make every shard of `manifest` that `folder` does not hold whole yet.
 
@@ -45,7 +46,7 @@ def collect(
         folder: where the shards go.
         manifest: what to make, `shards` empty.
         batch_size: noises solved at a time.
-        label_frequencies: share of each class to draw labels from; None for an unconditional one.
+        conditions: how each trajectory's condition is drawn.
 
     Returns:
         The manifest with every shard listed.
@@ -61,7 +62,7 @@ def collect(
             items = manifest.items(index)
             for first in range(items.start, items.stop, batch_size):
                 batch = range(first, min(first + batch_size, items.stop))
-                parts.append(_solve_batch(denoiser, manifest, batch, label_frequencies))
+                parts.append(_solve_batch(denoiser, manifest, batch, conditions))
                 advance(len(batch))
             whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             manifest = write_shard(folder, manifest, index, whole)
@@ -88,16 +89,13 @@ def _solve_batch(
     denoiser: DenoiserProtocol,
     manifest: Manifest,
     items: range,
-    label_frequencies: list[float] | None,
+    conditions: Conditions,
 ) -> dict[str, Tensor]:
     kind = DTYPES[manifest.dtype]
     # Rounded before solving, so that what is stored is exactly what was solved.
     noise = seeds.item_noise(manifest.seed, items, manifest.sample_shape).to(kind)
-    out = {"noise": noise}
-    condition = None
-    if label_frequencies is not None:
-        out["class_labels"] = seeds.item_labels(manifest.seed, items, label_frequencies)
-        condition = {"class_labels": out["class_labels"]}
+    drawn = conditions.draw(manifest.seed, items)
+    out = {"noise": noise, **drawn}
     solution = solve(
         denoiser,
         noise.float(),
@@ -105,7 +103,7 @@ def _solve_batch(
         method=manifest.solver["method"],
         steps=manifest.solver["steps"],
         spacing=manifest.solver["spacing"],
-        condition=condition,
+        condition=conditions.expand(drawn),
     )
     scales = torch.tensor(manifest.scales).reshape(1, -1, *[1] * len(manifest.sample_shape))
     out["states"] = (solution.states / scales).to(kind)

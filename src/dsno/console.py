@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -92,3 +93,21 @@ def _plain(what: str, total: int, done: int, unit: str) -> Advance:
             print(line.rstrip(), file=sys.stderr, flush=True)
 
     return advance
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence the bars and the advice of diffusers and transformers while they load or save."""
+    loaded = [sys.modules[name] for name in ("diffusers", "transformers") if name in sys.modules]
+    logs: list[Any] = [module.utils.logging for module in loaded]
+    before = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    for log in logs:
+        log.disable_progress_bar()
+        log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for log, level, shown in before:
+            log.set_verbosity(level)
+            if shown:
+                log.enable_progress_bar()

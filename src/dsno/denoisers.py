@@ -4,15 +4,19 @@ One form serves them all (Karras et al., arXiv 2206.00364, eq. 7 and Table 1):
 
     D(x, t) = c_skip(t) x + c_out(t) F(c_in(t) x, c_noise(t))
 
-| prediction_type | F predicts           | c_skip   | c_out        | c_in |
-|-----------------|----------------------|----------|--------------|------|
-| epsilon         | eps                  | 1/alpha  | -sigma/alpha | 1    |
-| v_prediction    | alpha eps - sigma x0 | alpha    | -sigma       | 1    |
-| sample          | x0                   | 0        | 1            | 1    |
-| edm             | (D - c_skip x)/c_out | d^2/s^2  | sigma d/s    | 1/s  |
-| flow            | eps - x0             | 1        | -sigma       | 1    |
+| prediction_type    | F predicts           | c_skip   | c_out        | c_in |
+|--------------------|----------------------|----------|--------------|------|
+| epsilon            | eps                  | 1/alpha  | -sigma/alpha | 1    |
+| v_prediction       | alpha eps - sigma x0 | alpha    | -sigma       | 1    |
+| sample             | x0                   | 0        | 1            | 1    |
+| edm                | (D - c_skip x)/c_out | d^2/s^2  | sigma d/s    | 1/s  |
+| flow               | eps - x0             | 1        | -sigma       | 1    |
+| sample_and_epsilon | D - alpha x          | alpha    | 1            | 1    |
 
-with d = sigma_data and s = sqrt(sigma^2 + d^2). The names are diffusers' where it has one.
+with d = sigma_data and s = sqrt(sigma^2 + d^2). The names are diffusers' where it has one. The last
+row is a network with twice the channels, x0 and then eps, which are blended by their accuracy,
+D = sigma^2 x0 + alpha^2 (x - sigma eps)/alpha (Salimans & Ho, arXiv 2202.00512, section 4), so
+F = sigma^2 x0 - alpha sigma eps.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dsno.backbones.registry import call_plain
 from dsno.errors import InputError, one_of
 from dsno.schedules import (
     BetaSchedule,
@@ -37,6 +42,9 @@ from dsno.schedules import (
 
 Condition = Mapping[str, Tensor]
 """Named conditioning tensors, each with a leading batch dimension (`class_labels`, ...)."""
+
+GUIDANCE_SCALE = "guidance_scale"
+"""Name of the guidance scale among the conditions."""
 
 NetworkCall = Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
 """How to call a network: (network, c_in x, c_noise (batch,), condition) -> F.
@@ -87,21 +95,20 @@ def _flow(alpha: Tensor, sigma: Tensor, _d: float) -> Coefficients:
     return Coefficients(torch.ones_like(alpha), -sigma, torch.ones_like(alpha))
 
 
+def _sample_and_epsilon(alpha: Tensor, sigma: Tensor, _d: float) -> Coefficients:
+    return Coefficients(alpha, torch.ones_like(alpha), torch.ones_like(alpha))
+
+
 PREDICTION_TYPES: dict[str, Callable[[Tensor, Tensor, float], Coefficients]] = {
     "epsilon": _epsilon,
     "v_prediction": _v,
     "sample": _sample,
     "edm": _edm,
     "flow": _flow,
+    "sample_and_epsilon": _sample_and_epsilon,
 }
 
 TIME_INPUTS = ("angle", "index", "edm", "time")
-
-
-def call_plain(network: nn.Module, x: Tensor, c_noise: Tensor, condition: Condition) -> Tensor:
-    """Call `network(x, c_noise, **condition)`: the convention of the user's own modules."""
-    output: Tensor = network(x, c_noise.to(x.dtype), **condition)
-    return output
 
 
 @dataclass(frozen=True)
@@ -174,9 +181,15 @@ class Denoiser(nn.Module):
         sample_shape: shape of one sample, without the batch: (3, 32, 32), (2,), ...
         call: how F is called; `call_plain` unless an adapter knows better.
         clip_sample: clip D to [-clip_sample, clip_sample], as some samplers do; None for no clip.
+        dynamic_threshold: (quantile, largest): each sample is clipped to and divided by that
+            quantile of |D|, kept between 1 and `largest` (Saharia et al., arXiv 2205.11487,
+            section 2.3); None for none.
+
+    A network with twice the sample's channels is one with learned variances, whose second half is
+    not used here (or, for `sample_and_epsilon`, the second prediction).
 
     Raises:
-        InputError: as `Preconditioning`.
+        InputError: as `Preconditioning`, and in use if the output has another number of channels.
     """
 
     def __init__(
@@ -190,6 +203,7 @@ class Denoiser(nn.Module):
         time_input: str = "",
         call: NetworkCall = call_plain,
         clip_sample: float | None = None,
+        dynamic_threshold: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -201,18 +215,25 @@ class Denoiser(nn.Module):
         self.sample_shape = tuple(sample_shape)
         self.call = call
         self.clip_sample = clip_sample
+        self.dynamic_threshold = dynamic_threshold
 
     def network_output(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """F(c_in(t) x, c_noise(t)), run in the network's dtype, returned in x's."""
         told = self.preconditioning.c_noise(t).to(x.device).expand(x.shape[0])
         kind = next((p.dtype for p in self.network.parameters()), x.dtype)
         rows = expand(self.preconditioning.coefficients(t).into, x) * x
-        return self.call(
+        output = self.call(
             self.network,
             rows.to(kind),
             told.to(torch.promote_types(kind, torch.float32)),
-            condition or {},
+            {k: v.to(kind) if v.is_floating_point() else v for k, v in (condition or {}).items()},
         ).to(x.dtype)
+        if self.preconditioning.prediction_type == "sample_and_epsilon":
+            clean, noise = both_halves(output, x)
+            alpha = expand(self.schedule.alpha(t.double()), x)
+            sigma = expand(self.schedule.sigma(t.double()), x)
+            return sigma**2 * clean - alpha * sigma * noise
+        return first_channels(output, x)
 
     def forward(
         self,
@@ -224,9 +245,40 @@ class Denoiser(nn.Module):
         c = self.preconditioning.coefficients(t)
         f = self.network_output(x, t, condition)
         denoised = expand(c.skip, x) * x + expand(c.out, x) * f
+        if self.dynamic_threshold is not None:
+            quantile, largest = self.dynamic_threshold
+            peak = denoised.flatten(1).abs().float().quantile(quantile, 1)
+            peak = expand(peak.clamp(1, max(largest, 1)), x)
+            denoised = denoised.clamp(-peak, peak) / peak
         if self.clip_sample is not None:
             denoised = denoised.clamp(-self.clip_sample, self.clip_sample)
         return denoised
+
+
+def first_channels(output: Tensor, like: Tensor) -> Tensor:
+    """The part of a network's output that has the sample's channels: all of it, or the first half.
+
+    Raises:
+        InputError: for any other number of channels.
+    """
+    if output.shape == like.shape:
+        return output
+    return both_halves(output, like)[0]
+
+
+def both_halves(output: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The two halves of an output with twice the sample's channels.
+
+    Raises:
+        InputError: for another shape.
+    """
+    if output.ndim != like.ndim or output.shape[1] != 2 * like.shape[1]:
+        raise InputError(
+            f"The network's output has the shape {tuple(output.shape[1:])}, which is neither the "
+            f"sample's {tuple(like.shape[1:])} nor twice its channels."
+        )
+    first, second = output.chunk(2, dim=1)
+    return first, second
 
 
 def expand(coefficient: Tensor, like: Tensor) -> Tensor:
@@ -256,15 +308,20 @@ def _check(schedule: NoiseSchedule, prediction_type: str, time_input: str) -> No
         raise InputError(f"Prediction type 'edm' needs the 'edm' schedule, not {schedule.name!r}.")
     if prediction_type == "flow" and not isinstance(schedule, RectifiedFlowSchedule):
         raise InputError(f"Prediction type 'flow' needs 'rectified_flow', not {schedule.name!r}.")
-    if prediction_type == "v_prediction" and isinstance(
+    if prediction_type in ("v_prediction", "sample_and_epsilon") and isinstance(
         schedule, EDMSchedule | RectifiedFlowSchedule
     ):
         raise InputError(
-            f"Prediction type 'v_prediction' needs a variance-preserving schedule, "
+            f"Prediction type {prediction_type!r} needs a variance-preserving schedule, "
             f"not {schedule.name!r}."
         )
     if time_input == "index" and not isinstance(schedule, BetaSchedule):
         raise InputError(f"Time input 'index' needs the 'betas' schedule, not {schedule.name!r}.")
+
+
+def evaluations_per_call(denoiser: DenoiserProtocol) -> int:
+    """Network evaluations that one call of the denoiser costs: 2 with guidance, else 1."""
+    return int(getattr(denoiser, "evaluations", 1))
 
 
 class CountingDenoiser:
@@ -279,7 +336,7 @@ class CountingDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition | None = None, /) -> Tensor:
         """D(x, t), counted."""
-        self.nfe += 1
+        self.nfe += evaluations_per_call(self.inner)
         return self.inner(x, t, condition)
 
 
@@ -287,14 +344,19 @@ class GuidedDenoiser:
     """Classifier-free guidance: D_null + scale (D_cond - D_null), two evaluations in one batch.
 
     Args:
-        inner: a class-conditional denoiser.
-        scale: 1 is the conditional model, 0 the unconditional one.
+        inner: a conditional denoiser.
+        scale: 1 is the conditional model, 0 the unconditional one; None to read it, for each
+            sample, from `condition["guidance_scale"]` (batch,).
         null_condition: the "no condition" values, one per key of the condition, without batch.
 
     Source: Ho & Salimans, arXiv 2207.12598, eq. 6 (with scale = 1 + w).
     """
 
-    def __init__(self, inner: DenoiserProtocol, scale: float, null_condition: Condition) -> None:
+    evaluations = 2
+
+    def __init__(
+        self, inner: DenoiserProtocol, scale: float | None, null_condition: Condition
+    ) -> None:
         self.inner = inner
         self.schedule = inner.schedule
         self.sample_shape = inner.sample_shape
@@ -306,15 +368,22 @@ class GuidedDenoiser:
         """The guided D(x, t).
 
         Raises:
-            InputError: if the condition's names are not those of the null condition.
+            InputError: if the condition's names are not those of the null condition, or the scale
+                is missing.
         """
-        given = condition or {}
-        if set(given) != set(self.null_condition):
+        given = dict(condition or {})
+        scale: Tensor | float | None = self.scale
+        if scale is None and GUIDANCE_SCALE in given:
+            scale = expand(given.pop(GUIDANCE_SCALE), x)
+        if scale is None or set(given) != set(self.null_condition):
+            wanted = sorted(
+                [*self.null_condition, *([GUIDANCE_SCALE] if self.scale is None else [])]
+            )
             raise InputError(
-                f"Guidance was set up for the condition {sorted(self.null_condition)}, "
-                f"but the call gives {sorted(given)}."
+                f"Guidance was set up for the condition {wanted}, "
+                f"but the call gives {sorted(condition or {})}."
             )
         both = {k: torch.cat([v, self.null_condition[k].expand_as(v)]) for k, v in given.items()}
         times = t if t.ndim == 0 else torch.cat([t, t])
         conditional, null = self.inner(torch.cat([x, x]), times, both).chunk(2)
-        return null + self.scale * (conditional - null)
+        return null + scale * (conditional - null)

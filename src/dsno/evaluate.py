@@ -5,6 +5,7 @@ A sampler is any callable `(noise, condition) -> samples`; teacher and student a
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +16,26 @@ import torch
 from torch import Tensor
 
 from dsno import seeds
+from dsno.conditions import Conditions
 from dsno.console import progress
 from dsno.data import Dataset
-from dsno.denoisers import Condition, DenoiserProtocol
-from dsno.features import Features, TrainedClassifier, pixels, train_classifier
+from dsno.denoisers import Condition, DenoiserProtocol, evaluations_per_call
+from dsno.errors import InputError
+from dsno.features import (
+    MAX_PIXELS,
+    PLAIN_SPACES,
+    Features,
+    TrainedClassifier,
+    train_classifier,
+)
 from dsno.grids import Spacing, grid_times
 from dsno.metrics import Moments, frechet_distance, moments
 from dsno.operator import DSNO
 from dsno.recipes.schema import Curve, Evaluate
 from dsno.solvers import evaluations, solve
+
+CHUNK = 5000
+"""Real images whose features are computed at a time."""
 
 Generate = Callable[[Tensor, Condition | None], Tensor]
 """(noise, condition) -> samples, both (batch, *shape)."""
@@ -56,21 +68,37 @@ class Sampler:
 LABELS = {"ddim": "DDIM", "heun": "Heun", "dpm++2m": "DPM-Solver++(2M)", "dsno": "DSNO"}
 
 
-def student_sampler(operator: DSNO) -> Sampler:
+Decode = Callable[[Tensor], Tensor]
+"""From a model's states to images: the autoencoder of a latent model, or nothing to do."""
+
+
+def as_is(states: Tensor) -> Tensor:
+    """The `Decode` of a model whose states are images."""
+    return states
+
+
+def student_sampler(operator: DSNO, decode: Decode = as_is) -> Sampler:
     """The operator's state at t = 0."""
-    return Sampler("dsno", LABELS["dsno"], 1, None, operator.sample)
+
+    def generate(noise: Tensor, condition: Condition | None) -> Tensor:
+        return decode(operator.sample(noise, condition))
+
+    return Sampler("dsno", LABELS["dsno"], 1, None, generate)
 
 
-def teacher_sampler(denoiser: DenoiserProtocol, method: str, steps: int, spacing: str) -> Sampler:
+def teacher_sampler(
+    denoiser: DenoiserProtocol, method: str, steps: int, spacing: str, decode: Decode = as_is
+) -> Sampler:
     """A teacher's solver with `steps` steps."""
 
     def generate(noise: Tensor, condition: Condition | None) -> Tensor:
         solution = solve(
             denoiser, noise, method=method, steps=steps, spacing=spacing, condition=condition
         )
-        return solution.states[:, -1]
+        return decode(solution.states[:, -1])
 
-    return Sampler(method, LABELS[method], evaluations(method, steps), spacing, generate)
+    nfe = evaluations(method, steps) * evaluations_per_call(denoiser)
+    return Sampler(method, LABELS[method], nfe, spacing, generate)
 
 
 @dataclass(frozen=True)
@@ -99,28 +127,44 @@ class Reference:
         }
 
 
+def usual_spaces(data: Dataset) -> tuple[str, ...]:
+    """The feature spaces the data allow: pixels or, if those are many, thumbnails; a classifier."""
+    plain = "pixels" if math.prod(data.sample_shape) <= MAX_PIXELS else "thumbnail"
+    return (plain,) if data.labels is None else (plain, "classifier")
+
+
 def build_reference(data: Dataset, names: Sequence[str], *, seed: int) -> Reference:
-    """Prepare the feature spaces; `seed` is the classifier's and the halves'.
+    """Prepare the feature spaces, the usual ones if `names` is empty.
+
+    `seed` is the classifier's and the halves'.
 
     Raises:
-        InputError: if classifier features are asked for of data that are not images.
+        InputError: if classifier features are asked for of data without labels.
     """
     spaces: dict[str, Features] = {}
     records: dict[str, Mapping[str, Any]] = {}
-    for name in names:
-        if name == "pixels":
-            spaces[name] = pixels
-            records[name] = {"dimension": data.images[0].numel()}
+    for name in names or usual_spaces(data):
+        if name in PLAIN_SPACES:
+            spaces[name] = PLAIN_SPACES[name]
+            example = spaces[name](data.rows(torch.zeros(1, dtype=torch.int64)))
+            records[name] = {"dimension": example.shape[1]}
+        elif data.labels is None or data.num_classes is None:
+            raise InputError(
+                f"Classifier features need labels, and {data.name} has none; give "
+                "evaluate.features=[pixels] or data with labels."
+            )
         else:
             trained: TrainedClassifier = train_classifier(
-                data.images, data.labels, data.num_classes, seed=seed
+                data.rows, data.labels, data.num_classes, seed=seed
             )
             spaces[name] = trained.network.features
             records[name] = trained.record(seed)
-    order = torch.from_numpy(seeds.generator(seed, seeds.SPLIT, 1).permutation(len(data.images)))
+    order = torch.from_numpy(seeds.generator(seed, seeds.SPLIT, 1).permutation(len(data)))
     floor, real = {}, {}
     for name, space in spaces.items():
-        features = space(data.images)
+        features = torch.cat(
+            [space(data.rows(r)) for r in torch.split(torch.arange(len(data)), CHUNK)]
+        )
         real[name] = moments(features)
         half = len(order) // 2
         floor[name] = frechet_distance(
@@ -135,7 +179,7 @@ class Draws:
 
     seed: int
     shape: tuple[int, ...]
-    label_frequencies: Sequence[float] | None
+    conditions: Conditions
     batch_size: int
     _cache: dict[range, tuple[Tensor, Condition | None]] = field(default_factory=dict)
 
@@ -143,13 +187,8 @@ class Draws:
         """Noise and condition of some items."""
         if items not in self._cache:
             noise = seeds.item_noise(self.seed, items, self.shape, stream=seeds.SAMPLE)
-            condition = None
-            if self.label_frequencies is not None:
-                labels = seeds.item_labels(
-                    self.seed, items, self.label_frequencies, stream=seeds.SAMPLE_LABEL
-                )
-                condition = {"class_labels": labels}
-            self._cache[items] = noise, condition
+            drawn = self.conditions.draw(self.seed, items, sampling=True)
+            self._cache[items] = noise, self.conditions.expand(drawn)
         return self._cache[items]
 
     def batches(self, count: int) -> list[range]:
@@ -183,23 +222,34 @@ def seconds_per_sample(
     return [statistics.median(taken) for taken in times]
 
 
-def samplers_of(denoiser: DenoiserProtocol, operator: DSNO, plan: Evaluate) -> list[Sampler]:
+def samplers_of(
+    denoiser: DenoiserProtocol, operator: DSNO, plan: Evaluate, decode: Decode = as_is
+) -> list[Sampler]:
     """The student, then every distinct teacher sampler of the plan, the baseline included."""
     curves = [*plan.curves, Curve(solver="ddim", steps=(plan.baseline_steps,))]
     wanted = {(c.solver, steps, c.spacing): None for c in curves for steps in c.steps}
-    return [student_sampler(operator), *(teacher_sampler(denoiser, *key) for key in wanted)]
+    return [
+        student_sampler(operator, decode),
+        *(teacher_sampler(denoiser, *key, decode) for key in wanted),
+    ]
 
 
 def evaluate(
-    denoiser: DenoiserProtocol, operator: DSNO, reference: Reference, draws: Draws, plan: Evaluate
+    denoiser: DenoiserProtocol,
+    operator: DSNO,
+    reference: Reference,
+    draws: Draws,
+    plan: Evaluate,
+    decode: Decode = as_is,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Measure the student and the teacher's samplers from the same noise.
 
     Returns:
         The entries of `metrics.json` that are measured here, and the arrays the report draws.
     """
-    truth = teacher_sampler(denoiser, "dpm++2m", plan.reference_steps, "uniform")
-    samplers = samplers_of(denoiser, operator, plan)
+    truth = teacher_sampler(denoiser, "dpm++2m", plan.reference_steps, "uniform", decode)
+    baseline = teacher_sampler(denoiser, "ddim", plan.baseline_steps, "uniform")
+    samplers = samplers_of(denoiser, operator, plan, decode)
     others = [s for s in samplers if s.key != truth.key]
     total = sum(s.nfe for s in (truth, *others)) * plan.samples
     with progress("evaluating", total, unit="evaluation") as advance:
@@ -216,8 +266,7 @@ def evaluate(
                 "paired_l1": float((samples - exact).abs().mean()),
             }
     seconds = seconds_per_sample(samplers, draws, plan.timing_rounds, min(64, plan.samples))
-    baseline = ("ddim", plan.baseline_steps, "uniform")
-    feature = plan.features[-1]
+    feature = list(reference.spaces)[-1]
     student = rows[samplers[0].key]["frechet_distance"][feature]
     metrics = {
         "samples": plan.samples,
@@ -235,7 +284,7 @@ def evaluate(
         ],
         "reference": {
             "name": reference.data.name,
-            "count": len(reference.data.images),
+            "count": len(reference.data),
             "split_half_distance": dict(reference.floor),
         },
         "features": {name: dict(record) for name, record in reference.records.items()},
@@ -246,15 +295,15 @@ def evaluate(
         },
         "verdict": {
             "student": student,
-            "ddim": rows[baseline]["frechet_distance"][feature],
-            "ddim_nfe": plan.baseline_steps,
+            "ddim": rows[baseline.key]["frechet_distance"][feature],
+            "ddim_nfe": baseline.nfe,
             "features": feature,
         },
     }
     arrays = {
-        "real": reference.data.images[: plan.pictures],
+        "real": reference.data.rows(torch.arange(min(plan.pictures, len(reference.data)))),
         "teacher": made[truth.key],
-        "ddim": made[baseline],
+        "ddim": made[baseline.key],
         "student": made[samplers[0].key],
     }
     return metrics, arrays
@@ -265,12 +314,18 @@ def trajectory_arrays(
     denoiser: DenoiserProtocol,
     operator: DSNO,
     draws: Draws,
+    decode: Decode = as_is,
     *,
     count: int = 8,
     points: int = 9,
     steps: int = 64,
 ) -> dict[str, Tensor]:
     """The same trajectories by the solver and the operator, also at times between its own."""
+
+    def shown(states: Tensor) -> Tensor:
+        images = decode(states.flatten(0, 1))
+        return images.reshape(*states.shape[:2], *images.shape[1:])
+
     noise, condition = draws.batch(range(count))
     times = torch.cat(
         [torch.ones(1, dtype=torch.float64), grid_times(operator.spacing, points - 1)]
@@ -278,8 +333,8 @@ def trajectory_arrays(
     solution = solve(denoiser, noise, times, steps=steps, condition=condition)
     return {
         "trajectory_times": times.float(),
-        "teacher_trajectory": solution.states,
-        "student_trajectory": operator(noise, condition, times),
+        "teacher_trajectory": shown(solution.states),
+        "student_trajectory": shown(operator(noise, condition, times)),
     }
 
 

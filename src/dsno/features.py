@@ -1,4 +1,4 @@
-"""What samples are compared in: pixels, or the features of a small classifier."""
+"""What samples are compared in: pixels, thumbnails, or the features of a small classifier."""
 
 from __future__ import annotations
 
@@ -21,6 +21,20 @@ Features = Callable[[Tensor], Tensor]
 def pixels(x: Tensor) -> Tensor:
     """The values themselves, (n, d): exact, for tiny samples."""
     return x.flatten(1)
+
+
+def thumbnail(x: Tensor) -> Tensor:
+    """Images averaged down to at most 8x8, (n, d): coarse, for samples with many pixels."""
+    height, width = x.shape[-2:]
+    return functional.adaptive_avg_pool2d(x, (min(height, 8), min(width, 8))).flatten(1)
+
+
+PLAIN_SPACES: dict[str, Features] = {"pixels": pixels, "thumbnail": thumbnail}
+"""Spaces that need no training."""
+MAX_PIXELS = 1024
+"""A covariance of more numbers than this is slow and badly estimated."""
+MAX_CLASSIFIER_STEPS = 4000
+MAX_HELD_OUT = 5000
 
 
 class Classifier(nn.Module):
@@ -74,15 +88,20 @@ class TrainedClassifier:
 
 
 def train_classifier(
-    images: Tensor, labels: Tensor, classes: int, *, seed: int = 0, epochs: int = 40
+    images: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    classes: int,
+    *,
+    seed: int = 0,
+    epochs: int = 40,
 ) -> TrainedClassifier:
-    """Train a classifier on 80 % of the images and measure it on the rest.
+    """Train a classifier on 80 % of the images (all but 5,000, if that is more); measure the rest.
 
     The split, the start and every batch are functions of `seed`. Images are shifted by up to one
     pixel as augmentation.
 
     Args:
-        images: (n, C, H, W) in [-1, 1].
+        images: rows (k,) -> images (k, C, H, W) in [-1, 1].
         labels: (n,), int64.
         classes: how many.
         seed: of everything random.
@@ -91,23 +110,24 @@ def train_classifier(
     Raises:
         InputError: if the data are not images.
     """
-    if images.ndim != 4:
+    example = images(torch.zeros(1, dtype=torch.int64))
+    if example.ndim != 4:
         raise InputError("Classifier features need images; use the features 'pixels'.")
-    order = torch.from_numpy(seeds.generator(seed, seeds.SPLIT).permutation(len(images)))
-    held = len(images) // 5
+    order = torch.from_numpy(seeds.generator(seed, seeds.SPLIT).permutation(len(labels)))
+    held = min(len(labels) // 5, MAX_HELD_OUT)
     test, kept = order[:held], order[held:]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Classifier(images.shape[1], classes)
+        network = Classifier(example.shape[1], classes)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
     batch = 64
-    steps = epochs * (len(kept) // batch)
+    steps = min(epochs * max(len(kept) // batch, 1), MAX_CLASSIFIER_STEPS)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
     with progress("classifier for the features", steps, unit="step") as advance:
         for step in range(steps):
             rows = kept[seeds.batch_items(seed, step, batch, len(kept))]
             shift = seeds.generator(seed, seeds.TRAINING, step).integers(-1, 2, 2).tolist()
-            x = torch.roll(images[rows], shift, (2, 3))
+            x = torch.roll(images(rows), shift, (2, 3))
             loss = functional.cross_entropy(network(x), labels[rows], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -116,5 +136,5 @@ def train_classifier(
             advance(1)
     network.eval()
     with torch.no_grad():
-        right = network(images[test]).argmax(1) == labels[test]
+        right = network(images(test)).argmax(1) == labels[test]
     return TrainedClassifier(network, float(right.float().mean()))

@@ -65,12 +65,19 @@ def singular(features: str) -> str:
     return features.removesuffix("s")
 
 
-def quality(samplers: Sequence[Row], floors: Mapping[str, float], *, by: str) -> Image.Image:
+def quality(
+    samplers: Sequence[Row],
+    floors: Mapping[str, float],
+    *,
+    by: str,
+    reference: str = "real data",
+) -> Image.Image:
     """Distance of every sampler, one panel a feature space, both axes logarithmic.
 
     Args:
         samplers: rows of metrics.json; uniform steps are joined by a line, others are markers.
-        floors: for each panel's features, the distance between two halves of the real data.
+        floors: for each panel's features, the distance between two halves of the reference.
+        reference: what the samples are compared with.
         by: "nfe", or "time" for milliseconds per sample, with DDIM's evaluations written beside.
     """
     with mpl.rc_context(STYLE):
@@ -80,7 +87,7 @@ def quality(samplers: Sequence[Row], floors: Mapping[str, float], *, by: str) ->
             for key, rows in _series(samplers).items():
                 _draw_series(panel, key, rows, features, by)
             if floor > 0:
-                label = "two halves of real data"
+                label = f"two halves of {reference}"
                 panel.axhline(floor, color=GREY, ls="--", lw=1.3, zorder=1, label=label)
             panel.set_title(f"{singular(features)} features")
             _log_axis(panel.yaxis)

@@ -9,7 +9,7 @@ layers mix the M slices of each sample (parallel decoding; arXiv 2211.13449, sec
 from __future__ import annotations
 
 import copy
-import fnmatch
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,9 +17,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dsno.denoisers import Condition, Denoiser, NetworkCall, Preconditioning, call_plain
+from dsno.backbones.registry import call_plain
+from dsno.backbones.sites import match_sites
+from dsno.denoisers import (
+    GUIDANCE_SCALE,
+    Condition,
+    Denoiser,
+    NetworkCall,
+    Preconditioning,
+    first_channels,
+)
 from dsno.errors import InputError, closest, one_of
 from dsno.grids import Spacing, grid_times
+from dsno.modulation import SiteShifts
 from dsno.schedules import signal_and_noise
 from dsno.temporal import Slices, TemporalLayer
 
@@ -27,30 +37,51 @@ OUTPUTS = ("denoised", "state")
 
 
 class _Layout:
-    """The slices of the batch in flight, shared by the layers of one lifted network."""
+    """What the layers of one lifted network share: the batch in flight and the guidance input.
 
-    def __init__(self, slices: Slices) -> None:
+    Attributes:
+        slices: of the batch.
+        shifts: turns the guidance's embedding into a bias per site; None without that input.
+        embedding: of the guidance scale, a row per row of the batch; None without that input.
+    """
+
+    def __init__(self, slices: Slices, shifts: SiteShifts | None) -> None:
         self.slices = slices
+        self.shifts = shifts
+        self.embedding: Tensor | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Layout:
+        """Copy all but the embedding, which belongs to a forward pass of the original."""
+        return _Layout(copy.deepcopy(self.slices, memo), copy.deepcopy(self.shifts, memo))
 
 
 class _TemporalHook:
     """A forward hook that owns its layer, so that `deepcopy` (EMA) copies both together."""
 
-    def __init__(self, layer: TemporalLayer, layout: _Layout) -> None:
+    def __init__(self, index: int, layer: TemporalLayer, layout: _Layout) -> None:
+        self.index = index
         self.layer = layer
         self.layout = layout
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         if isinstance(output, tuple):
-            return (self.layer(output[0], self.layout.slices), *output[1:])
-        return self.layer(output, self.layout.slices)
+            return (self._mix(output[0]), *output[1:])
+        return self._mix(output)
+
+    def _mix(self, u: Tensor) -> Tensor:
+        mixed: Tensor = self.layer(u, self.layout.slices)
+        if self.layout.shifts is None or self.layout.embedding is None:
+            return mixed
+        dim = self.layer.conv.channel_dim
+        return mixed + self.layout.shifts.at(self.index, self.layout.embedding, mixed, dim)
 
 
 class Lifted(nn.Module):
     """A network with temporal layers behind its sites; built by `lift`.
 
     `network` keeps its own parameter names; the temporal layers are `temporal.0`, `temporal.1`, ...
-    in the order of `sites`.
+    in the order of `sites`. With `guidance`, the guidance scale is one more input: `shifts` turns
+    it into a bias behind every site.
     """
 
     def __init__(
@@ -62,42 +93,34 @@ class Lifted(nn.Module):
         slices: int,
         modes: int,
         channel_dim: int = 1,
+        guidance: bool = False,
     ) -> None:
         super().__init__()
+        if guidance and not sites:
+            raise InputError(
+                "The guidance scale enters where time is mixed, so a student with that input needs "
+                "at least one site; name some in `student.sites`."
+            )
         self.network = network
         self.sites = tuple(sites)
         self.channels = tuple(channels)
         self.slices, self.modes, self.channel_dim = slices, modes, channel_dim
-        self.layout = _Layout(Slices(slices))
+        self.shifts = SiteShifts(channels) if guidance else None
+        self.layout = _Layout(Slices(slices), self.shifts)
         self.temporal = nn.ModuleList(
             TemporalLayer(c, modes, slices, channel_dim=channel_dim) for c in channels
         )
         modules = dict(network.named_modules())
-        for site, layer in zip(self.sites, self.temporal, strict=True):
+        for index, (site, layer) in enumerate(zip(self.sites, self.temporal, strict=True)):
             if site not in modules:
                 raise InputError(f"The network has no submodule {site!r}: {closest(site, modules)}")
             assert isinstance(layer, TemporalLayer)
-            modules[site].register_forward_hook(_TemporalHook(layer, self.layout))
+            modules[site].register_forward_hook(_TemporalHook(index, layer, self.layout))
 
     def zero_temporal(self) -> None:
         """Set every temporal kernel to zero: the network is then the original one."""
         for parameter in self.temporal.parameters():
             nn.init.zeros_(parameter)
-
-
-def match_sites(network: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """The names of submodules that match shell-style patterns, in the network's order.
-
-    Raises:
-        InputError: for a pattern that matches nothing.
-    """
-    names = [name for name, _ in network.named_modules() if name]
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            raise InputError(
-                f"No submodule matches the site {pattern!r}: {closest(pattern, names)}"
-            )
-    return [name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
 
 
 def _probe(
@@ -143,10 +166,31 @@ def site_channels(
     return [seen[site].shape[channel_dim] for site in sites]
 
 
-def _last_layer(denoiser: Denoiser, condition: Condition | None) -> str:
-    """Name of the last submodule with parameters of its own to run."""
+def _last_layer(network: nn.Module, denoiser: Denoiser, condition: Condition | None) -> nn.Module:
+    """Of a copy of the teacher's network, the last submodule with its own parameters to run."""
     owners = [n for n, m in denoiser.network.named_modules() if list(m.parameters(recurse=False))]
-    return list(_probe(denoiser, condition, owners))[-1]
+    return network.get_submodule(list(_probe(denoiser, condition, owners))[-1])
+
+
+def _keep_first_half(layer: nn.Module) -> None:
+    """Halve the output channels of a convolution or linear layer.
+
+    Raises:
+        InputError: if it is another kind of layer.
+    """
+    if not isinstance(layer, nn.Conv2d | nn.Linear):
+        raise InputError(
+            f"The network's last layer is a {type(layer).__name__}, whose output cannot be halved "
+            "to the prediction of x_0; only convolutions and linear layers can."
+        )
+    half = layer.weight.shape[0] // 2
+    layer.weight = nn.Parameter(layer.weight[:half].clone())
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias[:half].clone())
+    if isinstance(layer, nn.Conv2d):
+        layer.out_channels = half
+    else:
+        layer.out_features = half
 
 
 def lift(
@@ -157,17 +201,19 @@ def lift(
     modes: int,
     channel_dim: int = 1,
     condition: Condition | None = None,
+    guidance: bool = False,
 ) -> Lifted:
     """Copy a denoiser's network and attach temporal layers behind the submodules named by `sites`.
 
     Args:
         denoiser: the teacher; it is not changed.
-        sites: names or shell-style patterns of submodules (`dsno.teachers.unet_sites` finds the
-            paper's for a diffusers U-Net).
+        sites: names or patterns of submodules, see `match_sites` (a `Backbone` of the registry
+            knows its own).
         slices: M.
         modes: Fourier modes kept.
         channel_dim: where the sites' outputs have their channels: 1, or -1 for tokens.
         condition: one row of conditioning for a network that needs it to run.
+        guidance: whether the guidance scale becomes an input.
 
     Raises:
         InputError: for a site that matches nothing, never runs or has no channels.
@@ -175,7 +221,15 @@ def lift(
     names = match_sites(denoiser.network, sites)
     channels = site_channels(denoiser, names, condition, channel_dim)
     network = copy.deepcopy(denoiser.network).requires_grad_(True)  # a teacher may be frozen
-    return Lifted(network, names, channels, slices=slices, modes=modes, channel_dim=channel_dim)
+    return Lifted(
+        network,
+        names,
+        channels,
+        slices=slices,
+        modes=modes,
+        channel_dim=channel_dim,
+        guidance=guidance,
+    )
 
 
 class DSNO(nn.Module):
@@ -193,7 +247,8 @@ class DSNO(nn.Module):
 
     E = c_skip(1) x_1 + c_out(1) F, so training starts at the teacher's own one-step guess. For
     epsilon prediction that divides by alpha(1), which is nearly 0, so there E = F, and
-    `from_teacher` zeroes the network's last layer.
+    `from_teacher` zeroes the network's last layer. Of a teacher that predicts both x_0 and epsilon
+    the student keeps the first half of the last layer, x_0.
     """
 
     def __init__(
@@ -226,6 +281,7 @@ class DSNO(nn.Module):
         spacing: str = "quadratic",
         output: str = "denoised",
         condition: Condition | None = None,
+        guidance: bool = False,
     ) -> DSNO:
         """Lift a copy of the teacher's network; see `lift` and the class for the arguments."""
         lifted = lift(
@@ -235,14 +291,18 @@ class DSNO(nn.Module):
             modes=modes,
             channel_dim=channel_dim,
             condition=condition,
+            guidance=guidance,
         )
-        if denoiser.preconditioning.prediction_type == "epsilon":
-            last = dict(lifted.network.named_modules())[_last_layer(denoiser, condition)]
-            for parameter in last.parameters(recurse=False):
+        preconditioning = denoiser.preconditioning
+        if preconditioning.prediction_type == "epsilon":
+            for parameter in _last_layer(lifted.network, denoiser, condition).parameters():
                 nn.init.zeros_(parameter)
+        if preconditioning.prediction_type == "sample_and_epsilon":
+            _keep_first_half(_last_layer(lifted.network, denoiser, condition))
+            preconditioning = dataclasses.replace(preconditioning, prediction_type="sample")
         return cls(
             lifted,
-            denoiser.preconditioning,
+            preconditioning,
             denoiser.sample_shape,
             call=denoiser.call,
             spacing=spacing,
@@ -269,11 +329,13 @@ class DSNO(nn.Module):
 
         Args:
             noise: unit normal, (batch, *shape).
-            condition: tensors with a leading batch dimension.
+            condition: tensors with a leading batch dimension; `guidance_scale` (batch,) for a
+                student with that input.
             times: (Q,) in [0, 1]; computed beside the trained slices, which they do not change.
 
         Raises:
-            InputError: for noise of another shape, or times outside [0, 1].
+            InputError: for noise of another shape, times outside [0, 1], or a guidance scale that
+                is missing or not an input.
         """
         if tuple(noise.shape[1:]) != self.sample_shape:
             raise InputError(
@@ -295,15 +357,28 @@ class DSNO(nn.Module):
             count, 0
         )
         given = {k: v.repeat_interleave(count, 0) for k, v in (condition or {}).items()}
+        embedding = self._embed_guidance(given.pop(GUIDANCE_SCALE, None))
         kind = torch.promote_types(noise.dtype, torch.float32)
         told = self.preconditioning.c_noise(every).to(noise.device, kind).repeat(batch)
         # Set, not restored: gradient checkpointing runs the network again during backward.
-        self.lifted.layout.slices = slices
-        f = self.call(self.lifted.network, rows, told, given).to(noise.dtype)
+        self.lifted.layout.slices, self.lifted.layout.embedding = slices, embedding
+        f = first_channels(self.call(self.lifted.network, rows, told, given), rows)
+        f = f.to(noise.dtype)
         f = f.reshape(batch, count, *self.sample_shape)
         if times is not None:
             f, every = f[:, self.slices :], every[self.slices :]
         return self._states(x[:, None], f, every)
+
+    def _embed_guidance(self, scale: Tensor | None) -> Tensor | None:
+        shifts = self.lifted.shifts
+        if scale is None and shifts is not None:
+            raise InputError(
+                "This model was trained at sampled guidance scales: give guidance_scale, one "
+                "number per sample."
+            )
+        if scale is not None and shifts is None:
+            raise InputError("This model has no guidance scale among its inputs: give none.")
+        return None if shifts is None or scale is None else shifts.embedding(scale)
 
     def _states(self, x: Tensor, f: Tensor, times: Tensor) -> Tensor:
         pre = self.preconditioning

@@ -5,26 +5,29 @@ The module path and the class names stand inside saved folders: they are API.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from dsno.backbones.unet import call_unet
-from dsno.denoisers import Preconditioning
+from dsno.backbones import registry
+from dsno.conditions import EMBEDDINGS, LABELS
+from dsno.console import quiet_libraries
+from dsno.denoisers import GUIDANCE_SCALE, Preconditioning
 from dsno.errors import InputError, one_of
+from dsno.hub import download, looks_like_hub_id
 from dsno.images import to_pil, to_uint8
+from dsno.latents import Latents
 from dsno.operator import DSNO, Lifted
+from dsno.text import TextEncoder
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 
@@ -33,7 +36,7 @@ class DSNOModel(ModelMixin, ConfigMixin):
     """The operator with a JSON-able configuration, saved by `save_pretrained`.
 
     Args:
-        backbone: name of a diffusers model class.
+        backbone: name of the network's class, see `dsno.backbones.registry`.
         backbone_config: its configuration.
         preconditioning: `Preconditioning.to_config()` of the teacher.
         sample_shape: shape of one sample.
@@ -46,6 +49,9 @@ class DSNOModel(ModelMixin, ConfigMixin):
         output: `denoised` or `state`.
         class_frequencies: share of each class in the training data; None if unconditional. Labels
             not asked for are drawn from it.
+        guidance_scale: of the teacher's classifier-free guidance, distilled in: a number, or the
+            range of those it was trained at, which makes the scale an input; None for none.
+        is_textual: whether it is conditioned on embedded prompts.
     """
 
     @register_to_config
@@ -63,54 +69,98 @@ class DSNOModel(ModelMixin, ConfigMixin):
         spacing: str = "quadratic",
         output: str = "denoised",
         class_frequencies: Sequence[float] | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        is_textual: bool = False,
     ) -> None:
         super().__init__()
-        one_of(backbone, ("UNet2DModel",), "backbone")
-        network = diffusers.UNet2DModel.from_config(dict(backbone_config))
+        kind = registry.backbone(backbone)
+        with torch.device("cpu"):  # a schedule needs numbers also where weights are on `meta`
+            meaning = Preconditioning.from_config(preconditioning)
         lifted = Lifted(
-            network, sites, site_channels, slices=slices, modes=modes, channel_dim=channel_dim
+            kind.build(backbone_config),
+            sites,
+            site_channels,
+            slices=slices,
+            modes=modes,
+            channel_dim=channel_dim,
+            guidance=guidance_scale is not None and not isinstance(guidance_scale, int | float),
         )
         self.operator = DSNO(
             lifted,
-            Preconditioning.from_config(preconditioning),
+            meaning,
             sample_shape,
-            call=call_unet,
+            call=kind.call,
             spacing=spacing,
             output=output,
         )
 
     @classmethod
     def from_operator(
-        cls, operator: DSNO, *, class_frequencies: Sequence[float] | None = None
+        cls,
+        operator: DSNO,
+        *,
+        class_frequencies: Sequence[float] | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        is_textual: bool = False,
     ) -> DSNOModel:
-        """Wrap a trained operator with a diffusers backbone."""
-        network: Any = operator.lifted.network
-        model: DSNOModel = cls(
-            backbone=type(network).__name__,
-            backbone_config={
-                k: v for k, v in dict(network.config).items() if not k.startswith("_")
-            },
-            preconditioning=operator.preconditioning.to_config(),
-            sample_shape=list(operator.sample_shape),
-            sites=list(operator.lifted.sites),
-            site_channels=list(operator.lifted.channels),
-            slices=operator.slices,
-            modes=operator.lifted.modes,
-            channel_dim=operator.lifted.channel_dim,
-            spacing=operator.spacing.name,
-            output=operator.output,
-            class_frequencies=None if class_frequencies is None else list(class_frequencies),
-        )
+        """Wrap a trained operator whose backbone is of a known class."""
+        network, lifted = operator.lifted.network, operator.lifted
+        kind = registry.backbone_of(network)
+        given = guidance_scale if isinstance(guidance_scale, int | float | None) else None
+        with torch.device("meta"):  # its weights are replaced just below
+            model: DSNOModel = cls(
+                backbone=kind.name,
+                backbone_config=_config_of(network, kind),
+                preconditioning=operator.preconditioning.to_config(),
+                sample_shape=list(operator.sample_shape),
+                sites=list(lifted.sites),
+                site_channels=list(lifted.channels),
+                slices=operator.slices,
+                modes=lifted.modes,
+                channel_dim=lifted.channel_dim,
+                spacing=operator.spacing.name,
+                output=operator.output,
+                class_frequencies=None if class_frequencies is None else list(class_frequencies),
+                guidance_scale=list(guidance_scale)
+                if isinstance(guidance_scale, Sequence)
+                else given,
+                is_textual=is_textual,
+            )
         model.operator = operator
         return model
 
     def forward(
-        self, noise: Tensor, class_labels: Tensor | None = None, times: Tensor | None = None
+        self,
+        noise: Tensor,
+        class_labels: Tensor | None = None,
+        times: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        guidance_scale: Tensor | None = None,
     ) -> Tensor:
         """States (batch, M, *shape) of the trajectory from unit noise (batch, *shape)."""
-        condition = None if class_labels is None else {"class_labels": class_labels}
-        states: Tensor = self.operator(noise, condition, times)
+        given = {
+            LABELS: class_labels,
+            EMBEDDINGS: encoder_hidden_states,
+            GUIDANCE_SCALE: guidance_scale,
+        }
+        condition = {name: value for name, value in given.items() if value is not None}
+        states: Tensor = self.operator(noise, condition or None, times)
         return states
+
+    @property
+    def guidance_range(self) -> tuple[float, float] | None:
+        """The guidance scales it was trained at, if the scale is an input."""
+        scale = self.config.guidance_scale
+        return (scale[0], scale[1]) if isinstance(scale, Sequence) else None
+
+
+def _config_of(network: nn.Module, kind: registry.Backbone) -> dict[str, Any]:
+    """The configuration that builds this very network: a student's last layer may be narrower."""
+    config = kind.config(network)
+    last: Any = getattr(network, "conv_out", None)
+    if "out_channels" in config and isinstance(last, nn.Conv2d):
+        config["out_channels"] = last.out_channels
+    return config
 
 
 @dataclass
@@ -123,25 +173,37 @@ class DSNOPipelineOutput(BaseOutput):
         trajectory: (batch, times, *shape), if asked for.
         times: (times,), float64, of the trajectory; falling, 1 is noise and 0 data.
         class_labels: (batch,), of a conditional model.
+        latents: (batch, *shape), what a latent model's images were decoded from.
     """
 
     images: list[Image.Image] | np.ndarray | Tensor
     trajectory: Tensor | None = None
     times: Tensor | None = None
     class_labels: Tensor | None = None
+    latents: Tensor | None = None
 
 
 class DSNOPipeline(DiffusionPipeline):
     """Sample a trained operator: noise in, samples out, one network evaluation.
+
+    Args:
+        model: the operator.
+        vae: the autoencoder of a latent model.
+        text_encoder: of a text-conditional model.
+        tokenizer: of a text-conditional model.
 
     Example:
         >>> pipeline = DSNOPipeline.from_pretrained("runs/digits/student")  # doctest: +SKIP
         >>> images = pipeline(batch_size=16).images  # doctest: +SKIP
     """
 
-    def __init__(self, model: DSNOModel) -> None:
+    _optional_components: ClassVar[list[str]] = ["vae", "text_encoder", "tokenizer"]
+
+    def __init__(
+        self, model: DSNOModel, vae: Any = None, text_encoder: Any = None, tokenizer: Any = None
+    ) -> None:
         super().__init__()
-        self.register_modules(model=model)
+        self.register_modules(model=model, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> DSNOPipeline:
@@ -155,12 +217,8 @@ class DSNOPipeline(DiffusionPipeline):
             InputError: if it is not such a folder, or a file of it is damaged.
         """
         path = Path(folder)
-        if (
-            not path.is_dir()
-            and str(folder).count("/") == 1
-            and not str(folder).startswith((".", "~"))
-        ):
-            path = _download(str(folder))
+        if not path.is_dir() and looks_like_hub_id(str(folder)):
+            path = download(str(folder))
         if not (path / "model_index.json").is_file():
             raise InputError(
                 f"{folder} is not a trained model (no model_index.json); give the folder that "
@@ -168,7 +226,7 @@ class DSNOPipeline(DiffusionPipeline):
             )
         kwargs.setdefault("low_cpu_mem_usage", False)  # the other way needs accelerate
         try:
-            with _quiet():
+            with quiet_libraries():
                 pipeline = super().from_pretrained(path, use_safetensors=True, **kwargs)
         except InputError:
             raise
@@ -182,6 +240,26 @@ class DSNOPipeline(DiffusionPipeline):
             raise InputError(f"{folder} holds a {type(pipeline).__name__}, not a {cls.__name__}.")
         return pipeline
 
+    @property
+    def decode(self) -> Callable[[Tensor], Tensor]:
+        """From the model's states to images: the autoencoder, or nothing to do."""
+        return (lambda states: states) if self.vae is None else Latents(self.vae).decode
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings (len(prompts), L, D) of prompts, float32.
+
+        Raises:
+            InputError: if the model takes no text, or was saved without its text encoder.
+        """
+        if not self.model.config.is_textual:
+            raise InputError("This model is not conditioned on text: it takes no prompt.")
+        if self.tokenizer is None or self.text_encoder is None:
+            raise InputError(
+                "This model was saved without its text encoder: give prompt_embeds instead of "
+                "prompt."
+            )
+        return TextEncoder(self.tokenizer, self.text_encoder).encode(prompts)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -192,11 +270,14 @@ class DSNOPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_trajectory: bool = False,
         times: Sequence[float] | Tensor | None = None,
+        prompt: str | Sequence[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        guidance_scale: float | Sequence[float] | Tensor | None = None,
     ) -> DSNOPipelineOutput:
         """Make samples.
 
         Args:
-            batch_size: how many; by default as many as there are labels or noises, or 1.
+            batch_size: how many; by default as many as there are labels, prompts or noises, or 1.
             class_labels: one class for all, or one per sample; drawn with the frequencies of the
                 training data if the model is conditional and none are given.
             generator: of the noise (and the labels).
@@ -204,48 +285,106 @@ class DSNOPipeline(DiffusionPipeline):
             output_type: `pil`, `np` (batch, H, W, C) in [0, 1], or `pt`: the tensor as it is.
             return_trajectory: also return the states x(t), at `times` or at the trained times.
             times: times in [0, 1] for the trajectory, in any number: the output is continuous.
+            prompt: of a text-conditional model: one for all, or one per sample.
+            prompt_embeds: their embeddings (batch, L, D), instead.
+            guidance_scale: of a model trained at a range of scales: one for all, or one per sample;
+                the middle of the range if none is given.
 
         Raises:
             InputError: for a batch size below 1, labels out of range or given to an unconditional
-                model, sizes that disagree, times without `return_trajectory`, or an unknown
-                output type.
+                model, no prompt for a text-conditional one, a guidance scale where it is no input,
+                sizes that disagree, times without `return_trajectory`, or an unknown output type.
         """
         one_of(output_type, OUTPUT_TYPES, "output type")
         if times is not None and not return_trajectory:
             raise InputError("Times are of the trajectory: give return_trajectory=True too.")
         operator, model = self.model.operator, self.model
-        count = _batch_size(batch_size, class_labels, noise)
+        count = _batch_size(
+            batch_size=batch_size,
+            class_labels=class_labels,
+            noise=noise,
+            prompt=None if isinstance(prompt, str) else prompt,
+            prompt_embeds=prompt_embeds,
+            guidance_scale=guidance_scale,
+        )
         if noise is None:
             place = generator.device if generator is not None else torch.device("cpu")
             noise = torch.randn(count, *operator.sample_shape, generator=generator, device=place)
         noise = noise.to(device=model.device, dtype=model.dtype)
-        labels = _labels(class_labels, count, model.config.class_frequencies, generator)
-        if labels is not None:
-            labels = labels.to(model.device)
+        condition = {
+            LABELS: _labels(class_labels, count, model.config.class_frequencies, generator),
+            EMBEDDINGS: self._embeddings(prompt, prompt_embeds, count),
+            GUIDANCE_SCALE: _scales(guidance_scale, count, model),
+        }
+        condition = {k: None if v is None else v.to(model.device) for k, v in condition.items()}
         asked = operator.times
         if times is None:
-            states = model(noise, labels)
+            states = model(noise, **condition)
         else:  # the sample is the state at one more time, of the same evaluation
             asked = torch.as_tensor(times, dtype=torch.float64)
-            states = model(noise, labels, torch.cat([asked, torch.zeros_like(asked[:1])]))
-        images = _convert(states[:, -1], output_type)
-        if not return_trajectory:
-            return DSNOPipelineOutput(images, class_labels=labels)
-        return DSNOPipelineOutput(images, states[:, : len(asked)], asked, labels)
+            every = torch.cat([asked, torch.zeros_like(asked[:1])])
+            states = model(noise, times=every, **condition)
+        samples = states[:, -1]
+        return DSNOPipelineOutput(
+            _convert(self.decode(samples), output_type),
+            states[:, : len(asked)] if return_trajectory else None,
+            asked if return_trajectory else None,
+            condition[LABELS],
+            None if self.vae is None else samples,
+        )
+
+    def _embeddings(
+        self, prompt: str | Sequence[str] | None, embeds: Tensor | None, count: int
+    ) -> Tensor | None:
+        if not self.model.config.is_textual:
+            if prompt is not None or embeds is not None:
+                raise InputError("This model is not conditioned on text: it takes no prompt.")
+            return None
+        if embeds is not None and prompt is None:
+            return embeds.to(self.model.dtype).expand(count, -1, -1)
+        if prompt is None or embeds is not None:
+            raise InputError(
+                "This model is conditioned on text: give either prompt or prompt_embeds."
+            )
+        encoded = self.embed([prompt] if isinstance(prompt, str) else prompt)
+        return encoded.to(self.model.dtype).expand(count, -1, -1)
 
 
-def _batch_size(batch_size: int | None, labels: Any, noise: Tensor | None) -> int:
-    sizes = {"batch_size": batch_size, "noise": None if noise is None else len(noise)}
-    if labels is not None and np.ndim(labels) > 0:
-        sizes["class_labels"] = len(labels)
-    given = {name: size for name, size in sizes.items() if size is not None}
-    if len(set(given.values())) > 1:
-        listed = ", ".join(f"{name} {size}" for name, size in given.items())
+def _batch_size(**given: Any) -> int:
+    """The number of samples that every argument with a batch dimension agrees on."""
+    sizes = {}
+    for name, value in given.items():
+        if isinstance(value, int) and name == "batch_size":
+            sizes[name] = value
+        elif value is not None and np.ndim(value) > 0:
+            sizes[name] = len(value)
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise InputError(f"The numbers of samples disagree: {listed}.")
-    count = next(iter(given.values()), 1)
+    count = next(iter(sizes.values()), 1)
     if count < 1:
         raise InputError(f"The number of samples must be at least 1, not {count}.")
     return count
+
+
+def _scales(given: Any, count: int, model: DSNOModel) -> Tensor | None:
+    """The guidance scale of every sample, if it is an input."""
+    scale = model.config.guidance_scale
+    if model.guidance_range is None:
+        if given is not None:
+            fixed = "has no guidance" if scale is None else f"has guidance {scale:g} distilled in"
+            raise InputError(f"This model {fixed}: it takes no guidance_scale.")
+        return None
+    low, high = model.guidance_range
+    scales = torch.as_tensor((low + high) / 2 if given is None else given, dtype=torch.float32)
+    wrong = scales[(scales < low) | (scales > high)] if scales.ndim else scales
+    if bool(((scales < low) | (scales > high)).any()):
+        first = float(wrong.flatten()[0])
+        raise InputError(
+            f"The guidance scale {first:g} is outside the range this model was trained at, "
+            f"{low:g} to {high:g}."
+        )
+    return scales.expand(count)
 
 
 def _labels(
@@ -280,32 +419,15 @@ def _convert(samples: Tensor, output_type: str) -> list[Image.Image] | np.ndarra
     return to_pil(samples.float().cpu())
 
 
-def _download(name: str) -> Path:
-    """A Hub repository as a local folder: diffusers loads external classes from folders only."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise InputError(
-            f"There is no local folder {name}, and it cannot be downloaded from the Hub "
-            f"({type(error).__name__}); check the name or the connection."
-        ) from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence diffusers' loading bar for a single small component."""
-    shown = diffusers.utils.logging.is_progress_bar_enabled()
-    diffusers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            diffusers.utils.logging.enable_progress_bar()
-
-
-def save_pipeline(model: DSNOModel, folder: Path) -> None:
-    """Write the pipeline layout: model_index.json and model/ with config and safetensors."""
-    DSNOPipeline(model).save_pretrained(folder, safe_serialization=True)
+def save_pipeline(
+    model: DSNOModel, folder: Path, latents: Latents | None = None, text: TextEncoder | None = None
+) -> None:
+    """Write the pipeline layout: model_index.json, model/ and what decodes and encodes for it."""
+    pipeline = DSNOPipeline(
+        model,
+        vae=None if latents is None else latents.vae,
+        text_encoder=None if text is None else text.encoder,
+        tokenizer=None if text is None else text.tokenizer,
+    )
+    with quiet_libraries():
+        pipeline.save_pretrained(folder, safe_serialization=True)

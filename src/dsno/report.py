@@ -53,6 +53,18 @@ class _Reference(_Part):
     name: str
     count: int
     split_half_distance: dict[str, float]
+    real: bool = True
+    """Whether it is real data, or samples of the teacher."""
+
+    @property
+    def what(self) -> str:
+        """The reference in two words."""
+        return "real data" if self.real else "teacher's samples"
+
+    @property
+    def items(self) -> str:
+        """One of its items, in the plural."""
+        return f"real items of {self.name}" if self.real else "samples of the teacher"
 
 
 class _Features(_Part):
@@ -228,7 +240,9 @@ def _draw(metrics: Metrics, arrays: Mapping[str, Tensor]) -> dict[str, Image.Ima
         )
     floors = {name: metrics.reference.split_half_distance[name] for name in metrics.feature_names()}
     for name, by in (("quality", "nfe"), ("time", "time")):
-        pictures[name] = figures.quality(data["samplers"], floors, by=by)
+        pictures[name] = figures.quality(
+            data["samplers"], floors, by=by, reference=metrics.reference.what
+        )
     if metrics.student_history or metrics.teacher_history:
         histories = data["student_history"], data["teacher_history"]
         pictures["losses"] = figures.losses(*histories, times)
@@ -243,8 +257,8 @@ def verdict(metrics: Metrics) -> tuple[str, list[str]]:
     word = "beats" if v.student < v.ddim else "does not beat" if v.student > v.ddim else "equals"
     told = [
         f"In {_evaluations(_ordered(metrics)[0].nfe)} its Frechet distance "
-        f"({singular(v.features)} features) to the real data is {number(v.student)}; "
-        f"with {evaluations} DDIM's is {number(v.ddim)} (lower is better)."
+        f"({singular(v.features)} features) to the {metrics.reference.what} is "
+        f"{number(v.student)}; with {evaluations} DDIM's is {number(v.ddim)} (lower is better)."
     ]
     others = [row for row in metrics.samplers if row.name != STUDENT]
     if better := [row for row in others if row.frechet_distance[v.features] < v.student]:

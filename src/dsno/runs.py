@@ -20,11 +20,12 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from dsno.assembly import check_buildable
 from dsno.console import say
 from dsno.errors import InputError
 from dsno.files import fingerprint, read_json, sha256, write_json, write_text
 from dsno.recipes import Recipe, load_recipe
-from dsno.stages import WORK, Task, new_operator, new_teacher
+from dsno.stages import WORK, Task
 from dsno.trajectories import MANIFEST, damaged_shards, load_manifest
 
 STAGES = ("teacher", "collect", "train", "evaluate", "report")
@@ -39,7 +40,7 @@ SECTIONS = {
 }
 # Keys that do not change a result.
 NEUTRAL = {"checkpoint_every"}
-VERSION = 1  # raise when a stage's results change for the same recipe
+VERSION = 2  # raise when a stage's results change for the same recipe
 
 
 class StageRecord(TypedDict):
@@ -133,7 +134,12 @@ class Run:
                 else value
             )
 
-        return {section: relevant(self.values[section]) for section in SECTIONS[stage]}
+        sections = SECTIONS[stage]
+        if self.recipe.teacher.source:  # the data are only what samples are compared with
+            sections = tuple(s for s in sections if s != "data")
+            if stage == "evaluate":
+                sections = ("data", *sections)
+        return {section: relevant(self.values[section]) for section in sections}
 
     def _check_folder(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
@@ -153,9 +159,7 @@ class Run:
     def _write_recipe(self) -> None:
         path, text = self.folder / "recipe.yaml", yaml.safe_dump(self.values, sort_keys=False)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            new_operator(
-                self.recipe, new_teacher(self.recipe)
-            )  # refuses a recipe that cannot be built
+            check_buildable(self.recipe)
             write_text(path, text)
 
     def _stages(self) -> dict[str, StageRecord]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dsno import seeds
+from dsno.conditions import Conditions
 from dsno.console import progress
 from dsno.data import load_data
 from dsno.errors import InputError
@@ -27,14 +28,18 @@ def sample_model(
     num: int,
     seed: int,
     labels: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
+    guidance_scale: float | None = None,
     batch_size: int = 256,
 ) -> list[Path]:
     """Sample a model folder and write each of `files`: a .png grid or an .npz of arrays.
 
-    Sample i depends on (seed, i) alone, whatever `num` and `batch_size`.
+    Sample i depends on (seed, i) alone, whatever `num` and `batch_size`; labels and prompts are
+    used in turn.
 
     Raises:
-        InputError: for a count below 1, a label out of range, or another kind of file.
+        InputError: for a count below 1, a label out of range, a condition the model does not have,
+            a prompt that is missing, or another kind of file.
     """
     if num < 1:
         raise InputError(
@@ -47,6 +52,7 @@ def sample_model(
             raise InputError(f"Samples are written to a .png or .npz file, not {path.name!r}.")
     pipeline = DSNOPipeline.from_pretrained(folder)
     shape = pipeline.model.operator.sample_shape
+    embeds = _embeds(pipeline, prompts)
     if len(shape) != 3 and any(path.suffix == ".png" for path in files):
         raise InputError(f"Samples of shape {shape} are not images; give an .npz file to --out.")
     frequencies = pipeline.model.config.class_frequencies
@@ -61,7 +67,13 @@ def sample_model(
                 given = seeds.item_labels(
                     seed, items, frequencies, stream=seeds.SAMPLE_LABEL
                 ).tolist()
-            made = pipeline(noise=noise, class_labels=given, output_type="pt")
+            made = pipeline(
+                noise=noise,
+                class_labels=given,
+                prompt_embeds=None if embeds is None else embeds[[i % len(embeds) for i in items]],
+                guidance_scale=guidance_scale,
+                output_type="pt",
+            )
             assert isinstance(made.images, Tensor)  # output_type is pt
             parts.append(made.images)
             if made.class_labels is not None:
@@ -80,28 +92,44 @@ def sample_model(
     return list(files)
 
 
-def evaluate_model(folder: Path, *, data: str, samples: int, seed: int) -> dict[str, Any]:
+def _embeds(pipeline: DSNOPipeline, prompts: Sequence[str] | None) -> Tensor | None:
+    """The prompts' embeddings (P, L, D), computed once."""
+    if not prompts and not pipeline.model.config.is_textual:
+        return None
+    if not prompts:
+        raise InputError("This model is conditioned on text: give --prompt.")
+    return pipeline.embed(prompts)
+
+
+def evaluate_model(
+    folder: Path, *, data: str, path: str = "", samples: int, seed: int
+) -> dict[str, Any]:
     """Frechet distances of a model folder's samples to real data.
 
     Raises:
-        InputError: for fewer than two samples, or data of another shape.
+        InputError: for fewer than two samples, data of another shape, or a text-conditional model.
     """
     if samples < 2:
         raise InputError(
             f"A distance needs at least 2 samples, not {samples}; give --samples 5000."
         )
     pipeline = DSNOPipeline.from_pretrained(folder)
-    real = load_data(data)
-    operator = pipeline.model.operator.eval()
-    if real.sample_shape != operator.sample_shape:
+    model, operator = pipeline.model, pipeline.model.operator.eval()
+    if model.config.is_textual:
         raise InputError(
-            f"The model makes samples of shape {operator.sample_shape}, but {data} has "
-            f"{real.sample_shape}."
+            "A text-conditional model is measured on its run's prompts: give the run's recipe."
         )
-    reference = build_reference(real, ("pixels", "classifier"), seed=0)
-    draws = Draws(seed, operator.sample_shape, pipeline.model.config.class_frequencies, 500)
+    shape = _image_shape(pipeline)
+    real = load_data(data, path, size=shape[1] if path else None)
+    if real.sample_shape != shape:
+        raise InputError(
+            f"The model makes samples of shape {shape}, but {real.name} has {real.sample_shape}."
+        )
+    reference = build_reference(real, (), seed=0)
+    conditions = Conditions(model.config.class_frequencies, model.guidance_range)
+    draws = Draws(seed, operator.sample_shape, conditions, 500)
     with progress("sampling", samples, unit="sample") as advance:
-        made = draw(student_sampler(operator), draws, samples, advance)
+        made = draw(student_sampler(operator, pipeline.decode), draws, samples, advance)
     return {
         "model": str(folder),
         "nfe": 1,
@@ -110,8 +138,16 @@ def evaluate_model(folder: Path, *, data: str, samples: int, seed: int) -> dict[
         "frechet_distance": reference.distances(made),
         "reference": {
             "name": real.name,
-            "count": len(real.images),
+            "count": len(real),
             "split_half_distance": dict(reference.floor),
         },
         "features": {k: dict(v) for k, v in reference.records.items()},
     }
+
+
+def _image_shape(pipeline: DSNOPipeline) -> tuple[int, ...]:
+    """Shape of one decoded sample."""
+    with torch.no_grad():
+        return tuple(
+            pipeline.decode(torch.zeros(1, *pipeline.model.operator.sample_shape)).shape[1:]
+        )

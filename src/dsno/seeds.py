@@ -25,6 +25,12 @@ WEIGHTS: Final = 4
 SPLIT: Final = 5
 SAMPLE: Final = 6
 SAMPLE_LABEL: Final = 7
+GUIDANCE: Final = 8
+PROMPT: Final = 9
+SAMPLE_GUIDANCE: Final = 10
+SAMPLE_PROMPT: Final = 11
+FLIP: Final = 12
+LABEL_DROPOUT: Final = 13
 
 
 def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:

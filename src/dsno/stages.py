@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.metadata
+import math
 import os
 import platform
 import shutil
@@ -18,23 +19,45 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dsno import seeds
-from dsno.backbones.unet import unet_sites
+from dsno.assembly import (
+    brought_teacher,
+    class_frequencies,
+    conditions_of,
+    count,
+    decoder,
+    embedded_prompts,
+    guided,
+    load_recipe_data,
+    new_operator,
+    new_teacher,
+    real_data,
+    shape_text,
+    summary,
+)
 from dsno.collect import collect, scales_at
-from dsno.data import load_data
-from dsno.denoisers import Denoiser, Preconditioning
+from dsno.conditions import LABELS
+from dsno.denoisers import Denoiser, evaluations_per_call
+from dsno.errors import InputError
 from dsno.evaluate import Draws, build_reference, evaluate, power_spectrum, trajectory_arrays
 from dsno.files import filling, read_json, replacing, write_json
 from dsno.grids import Spacing, grid_times
+from dsno.lmdb_import import import_lmdb
 from dsno.objectives import denoising_loss, slice_weights, trajectory_loss
-from dsno.operator import DSNO, match_sites
+from dsno.operator import DSNO
+from dsno.perceptual import load_vgg16
 from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
 from dsno.recipes.schema import Optimisation, Recipe
 from dsno.report import write_report
-from dsno.schedules import schedule_from_config
 from dsno.solvers import evaluations
-from dsno.teachers.unet import build_unet, load_teacher, save_teacher, unet_denoiser
+from dsno.teachers.store import Teacher, load_teacher, save_teacher
 from dsno.training import Plan, train
-from dsno.trajectories import Manifest, TrajectoryStore, load_manifest
+from dsno.trajectories import (
+    Manifest,
+    TrajectoryStore,
+    load_manifest,
+    read_prompts,
+    write_prompts,
+)
 
 
 @dataclass(frozen=True)
@@ -57,50 +80,70 @@ class Task:
 
 
 def make_teacher(task: Task) -> str:
-    """Train the diffusion model; return what was read and written."""
-    data, denoiser = load_data(task.recipe.data.source), new_teacher(task.recipe)
-    spec, folder = task.recipe.teacher, task.folder / "teacher"
+    """Bring or train the diffusion model; return what was read and written."""
+    return _bring_teacher(task) if task.recipe.teacher.source else _train_teacher(task)
+
+
+def _bring_teacher(task: Task) -> str:
+    teacher, folder = brought_teacher(task.recipe.teacher), task.folder / "teacher"
+    save_teacher(teacher, folder)
+    return f"read {task.recipe.teacher.source}; wrote {summary(teacher)} to {folder}"
+
+
+def _train_teacher(task: Task) -> str:
+    data, teacher = load_recipe_data(task.recipe), new_teacher(task.recipe)
+    spec, folder, seed = task.recipe.teacher, task.folder / "teacher", task.recipe.seed
+    assert spec.batch_size is not None
+    size, flips = spec.batch_size, task.recipe.data is not None and task.recipe.data.random_flip
 
     def loss(model: nn.Module, step: int) -> tuple[Tensor, None]:
         assert isinstance(model, Denoiser)
-        rows = seeds.batch_items(task.recipe.seed, step, spec.batch_size, len(data.images))
-        clean = data.images[rows]
+        rows = seeds.batch_items(seed, step, size, len(data))
+        flip = seeds.generator(seed, seeds.FLIP, step).random(size) < 0.5 if flips else None
+        clean = data.rows(rows, None if flip is None else torch.from_numpy(flip))
         # one time in each of batch_size equal strata
         t = (torch.arange(len(clean)) + torch.rand(len(clean), dtype=torch.float64)) / len(clean)
-        condition = {"class_labels": data.labels[rows]} if spec.conditional else None
+        condition = None
+        if spec.conditional:
+            assert data.labels is not None
+            labels = data.labels[rows]
+            if spec.label_dropout:
+                assert teacher.null_class is not None
+                units = seeds.generator(seed, seeds.LABEL_DROPOUT, step).random(size)
+                withheld = torch.from_numpy(units < spec.label_dropout)
+                labels = torch.where(withheld, teacher.null_class, labels)
+            condition = {LABELS: labels}
         noise = torch.randn(clean.shape)
         return denoising_loss(model, clean, noise, t, condition), None
 
     averaged, history = train(
-        denoiser,
+        teacher.denoiser,
         loss,
-        _plan(spec, task.recipe.seed),
+        _plan(spec, seed),
         folder / "checkpoints",
         tag=task.tags["teacher"],
         label="training the teacher",
     )
     assert isinstance(averaged, Denoiser)
-    save_teacher(averaged, folder)
+    save_teacher(dataclasses.replace(teacher, denoiser=averaged), folder)
     write_json(folder / "history.json", {"history": history})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return (
-        f"read {len(data.images):,} {data.name} of {_shape(data.sample_shape)}; "
-        f"wrote a U-Net of {_count(averaged.network):,} parameters to {folder}"
+        f"read {len(data):,} {data.name} of {shape_text(data.sample_shape)}; "
+        f"wrote a U-Net of {count(averaged.network):,} parameters to {folder}"
     )
 
 
 def make_trajectories(task: Task) -> str:
     """Solve the teacher's ODE; return what was read and written."""
     spec, folder = task.recipe.collect, task.folder / "trajectories"
-    denoiser, data = load_teacher(task.folder / "teacher"), load_data(task.recipe.data.source)
+    teacher = load_teacher(task.folder / "teacher")
+    if spec.source:
+        return _import_trajectories(task, teacher)
+    denoiser = guided(task.recipe, teacher)
+    prompts = embedded_prompts(task.recipe, teacher)
     times = grid_times(Spacing(spec.grid, denoiser.schedule), spec.slices)
-    conditional = task.recipe.teacher.conditional
-    solver = {
-        "method": spec.solver,
-        "steps": spec.steps,
-        "spacing": spec.spacing,
-        "nfe": evaluations(spec.solver, spec.steps),
-    }
+    assert spec.count is not None
     wanted = Manifest(
         tag=task.tags["collect"],
         count=spec.count,
@@ -110,15 +153,23 @@ def make_trajectories(task: Task) -> str:
         scales=scales_at(denoiser, times),
         dtype=spec.dtype,
         seed=task.recipe.seed,
-        num_classes=data.num_classes if conditional else None,
-        solver=solver,
+        num_classes=teacher.num_classes,
+        solver={
+            "method": spec.solver,
+            "steps": spec.steps,
+            "spacing": spec.spacing,
+            "nfe": evaluations(spec.solver, spec.steps) * evaluations_per_call(denoiser),
+        },
+        guidance_scale=spec.guidance_scale,
+        prompts=None if prompts is None else len(prompts.texts),
+        prompts_sha256="" if prompts is None else write_prompts(folder, prompts),
     )
     manifest = collect(
         denoiser,
         folder,
         wanted,
         batch_size=spec.batch_size,
-        label_frequencies=data.label_frequencies if conditional else None,
+        conditions=conditions_of(task.recipe, teacher, prompts),
     )
     size = sum(s.bytes for s in manifest.shards)
     return (
@@ -128,11 +179,35 @@ def make_trajectories(task: Task) -> str:
     )
 
 
+def _import_trajectories(task: Task, teacher: Teacher) -> str:
+    spec, folder = task.recipe.collect, task.folder / "trajectories"
+    manifest = import_lmdb(
+        Path(spec.source),
+        folder,
+        slices=spec.slices,
+        spacing=spec.grid,
+        schedule=teacher.denoiser.schedule,
+        dtype=spec.dtype,
+        shard_size=spec.shard_size,
+        tag=task.tags["collect"],
+    )
+    made, wanted = manifest.sample_shape, teacher.denoiser.sample_shape
+    labels, known = manifest.num_classes, teacher.num_classes
+    if made != wanted or (labels is None) != (known is None) or (labels or 0) > (known or 0):
+        raise InputError(
+            f"The trajectories in {spec.source} are of shape {shape_text(made)} with "
+            f"{labels or 'no'} classes, but the teacher makes {shape_text(wanted)} with "
+            f"{known or 'no'} classes."
+        )
+    return f"read {spec.source}; wrote {manifest.count:,} trajectories to {folder}"
+
+
 def make_student(task: Task) -> str:
     """Train the operator; return what was read and written."""
     student, spec, folder = task.recipe.student, task.recipe.train, task.folder / "student"
-    denoiser = load_teacher(task.folder / "teacher")
-    operator = new_operator(task.recipe, denoiser)
+    teacher = load_teacher(task.folder / "teacher")
+    denoiser = teacher.denoiser
+    operator = new_operator(task.recipe, teacher)
     times = operator.times
     store = TrajectoryStore(
         task.folder / "trajectories", tag=task.tags["collect"], times=times.tolist()
@@ -148,12 +223,21 @@ def make_student(task: Task) -> str:
         sigma_data=denoiser.sigma_data,
     )
 
+    assert spec.batch_size is not None
+    size = spec.batch_size
+    perceptual = load_vgg16(Path(spec.vgg16)) if spec.loss == "lpips_vgg" else None
+
     def loss(model: nn.Module, step: int) -> tuple[Tensor, Tensor]:
-        rows = seeds.batch_items(task.recipe.seed, step, spec.batch_size, len(store))
+        rows = seeds.batch_items(task.recipe.seed, step, size, len(store))
         noise, states, condition = store.rows(rows)
         predicted = model(noise, condition) / scales
         return trajectory_loss(
-            predicted, states, weights, distance=spec.loss, delta=spec.huber_delta
+            predicted,
+            states,
+            weights,
+            distance=spec.loss,
+            delta=spec.huber_delta,
+            perceptual=perceptual,
         )
 
     averaged, history = train(
@@ -165,18 +249,18 @@ def make_student(task: Task) -> str:
         label="training the student",
     )
     assert isinstance(averaged, DSNO)
-    frequencies = (
-        load_data(task.recipe.data.source).label_frequencies
-        if task.recipe.teacher.conditional
-        else None
+    model = DSNOModel.from_operator(
+        averaged,
+        class_frequencies=class_frequencies(task.recipe, teacher),
+        guidance_scale=task.recipe.collect.guidance_scale,
+        is_textual=teacher.is_textual,
     )
-    model = DSNOModel.from_operator(averaged, class_frequencies=frequencies)
     with filling(folder) as temporary:
-        save_pipeline(model, temporary)
+        save_pipeline(model, temporary, teacher.latents, teacher.text)
         write_json(temporary / "history.json", {"history": history})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return (
-        f"read {len(store):,} trajectories; wrote an operator of {_count(model):,} parameters, "
+        f"read {len(store):,} trajectories; wrote an operator of {count(model):,} parameters, "
         f"{len(averaged.lifted.sites)} time-mixing sites, {student.slices} slices, to {folder}"
     )
 
@@ -184,23 +268,19 @@ def make_student(task: Task) -> str:
 def make_metrics(task: Task) -> str:
     """Measure every sampler; return what was read and written."""
     spec, folder = task.recipe.evaluate, task.folder / "report"
-    denoiser, operator, data = (
-        load_teacher(task.folder / "teacher"),
-        load_operator(task.folder),
-        load_data(task.recipe.data.source),
-    )
-    conditional = task.recipe.teacher.conditional
-    draws = Draws(
-        task.recipe.seed,
-        data.sample_shape,
-        data.label_frequencies if conditional else None,
-        spec.batch_size,
-    )
-    reference = build_reference(data, spec.features, seed=spec.classifier_seed)
-    metrics, arrays = evaluate(denoiser, operator, reference, draws, spec)
-    arrays |= trajectory_arrays(denoiser, operator, draws)
-    spectrum = power_spectrum(denoiser, operator.spacing, draws)
+    teacher = load_teacher(task.folder / "teacher")
+    operator = load_operator(task.folder)
+    denoiser, decode = guided(task.recipe, teacher), decoder(teacher)
     manifest = load_manifest(task.folder / "trajectories")
+    prompts = read_prompts(task.folder / "trajectories", manifest)
+    conditions = conditions_of(task.recipe, teacher, prompts)
+    draws = Draws(task.recipe.seed, denoiser.sample_shape, conditions, spec.batch_size)
+    data = real_data(task.recipe, teacher, draws)
+    reference = build_reference(data, spec.features, seed=spec.classifier_seed)
+    metrics, arrays = evaluate(denoiser, operator, reference, draws, spec, decode)
+    metrics["reference"]["real"] = task.recipe.data is not None
+    arrays |= trajectory_arrays(denoiser, operator, draws, decode)
+    spectrum = power_spectrum(denoiser, operator.spacing, draws)
     record = {
         "name": task.recipe.name,
         "title": task.recipe.title,
@@ -210,9 +290,9 @@ def make_metrics(task: Task) -> str:
         "student_history": _history(task.folder / "student"),
         "spectrum": {**spectrum, "kept": operator.lifted.modes},
         "parameters": {
-            "teacher": _count(denoiser.network),
-            "student": _count(operator),
-            "temporal": _count(operator.lifted.temporal),
+            "teacher": count(teacher.denoiser.network),
+            "student": count(operator),
+            "temporal": count(operator.lifted.temporal),
         },
         "trajectories": {
             "count": manifest.count,
@@ -229,7 +309,7 @@ def make_metrics(task: Task) -> str:
     write_json(folder / "metrics.json", record)
     return (
         f"read {spec.samples:,} samples of each of {len(metrics['samplers'])} samplers and "
-        f"{len(data.images):,} real {data.name}; wrote {folder / 'metrics.json'}"
+        f"{len(data):,} {data.name}; wrote {folder / 'metrics.json'}"
     )
 
 
@@ -246,54 +326,6 @@ WORK: dict[str, Callable[[Task], str]] = {
     "evaluate": make_metrics,
     "report": make_report,
 }
-
-
-def new_teacher(recipe: Recipe) -> Denoiser:
-    """The untrained teacher.
-
-    Raises:
-        InputError: if the recipe describes a network that cannot be built.
-    """
-    data, spec = load_data(recipe.data.source), recipe.teacher
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_torch_seed(recipe.seed, 0))
-        network = build_unet(
-            data.sample_shape,
-            num_classes=data.num_classes if spec.conditional else None,
-            **spec.network.model_dump(),
-        )
-    preconditioning = Preconditioning(
-        schedule_from_config(spec.schedule), spec.prediction_type, spec.sigma_data
-    )
-    return unet_denoiser(network, preconditioning)
-
-
-def new_operator(recipe: Recipe, denoiser: Denoiser) -> DSNO:
-    """The untrained operator.
-
-    Raises:
-        InputError: if a site the recipe names is not in the network.
-    """
-    spec = recipe.student
-    sites = list(spec.sites)
-    if "default" in sites:
-        sites.remove("default")
-        sites = unet_sites(denoiser.network) + (
-            match_sites(denoiser.network, sites) if sites else []
-        )
-    labels = {"class_labels": torch.zeros(1, dtype=torch.int64)}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_torch_seed(recipe.seed, 1))
-        operator = DSNO.from_teacher(
-            denoiser,
-            sites,
-            slices=spec.slices,
-            modes=spec.modes,
-            spacing=recipe.collect.grid,
-            output=spec.output,
-            condition=labels if recipe.teacher.conditional else None,
-        )
-    return operator
 
 
 def load_operator(folder: Path) -> DSNO:
@@ -320,23 +352,15 @@ def environment() -> dict[str, Any]:
 def _plan(spec: Optimisation, seed: int) -> Plan:
     names = {f.name for f in dataclasses.fields(Plan)}
     values = {k: v for k, v in dict(spec).items() if k in names}
+    if spec.clip_norm is None:
+        values["clip_norm"] = math.inf
     return Plan(seed=seed, **values)
 
 
-def _torch_seed(seed: int, index: int) -> int:
-    return int(seeds.generator(seed, seeds.WEIGHTS, index).integers(2**63))
-
-
 def _history(folder: Path) -> list[dict[str, Any]]:
+    if not (folder / "history.json").exists():  # a teacher that was brought
+        return []
     history: list[dict[str, Any]] = read_json(
         folder / "history.json", "training history", "train again"
     )["history"]
     return history
-
-
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(str(n) for n in shape)

@@ -1,9 +1,10 @@
 """Trajectories on disk: safetensors shards and a manifest that is never ahead of them.
 
-A shard holds, for its items, `noise` (n, *shape), `states` (n, M, *shape) and, for a conditional
-teacher, `class_labels` (n,). States are stored divided by `state_scale` at their time (1 at t = 0),
-which keeps half precision accurate when the noise scale is large. The manifest lists every finished
-shard with its checksum and says how they were made.
+A shard holds, for its items, `noise` (n, *shape), `states` (n, M, *shape) and what conditioned
+them: `class_labels` (n,), `guidance_scale` (n,) or `prompt_index` (n,), the row of the prompt in
+prompts.safetensors, where every prompt's embedding is stored once. States are stored divided by
+`state_scale` at their time (1 at t = 0), which keeps half precision accurate when the noise scale
+is large. The manifest lists every finished shard with its checksum and says how they were made.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dsno.conditions import LABELS, PROMPT, Conditions
+from dsno.denoisers import GUIDANCE_SCALE, Condition
 from dsno.errors import InputError
 from dsno.files import read_json, replacing, sha256, write_json
 
-FORMAT = 1
+FORMAT = 2
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 MANIFEST = "manifest.json"
+PROMPTS = "prompts.json"
+EMBEDDED = "prompts.safetensors"
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,10 @@ class Manifest:
         seed: of the noise and labels.
         num_classes: of the labels; None for an unconditional teacher.
         solver: method, steps, spacing and nfe.
+        guidance_scale: of classifier-free guidance: one for all, or the range each trajectory's own
+            was drawn from; None for none.
+        prompts: how many prompts there are; None for a teacher without text.
+        prompts_sha256: checksum of prompts.safetensors.
         shards: the finished ones.
     """
 
@@ -67,6 +76,9 @@ class Manifest:
     seed: int
     num_classes: int | None
     solver: Mapping[str, Any]
+    guidance_scale: float | tuple[float, float] | None = None
+    prompts: int | None = None
+    prompts_sha256: str = ""
     shards: tuple[Shard, ...] = ()
     format: int = FORMAT
 
@@ -136,6 +148,46 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.safetensors"
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a folder of trajectories.
+
+    Attributes:
+        texts: what they say.
+        embeddings: (P, L, D), in storage precision.
+    """
+
+    texts: tuple[str, ...]
+    embeddings: Tensor
+
+
+def write_prompts(folder: Path, prompts: Prompts) -> str:
+    """Write prompts and embeddings; return the checksum of the latter."""
+    write_json(folder / PROMPTS, {"prompts": list(prompts.texts)})
+    with replacing(folder / EMBEDDED) as temporary:
+        save_file({"embeddings": prompts.embeddings.contiguous()}, temporary)
+    return sha256(folder / EMBEDDED)
+
+
+def read_prompts(folder: Path, manifest: Manifest) -> Prompts | None:
+    """The prompts of a folder; None for a teacher without text.
+
+    Raises:
+        InputError: if they are missing, damaged or not those of the manifest.
+    """
+    if manifest.prompts is None:
+        return None
+    remedy = "run `dsno collect` again to make them"
+    texts = read_json(folder / PROMPTS, "list of prompts", remedy).get("prompts")
+    path = folder / EMBEDDED
+    if not path.is_file() or sha256(path) != manifest.prompts_sha256:
+        raise InputError(f"{path} is missing or does not match its checksum; {remedy}.")
+    embeddings = load_file(path)["embeddings"]
+    if not isinstance(texts, list) or not (len(texts) == len(embeddings) == manifest.prompts):
+        raise InputError(f"{folder / PROMPTS} does not list {manifest.prompts} prompts; {remedy}.")
+    return Prompts(tuple(str(t) for t in texts), embeddings)
+
+
 def write_shard(
     folder: Path, manifest: Manifest, index: int, tensors: Mapping[str, Tensor]
 ) -> Manifest:
@@ -199,6 +251,9 @@ class TrajectoryStore:
             raise InputError(
                 f"{folder / shard_name(index)} {complaint}; run `dsno collect` again to make it."
             )
+        self.prompts = read_prompts(folder, manifest)
+        embeddings = None if self.prompts is None else self.prompts.embeddings
+        self._conditions = Conditions(prompts=embeddings)
         self.slots = [_slot(manifest.times, t, folder) for t in (times or manifest.times)]
         self._shards = []
         for index in range(manifest.shard_count):
@@ -214,7 +269,7 @@ class TrajectoryStore:
     def __len__(self) -> int:
         return self.manifest.count
 
-    def rows(self, items: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def rows(self, items: Tensor) -> tuple[Tensor, Tensor, Condition | None]:
         """Noise (n, *shape), scaled states (n, M, *shape), both float32, and the condition."""
         size = self.manifest.shard_size
         shard = items // size
@@ -229,13 +284,17 @@ class TrajectoryStore:
                     parts[name] = picked.new_empty(len(items), *picked.shape[1:])
                 parts[name][where] = picked
         noise, states = parts.pop("noise").float(), parts.pop("states").float()
-        return noise, states, parts
+        return noise, states, self._conditions.expand(parts)
 
     def _check(self, path: Path, tensors: Mapping[str, Tensor], count: int) -> None:
         shape, m = self.manifest.sample_shape, len(self.manifest.times)
         expected = {"noise": (count, *shape), "states": (count, m, *shape)}
         if self.manifest.num_classes is not None:
-            expected["class_labels"] = (count,)
+            expected[LABELS] = (count,)
+        if isinstance(self.manifest.guidance_scale, tuple):
+            expected[GUIDANCE_SCALE] = (count,)
+        if self.manifest.prompts is not None:
+            expected[PROMPT] = (count,)
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != expected:
             raise InputError(f"{path} holds {found}, not {expected}; run `dsno collect` again.")

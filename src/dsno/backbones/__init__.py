@@ -1,1 +1,1 @@
-"""Calling conventions and site finders of the networks a teacher may have."""
+"""Networks seen from outside: how each kind is built, called and where time is mixed in it."""

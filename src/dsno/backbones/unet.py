@@ -33,8 +33,25 @@ def call_unet(
     return output
 
 
+def call_condition_unet(
+    network: nn.Module, x: Tensor, c_noise: Tensor, condition: Mapping[str, Tensor]
+) -> Tensor:
+    """Call a `UNet2DConditionModel`; its condition is `encoder_hidden_states` (batch, L, D).
+
+    Raises:
+        InputError: for another condition, or none.
+    """
+    if set(condition) != {"encoder_hidden_states"}:
+        raise InputError(
+            "This model is conditioned on text: give the condition 'encoder_hidden_states' (a "
+            f"prompt's embedding), not {sorted(condition) or 'nothing'}."
+        )
+    output: Tensor = network(x, c_noise, condition["encoder_hidden_states"], return_dict=False)[0]
+    return output
+
+
 def unet_sites(network: nn.Module) -> list[str]:
-    """Names of the submodules after which DSNO mixes time, for a `UNet2DModel`-shaped network.
+    """Names of the submodules after which DSNO mixes time, for diffusers' U-Nets.
 
     After every residual block of the encoder and decoder (after its attention where there is one),
     before the skip connection is taken, and once in the middle block between its attention and the

@@ -6,16 +6,18 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from dsno.errors import InputError, closest
-from dsno.recipes.schema import Recipe
+from dsno.recipes.schema import Recipe, Section, with_teacher_defaults
+
+SectionType = TypeVar("SectionType", bound=Section)
 
 
 class _Loader(yaml.SafeLoader):
@@ -54,6 +56,29 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     return check_recipe(values)
 
 
+def load_section(
+    section: type[SectionType], name: str, values: Mapping[str, Any], options: Sequence[str]
+) -> SectionType:
+    """One section of a recipe from plain values and `key=value` options.
+
+    Raises:
+        InputError: for an unknown key or a wrong value.
+    """
+    given: dict[str, Any] = {name: dict(values)}
+    for option in options:
+        key, sign, text = option.partition("=")
+        if not sign or not key:
+            raise InputError(f"An option reads key=value, not {option!r}.")
+        value = _parse(text, f"option {option!r}")
+        _set(given, [name, *key.split(".")], value, option)
+    try:
+        return section.model_validate_json(json.dumps(given[name]), strict=True)
+    except (TypeError, ValueError) as error:
+        if not isinstance(error, ValidationError):
+            raise InputError(f"The options cannot be read: {error}.") from None
+        raise InputError(_sentence(error, [name])) from None
+
+
 def check_recipe(values: Any) -> Recipe:
     """Check a recipe's values.
 
@@ -62,7 +87,8 @@ def check_recipe(values: Any) -> Recipe:
     """
     try:
         # JSON mode is strict about types but takes lists for tuples and 1 for 1.0.
-        return Recipe.model_validate_json(json.dumps(values), strict=True)
+        text = json.dumps(with_teacher_defaults(values))
+        return Recipe.model_validate_json(text, strict=True)
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise InputError(f"The recipe cannot be read: {error}.") from None
@@ -129,11 +155,19 @@ def _nearest(prefix: Iterable[str], part: str, model: type[BaseModel]) -> str:
     return closest(".".join([*prefix, part]), names)
 
 
-def _sentence(error: ValidationError) -> str:
+def _named(loc: Sequence[int | str]) -> list[str]:
+    """A location without the members of unions, which pydantic names by their types."""
+    return [str(p) for p in loc if not re.search(r"[\[\]()-]", str(p)) and p not in _TYPES]
+
+
+_TYPES = ("str", "float", "int", "tuple")
+
+
+def _sentence(error: ValidationError, within: Sequence[str] = ()) -> str:
     # A misspelt key first: what is "missing" then is its right spelling.
     errors = error.errors()
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    path = [str(p) for p in first["loc"]]
+    path = [*within, *_named(first["loc"])]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         model: Any = Recipe

@@ -21,13 +21,19 @@ class Section(BaseModel):
     )
 
 
+def _require(section: Section, names: tuple[str, ...], where: str) -> None:
+    for name in names:
+        if getattr(section, name) is None:
+            raise ValueError(f"The recipe lacks '{where}.{name}'; add it")
+
+
 class Optimisation(Section):
     """How a network is trained; shared by `teacher` and `train`."""
 
-    steps: Count
+    steps: Count | None = None
     """Optimiser steps."""
-    batch_size: Count
-    learning_rate: Positive
+    batch_size: Count | None = None
+    learning_rate: Positive | None = None
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     decay: Literal["constant", "cosine", "milestones"] = "cosine"
     milestones: tuple[Count, ...] = ()
@@ -35,8 +41,8 @@ class Optimisation(Section):
     """Factor on the learning rate at each milestone."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    clip_norm: Positive = 1.0
-    """Largest gradient norm."""
+    clip_norm: Positive | None = 1.0
+    """Largest gradient norm; null for no limit."""
     ema_decay: Fraction = 0.9999
     """Of the averaged weights, warmed up as min(ema_decay, (1 + n) / (10 + n))."""
     checkpoint_every: Count = 500
@@ -44,9 +50,23 @@ class Optimisation(Section):
 
 
 class Data(Section):
-    """The real data."""
+    """The real data: what a teacher is trained on, and what samples are compared with."""
 
-    source: Literal["digits"] = "digits"
+    source: Literal["digits", "folder", "huggingface", "npz"] = "digits"
+    """`digits` ships with scikit-learn; the others need `path`."""
+    path: str = ""
+    """Folder of images, .npz file, or a Hugging Face data set: Hub id or local parquet."""
+    split: str = "train"
+    """Of a Hugging Face data set."""
+    size: Annotated[int, Field(ge=8, le=256)] | None = None
+    """Resize and crop to this square; as they are if null."""
+    channels: Annotated[int, Field(ge=1, le=4)] | None = None
+    """Convert to grey, grey + alpha, RGB or RGBA; as they are if null."""
+    image_column: str = ""
+    """Of a Hugging Face data set; found by type if empty."""
+    label_column: str = ""
+    random_flip: bool = False
+    """Mirror half of the training images, at random."""
 
 
 class Network(Section):
@@ -58,28 +78,67 @@ class Network(Section):
     attention: tuple[bool, ...] = ()
     """Whether each level has self-attention; none if empty."""
     middle_attention: bool = True
+    head_channels: Count | None = None
+    """Channels per attention head; one head if null."""
     norm_num_groups: Count = 8
+    norm_eps: Positive = 1e-5
     time_scale_shift: bool = True
+    resample: Literal["conv", "resnet"] = "conv"
+    """How sizes change: by a convolution, or by a residual block (BigGAN's)."""
     dropout: Fraction = 0.0
 
 
 class Teacher(Optimisation):
-    """The diffusion model."""
+    """The diffusion model: brought (`source`), or trained here (`network` and the optimisation)."""
 
-    network: Network
+    source: str = ""
+    """A folder, file or Hub id that `dsno import` accepts; empty to train one here."""
+    network: Network | None = None
     conditional: bool = False
-    """Whether it is told the class."""
-    prediction_type: Literal["epsilon", "v_prediction", "sample", "edm", "flow"] = "v_prediction"
-    schedule: dict[str, Any] = {"name": "cosine"}
-    """`name` (cosine, betas, edm, rectified_flow) and that schedule's fields."""
+    """Whether a teacher trained here is told the class."""
+    label_dropout: Fraction = 0.0
+    """Share of training images whose class is withheld, which makes guidance possible."""
+    prediction_type: (
+        Literal["epsilon", "v_prediction", "sample", "edm", "flow", "sample_and_epsilon"] | None
+    ) = None
+    """v_prediction for one trained here; as the source says for one brought."""
+    schedule: dict[str, Any] | None = None
+    """`name` (cosine, betas, edm, rectified_flow) and that schedule's fields. The cosine one if
+    trained here; as the source says for one brought."""
     sigma_data: Positive = 1.0
     """Standard deviation of the data; for `edm` prediction."""
+    clip_sample: bool | None = None
+    """Clip the denoised estimate to [-1, 1]; as the source says if null."""
+    null_class: Annotated[int, Field(ge=0)] | None = None
+    """The label that means "no class", for a brought teacher that does not say."""
+    image_size: Count | None = None
+    """Of a brought teacher whose file does not say."""
+
+    @model_validator(mode="after")
+    def _is_brought_or_trained(self) -> Self:
+        if not self.source:
+            _require(self, ("network", "steps", "batch_size", "learning_rate"), "teacher")
+        if self.label_dropout and not self.conditional:
+            raise ValueError("`teacher.label_dropout` needs `teacher.conditional` = true")
+        return self
+
+
+def with_teacher_defaults(values: Any) -> Any:
+    """A recipe's plain values with the schedule and prediction of a teacher trained here."""
+    teacher = values.get("teacher") if isinstance(values, dict) else None
+    if not isinstance(teacher, dict) or teacher.get("source"):
+        return values
+    given = {k: v for k, v in teacher.items() if v is not None}
+    usual = {"prediction_type": "v_prediction", "schedule": {"name": "cosine"}}
+    return {**values, "teacher": {**teacher, **usual, **given}}
 
 
 class Collect(Section):
     """The trajectories."""
 
-    count: Count
+    source: str = ""
+    """Trajectories to import (the authors' LMDB); empty to make them."""
+    count: Count | None = None
     slices: Count = 4
     """M: states stored per trajectory, at t = g(m / M), m = M - 1 .. 0."""
     grid: SpacingName = "quadratic"
@@ -91,6 +150,28 @@ class Collect(Section):
     batch_size: Count = 512
     shard_size: Count = 4096
     dtype: Literal["float16", "float32"] = "float16"
+    guidance_scale: Positive | tuple[Positive, Positive] | None = None
+    """Classifier-free guidance of the teacher (1 is the conditional model): a number is distilled
+    into the student; a range is sampled from, and the scale becomes an input of the student."""
+    prompts: str | tuple[str, ...] = ()
+    """For a text-conditional teacher: a text file with one prompt per line, or a list."""
+    negative_prompt: str = ""
+    """What guidance leads away from."""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if not self.source:
+            _require(self, ("count",), "collect")
+        if isinstance(self.guidance_scale, tuple) and not (
+            self.guidance_scale[0] < self.guidance_scale[1]
+        ):
+            raise ValueError("`collect.guidance_scale` needs its range's smaller end first")
+        return self
+
+    @property
+    def guidance_range(self) -> tuple[float, float] | None:
+        """The range of scales to sample, if the scale is to be an input of the student."""
+        return self.guidance_scale if isinstance(self.guidance_scale, tuple) else None
 
 
 class Student(Section):
@@ -109,12 +190,24 @@ class Student(Section):
 class Train(Optimisation):
     """Training of the operator."""
 
-    loss: Literal["l1", "l2", "pseudo_huber"] = "l1"
+    loss: Literal["l1", "l2", "pseudo_huber", "lpips_vgg"] = "l1"
+    vgg16: str = ""
+    """Safetensors file with VGG16's weights, for `lpips_vgg` (tools/convert_vgg16.py makes it)."""
     huber_delta: Positive = 0.03
     """Error at which pseudo-Huber turns from square to absolute."""
     weight: Literal["sqrt_snr", "flat"] = "sqrt_snr"
     weight_max: Positive = 1e4
     """Cap of the sqrt-SNR weight."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        _require(self, ("steps", "batch_size", "learning_rate"), "train")
+        if self.loss == "lpips_vgg" and not self.vgg16:
+            raise ValueError(
+                "`train.loss` = lpips_vgg needs `train.vgg16`, a safetensors file with VGG16's "
+                "weights (tools/convert_vgg16.py makes it from torchvision's)"
+            )
+        return self
 
 
 class Curve(Section):
@@ -130,10 +223,9 @@ class Evaluate(Section):
 
     samples: Annotated[int, Field(ge=2)] = 5000
     batch_size: Count = 500
-    features: Annotated[tuple[Literal["pixels", "classifier"], ...], Field(min_length=1)] = (
-        "pixels",
-        "classifier",
-    )
+    features: tuple[Literal["pixels", "thumbnail", "classifier"], ...] = ()
+    """Spaces distances are measured in; what the data allow if empty: pixels (thumbnails of larger
+    images), and a classifier's features where there are labels."""
     classifier_seed: int = 0
     """The classifier does not depend on the recipe's seed, so distances of all seeds compare."""
     curves: tuple[Curve, ...] = ()
@@ -151,15 +243,20 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     title: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    data: Data
+    data: Data | None = None
+    """Without data a brought teacher's student is compared with the teacher's own samples."""
     teacher: Teacher
     collect: Collect
-    student: Student
+    student: Student = Student()
     train: Train
-    evaluate: Evaluate
+    evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.data is None and not self.teacher.source:
+            raise ValueError(
+                "A teacher that is trained here needs `data`; to bring one, give `teacher.source`"
+            )
         if self.collect.slices % self.student.slices:
             raise ValueError(
                 f"`student.slices` = {self.student.slices} must divide `collect.slices` = "

@@ -1,21 +1,10 @@
-"""A diffusers U-Net as a teacher: built fresh to be trained here, saved and loaded."""
+"""A fresh diffusers U-Net, to be trained here."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-import torch
 from diffusers import UNet2DModel
 
-from dsno.backbones.unet import call_unet
-from dsno.denoisers import Denoiser, Preconditioning
 from dsno.errors import InputError
-from dsno.files import filling, read_json, write_json
-
-DESCRIPTION = "denoiser.json"
 
 
 def build_unet(
@@ -25,10 +14,14 @@ def build_unet(
     layers_per_block: int = 1,
     attention: tuple[bool, ...] = (),
     middle_attention: bool = True,
+    head_channels: int | None = None,
     norm_num_groups: int = 8,
+    norm_eps: float = 1e-5,
     time_scale_shift: bool = True,
+    resample: str = "conv",
     dropout: float = 0.0,
     num_classes: int | None = None,
+    out_channels: int | None = None,
 ) -> UNet2DModel:
     """A `UNet2DModel` with one level per entry of `channels`, halving the size at each.
 
@@ -38,10 +31,14 @@ def build_unet(
         layers_per_block: residual blocks per level.
         attention: whether each level has self-attention; none if empty.
         middle_attention: whether the middle block has.
+        head_channels: channels per attention head; one head if None.
         norm_num_groups: groups of every GroupNorm.
+        norm_eps: of every GroupNorm.
         time_scale_shift: time enters as scale and shift rather than as a sum.
+        resample: `conv` to change sizes by a convolution, `resnet` by a residual block (BigGAN's).
         dropout: in the residual blocks.
         num_classes: class labels, or None.
+        out_channels: C if None; twice that for two predictions.
 
     Raises:
         InputError: for a shape that is not an image, or sizes that do not divide.
@@ -69,19 +66,24 @@ def build_unet(
             f"Every width in `teacher.network.channels` must be a multiple of norm_num_groups "
             f"= {norm_num_groups}."
         )
-    down = tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends)
-    up = tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends))
+    # DownBlock2D and UpBlock2D know no other way than convolution
+    plain = ("Resnet", "sample") if resample == "resnet" else ("", "")
+    down = tuple("AttnDownBlock2D" if a else "{}Down{}Block2D".format(*plain) for a in attends)
+    up = tuple("AttnUpBlock2D" if a else "{}Up{}Block2D".format(*plain) for a in reversed(attends))
     return UNet2DModel(
         sample_size=(sample_shape[1], sample_shape[2]),
         in_channels=sample_shape[0],
-        out_channels=sample_shape[0],
+        out_channels=out_channels or sample_shape[0],
         block_out_channels=tuple(channels),
         layers_per_block=layers_per_block,
         down_block_types=down,
         up_block_types=up,
         norm_num_groups=norm_num_groups,
         attn_norm_num_groups=norm_num_groups,
-        attention_head_dim=None,
+        norm_eps=norm_eps,
+        attention_head_dim=head_channels,
+        downsample_type=resample,
+        upsample_type=resample,
         add_attention=middle_attention,
         resnet_time_scale_shift="scale_shift" if time_scale_shift else "default",
         dropout=dropout,
@@ -89,55 +91,3 @@ def build_unet(
         flip_sin_to_cos=False,
         num_class_embeds=num_classes,
     )
-
-
-def unet_denoiser(network: UNet2DModel, preconditioning: Preconditioning) -> Denoiser:
-    """Wrap a U-Net as a denoiser."""
-    size = network.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return Denoiser(
-        network,
-        preconditioning.schedule,
-        prediction_type=preconditioning.prediction_type,
-        sample_shape=(network.config.in_channels, height, width),
-        sigma_data=preconditioning.sigma_data,
-        time_input=preconditioning.time_input,
-        call=call_unet,
-    )
-
-
-def save_teacher(
-    denoiser: Denoiser, folder: Path, *, extra: Mapping[str, Any] | None = None
-) -> None:
-    """Write diffusers' config.json and safetensors, and `denoiser.json` beside them, atomically."""
-    with filling(folder) as temporary:
-        denoiser.network.save_pretrained(temporary)  # type: ignore[operator]
-        write_json(
-            temporary / DESCRIPTION, {**denoiser.preconditioning.to_config(), **(extra or {})}
-        )
-
-
-def load_teacher(folder: Path) -> Denoiser:
-    """Load what `save_teacher` wrote.
-
-    Raises:
-        InputError: if the folder is not a teacher, or a file of it is damaged.
-    """
-    remedy = "run `dsno teacher` to train one"
-    description = read_json(folder / DESCRIPTION, "teacher description", remedy)
-    try:
-        preconditioning = Preconditioning.from_config(
-            {k: description[k] for k in ("schedule", "prediction_type", "sigma_data", "time_input")}
-        )
-        network = UNet2DModel.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,  # the other way needs accelerate
-        )
-    except (KeyError, TypeError, OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"The teacher in {folder} cannot be loaded ({first}); {remedy}.") from None
-    network.requires_grad_(False)
-    return unet_denoiser(network.eval(), preconditioning)

@@ -1,0 +1,137 @@
+"""Parts of a diffusers folder: networks, autoencoders, text encoders, loaded strictly.
+
+Only safetensors are read: pickled weights (.bin, .ckpt) can run code when they are loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dsno.console import quiet_libraries
+from dsno.errors import InputError
+from dsno.files import read_json
+from dsno.teachers.weights import mismatch_sentence
+from dsno.text import TextEncoder
+
+NETWORKS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
+AUTOENCODERS = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
+TEXT_ENCODERS = ("CLIPTextModel", "T5EncoderModel")
+
+REMEDY = "give the folder of a diffusers model or pipeline"
+
+
+def load_component(folder: Path, known: tuple[str, ...], what: str) -> nn.Module:
+    """A diffusers model, by the class its config.json names.
+
+    Args:
+        folder: with config.json and safetensors.
+        known: names of the classes accepted.
+        what: what it is, for errors: "network", "autoencoder".
+
+    Raises:
+        InputError: for another class, pickled or missing weights, or weights that do not fit.
+    """
+    config = read_json(folder / "config.json", f"configuration of the {what}", REMEDY)
+    name = str(config.get("_class_name") or "")
+    # Pipelines saved before DiT had its own class.
+    if name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
+        name = "DiTTransformer2DModel"
+    if name not in known:
+        raise InputError(
+            f"The {what} in {folder} is a {name or 'model without a class name'}, which is not "
+            f"supported; supported are {', '.join(known)}."
+        )
+    _require_safetensors(folder, "diffusion_pytorch_model")
+    import diffusers  # seconds
+
+    try:
+        with quiet_libraries():
+            network, info = getattr(diffusers, name).from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                torch_dtype=torch.float32,
+                low_cpu_mem_usage=False,  # the other way needs accelerate
+                ignore_mismatched_sizes=True,  # reported below, with the missing and the extra
+                output_loading_info=True,
+            )
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged configuration or file makes a library raise
+        raise InputError(
+            f"The {what} in {folder} cannot be loaded ({first_line(error)})."
+        ) from None
+    mismatched = [str(row[0]) for row in info["mismatched_keys"]]
+    missing = [k for k in info["missing_keys"] if k not in mismatched]
+    sentence = mismatch_sentence(
+        str(folder), missing=missing, extra=info["unexpected_keys"], misshaped=mismatched
+    )
+    if sentence:
+        raise InputError(sentence)
+    loaded: nn.Module = network.eval().requires_grad_(False)
+    return loaded
+
+
+def load_text_encoder(tokenizer: Path, encoder: Path) -> TextEncoder:
+    """A tokenizer and a text encoder of `transformers`.
+
+    Raises:
+        InputError: if `transformers` is missing, or for another kind of encoder or damaged files.
+    """
+    try:
+        import transformers  # seconds
+    except ImportError:
+        raise InputError(
+            "A text-conditional teacher needs the package transformers; install dsno[text]."
+        ) from None
+    config = read_json(encoder / "config.json", "configuration of the text encoder", REMEDY)
+    name = str((config.get("architectures") or [""])[0])
+    if name not in TEXT_ENCODERS:
+        raise InputError(
+            f"The text encoder in {encoder} is a {name or 'model without a class name'}, which is "
+            f"not supported; supported are {', '.join(TEXT_ENCODERS)}."
+        )
+    _require_safetensors(encoder, "model")
+    try:
+        with quiet_libraries():
+            words = transformers.AutoTokenizer.from_pretrained(
+                tokenizer, local_files_only=True, trust_remote_code=False
+            )
+            model, info = getattr(transformers, name).from_pretrained(
+                encoder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except Exception as error:  # whatever a damaged file makes a library raise
+        raise InputError(
+            f"The text encoder in {encoder} cannot be loaded ({first_line(error)})."
+        ) from None
+    missing = sorted(info["missing_keys"])
+    if missing:
+        sentence = mismatch_sentence(str(encoder), missing=missing, extra=[], misshaped=[])
+        raise InputError(sentence)
+    return TextEncoder(words, model.eval().requires_grad_(False))
+
+
+def _require_safetensors(folder: Path, stem: str) -> None:
+    if any(folder.glob(f"{stem}*.safetensors")):
+        return
+    pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".ckpt", ".pt"))
+    if pickled:
+        raise InputError(
+            f"{folder} holds only pickled weights ({pickled[0]}), which can run code when loaded; "
+            "save the model again with safe_serialization=True."
+        )
+    raise InputError(f"{folder} has no weights ({stem}.safetensors).")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, without its full stop."""
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

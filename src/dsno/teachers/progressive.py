@@ -1,0 +1,479 @@
+"""Progressive-distillation checkpoints: the teachers of the paper's authors.
+
+Salimans & Ho (arXiv 2202.00512) published flax checkpoints of their U-Nets: a msgpack map whose
+entry `ema_params` is a tree of arrays, `conv_in`, `down_0.block_0`, `mid.attn_1`, `up_2.upsample`,
+`norm_out`, ... This module reads them without flax or jax, and without trust: only maps, names and
+plain arrays are accepted, and every length is checked against the bytes that are there. The network
+they describe is diffusers' `UNet2DModel` with the right settings, so no network is defined here.
+
+How flax writes arrays: msgpack extension 1 holds a packed (shape, dtype name, row-major bytes); an
+array beyond 1 GiB is a map with `__msgpack_chunked_array__`, its `shape` and its `chunks`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+import torch
+from diffusers import UNet2DModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dsno.backbones.unet import call_unet
+from dsno.denoisers import Denoiser
+from dsno.errors import InputError
+from dsno.schedules import CosineSchedule
+from dsno.teachers.unet import build_unet
+from dsno.teachers.weights import mismatch_sentence, strict_load
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+    "int16": torch.int16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "uint8": torch.uint8,
+}
+PARAMETERS = "ema_params"
+CHUNKED = "__msgpack_chunked_array__"
+GROUPS = 32  # of every GroupNorm: flax's default
+# Far above any real checkpoint; what they keep out is a file that costs more memory than its size.
+MAX_ENTRIES, MAX_DEPTH, MAX_DIMS, MAX_NAME = 20_000, 8, 8, 256
+MAX_LEVELS, MAX_BLOCKS = 8, 32
+
+
+def load_progressive(path: Path, *, clip: bool = True, sample_size: int | None = None) -> Denoiser:
+    """Load a progressive-distillation checkpoint as a denoiser.
+
+    Widths, levels, attention, heads and classes are read off the weights. The image size is not in
+    them: without `sample_size` three levels without classes mean 32 (CIFAR-10), four mean 64
+    (ImageNet). Dropout is not in them either and does not matter to the teacher, but a student
+    starts as its copy, so it is the paper's: 0.2 without classes, 0.1 with.
+
+    Args:
+        path: the flax msgpack file (whatever its suffix), or the same tree as .safetensors with
+            dotted names (`down_0.block_0.conv1.kernel`).
+        clip: clip D to [-1, 1], as the authors' sampler does.
+        sample_size: height and width of the images, in pixels.
+
+    Returns:
+        The network in eval mode without gradients, of float32; with twice the image's channels it
+        predicts x_0 and epsilon.
+
+    Raises:
+        InputError: if the file cannot be read, or does not hold such a network.
+    """
+    weights = _read_safetensors(path) if path.suffix == ".safetensors" else read_flax(path)
+    config = _infer(weights, path)
+    size = _image_size(config, sample_size, path)
+    with torch.device("meta"):  # a file that lies about sizes allocates nothing
+        network = build_unet(
+            (config.in_channels, size, size),
+            channels=config.channels,
+            layers_per_block=config.blocks,
+            attention=config.attention,
+            head_channels=config.head_channels,
+            norm_num_groups=GROUPS,
+            norm_eps=1e-6,
+            resample="resnet",
+            dropout=0.1 if config.classes else 0.2,
+            num_classes=config.classes,
+            out_channels=config.out_channels,
+        )
+    strict_load(network, _convert(network, weights, path), str(path))
+    both = config.out_channels == 2 * config.in_channels
+    return Denoiser(
+        network.eval().requires_grad_(False),
+        CosineSchedule(),
+        prediction_type="sample_and_epsilon" if both else "sample",
+        sample_shape=(config.in_channels, size, size),
+        time_input="angle",
+        call=call_unet,
+        clip_sample=1.0 if clip else None,
+    )
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def read_flax(path: Path) -> dict[str, Tensor]:
+    """The arrays of a flax checkpoint's `ema_params`, by dotted name; the rest is skipped.
+
+    Raises:
+        InputError: if the file is missing, damaged, truncated, or holds anything but arrays there.
+    """
+    reader = _Reader(path)
+    tree: Any = None
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            unpacker = msgpack.Unpacker(
+                file,
+                ext_hook=reader.extension,
+                object_pairs_hook=reader.map,
+                max_buffer_size=size,
+                max_ext_len=size,
+                max_map_len=MAX_ENTRIES,
+                max_str_len=MAX_NAME,
+                max_array_len=0,
+                max_bin_len=0,
+            )
+            for _ in range(unpacker.read_map_header()):
+                if unpacker.unpack() != PARAMETERS:
+                    unpacker.skip()
+                elif tree is None:
+                    tree = unpacker.unpack()
+                else:
+                    raise reader.error(f"{PARAMETERS!r} occurs twice")
+            if unpacker.tell() != size:
+                raise reader.error(f"{size - unpacker.tell()} bytes follow its end")
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"The checkpoint {path} cannot be read ({error.strerror or error}); check its path."
+        ) from None
+    except msgpack.OutOfData:
+        raise reader.error("it ends too early") from None
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
+        raise reader.error(str(error) or "it is not msgpack") from None
+    if not isinstance(tree, dict):
+        raise reader.error(f"it has no map {PARAMETERS!r}")
+    return _flatten(tree, reader)
+
+
+class _Reader:
+    """The strict decoder of one file: what it does with maps and extensions, and its errors."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries = 0
+
+    def error(self, what: str) -> InputError:
+        return InputError(
+            f"The checkpoint {self.path} is not a progressive-distillation checkpoint or is damaged"
+            f" ({what.rstrip('.')}); fetch it again."
+        )
+
+    def map(self, pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+        """A map with text keys, each once."""
+        self.entries += len(pairs)
+        if self.entries > MAX_ENTRIES:
+            raise self.error(f"it has more than {MAX_ENTRIES:,} entries")
+        tree = dict(pairs)
+        if len(tree) != len(pairs):
+            raise self.error("a name occurs twice")
+        if not all(isinstance(key, str) for key in tree):
+            raise self.error("a name is not text")
+        return self._whole(tree) if CHUNKED in tree else tree
+
+    def extension(self, code: int, data: bytes) -> Tensor:
+        """An array: a packed (shape, dtype name, bytes)."""
+        if code != 1:
+            raise self.error(f"its extension type {code} is not an array")
+        packed = msgpack.unpackb(data, raw=True, max_array_len=MAX_DIMS, max_map_len=0)
+        if not isinstance(packed, list) or len(packed) != 3:
+            raise self.error("an array is not (shape, type, bytes)")
+        shape, name, content = packed
+        kind = DTYPES.get(name.decode("ascii", "replace")) if isinstance(name, bytes) else None
+        if kind is None:
+            raise self.error(f"arrays of type {_shown(name)} are not read")
+        if not isinstance(content, bytes):
+            raise self.error("an array's content is not bytes")
+        count = self._count(shape)
+        if count * kind.itemsize != len(content):
+            raise self.error(f"an array of shape {shape} has {len(content)} bytes")
+        return torch.frombuffer(bytearray(content), dtype=kind).reshape(shape)
+
+    def _count(self, shape: Any) -> int:
+        """Entries of an array of that shape."""
+        fits = isinstance(shape, list) and len(shape) <= MAX_DIMS
+        if not fits or not all(type(n) is int and n > 0 for n in shape):
+            raise self.error(f"{_shown(shape)} is not the shape of an array")
+        return math.prod(shape)
+
+    def _whole(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """A chunked array, put together; under one name, as a map must return a map."""
+        if set(tree) != {CHUNKED, "shape", "chunks"}:
+            raise self.error("a chunked array lacks its shape or chunks")
+        shape, chunks = self._numbered(tree["shape"]), self._numbered(tree["chunks"])
+        count = self._count(shape)
+        if not chunks or not all(isinstance(c, Tensor) and c.ndim == 1 for c in chunks):
+            raise self.error("a chunk of a chunked array is not a flat array")
+        kinds = {c.dtype for c in chunks}
+        if len(kinds) > 1 or sum(c.numel() for c in chunks) != count:
+            raise self.error(f"the chunks of an array of shape {shape} do not make it up")
+        return {CHUNKED: torch.cat(chunks).reshape(shape)}
+
+    def _numbered(self, tree: Any) -> list[Any]:
+        """The entries "0", "1", ... of a map."""
+        if not isinstance(tree, dict) or set(tree) != {str(i) for i in range(len(tree))}:
+            raise self.error("a chunked array's parts are not numbered from 0")
+        return [tree[str(i)] for i in range(len(tree))]
+
+
+def _shown(value: Any) -> str:
+    """A value of a damaged file, cut to what a sentence bears."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:40] + "..."
+
+
+def _flatten(tree: Mapping[str, Any], reader: _Reader) -> dict[str, Tensor]:
+    """A tree of arrays as dotted names; names of modules have dots of their own."""
+    flat: dict[str, Tensor] = {}
+    waiting: list[tuple[str, int, Any]] = [(name, 1, value) for name, value in tree.items()]
+    while waiting:
+        name, depth, value = waiting.pop()
+        if isinstance(value, dict) and CHUNKED in value:
+            value = value[CHUNKED]
+        if isinstance(value, dict):
+            if depth == MAX_DEPTH:
+                raise reader.error(f"it is nested more than {MAX_DEPTH} maps deep")
+            waiting += [(f"{name}.{key}", depth + 1, inner) for key, inner in value.items()]
+        elif not isinstance(value, Tensor):
+            raise reader.error(f"{_shown(name)} is not an array")
+        elif name in flat:
+            raise reader.error(f"{_shown(name)} occurs twice")
+        else:
+            flat[name] = value
+    return flat
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"The checkpoint {path} cannot be read ({error}); check it.") from None
+
+
+# ---- configuration -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What the weights say of the network.
+
+    Attributes:
+        channels: width of each level.
+        blocks: residual blocks per level.
+        attention: whether each level has attention.
+        head_channels: channels per attention head; None for one head everywhere.
+        classes: labels it takes; None for none.
+        in_channels, out_channels: of the images and of the output.
+    """
+
+    channels: tuple[int, ...]
+    blocks: int
+    attention: tuple[bool, ...]
+    head_channels: int | None
+    classes: int | None
+    in_channels: int
+    out_channels: int
+
+
+def _infer(weights: Mapping[str, Tensor], path: Path) -> _Config:
+    """The configuration that the names and shapes of the weights imply.
+
+    Raises:
+        InputError: if they are not such a U-Net's at all; single weights are compared later.
+    """
+
+    def error(what: str) -> InputError:
+        return InputError(
+            f"The checkpoint {path} is not a progressive-distillation U-Net that can be read: "
+            f"{what}."
+        )
+
+    def shape(name: str, dims: int) -> tuple[int, ...]:
+        if name not in weights:
+            raise error(f"it has no weight {name}")
+        if weights[name].ndim != dims:
+            raise error(f"its weight {name} has {weights[name].ndim} dimensions, not {dims}")
+        return tuple(weights[name].shape)
+
+    def numbered(pattern: str) -> list[str]:
+        names = (pattern.format(i) for i in itertools.count())
+        return list(itertools.takewhile(weights.__contains__, names))
+
+    into, out = shape("conv_in.kernel", 4)[2], shape("conv_out.kernel", 4)[3]
+    levels = numbered("down_{}.block_0.conv1.kernel")
+    blocks = len(numbered("down_0.block_{}.conv1.kernel"))
+    channels = tuple(shape(name, 4)[3] for name in levels)
+    if not 0 < len(levels) <= MAX_LEVELS or blocks > MAX_BLOCKS:
+        raise error(f"it has {len(levels)} levels of {blocks} blocks")
+    if any(c % GROUPS for c in channels):
+        raise error(f"its widths {channels} are not multiples of {GROUPS}")
+    if out not in (into, 2 * into):
+        raise error(
+            f"it has {out} output channels for images of {into}, so it predicts neither x nor "
+            "x and epsilon"
+        )
+    heads = {shape(name, 3)[1:] for name in weights if name.endswith(".q.kernel")}
+    sizes = {size for _, size in heads}
+    if len(sizes) > 1 and {count for count, _ in heads} != {1}:
+        raise error(f"its attention heads are of several sizes, {sorted(sizes)}")
+    return _Config(
+        channels=channels,
+        blocks=blocks,
+        attention=tuple(f"down_{i}.attn_0.q.kernel" in weights for i in range(len(levels))),
+        head_channels=sizes.pop() if len(sizes) == 1 else None,
+        classes=shape("class_emb.kernel", 2)[0] if "class_emb.kernel" in weights else None,
+        in_channels=into,
+        out_channels=out,
+    )
+
+
+def _image_size(config: _Config, asked: int | None, path: Path) -> int:
+    levels = len(config.channels)
+    usual = 64 if levels == 4 else 32 if levels == 3 and config.classes is None else None
+    size = usual if asked is None else asked
+    if size is None:
+        raise InputError(
+            f"The checkpoint {path} does not say how large its images are; give the image size."
+        )
+    if size < 1 or size % 2 ** (levels - 1):
+        raise InputError(
+            f"The network in {path} has {levels} levels, so its images' size must be a multiple of "
+            f"{2 ** (levels - 1)}, not {size}."
+        )
+    return size
+
+
+# ---- conversion ----------------------------------------------------------------------------------
+
+
+def _convert(network: UNet2DModel, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The weights under the network's names and in its layout.
+
+    Raises:
+        InputError: naming the first three weights that are missing, unknown or of another shape.
+    """
+    layers = {
+        _flax_name(name, len(network.down_blocks)): (name, module)
+        for name, module in network.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    }
+    wanted: dict[str, tuple[int, ...]] = {}
+    for source, (name, module) in layers.items():
+        for leaf, shape in _flax_shapes(network, name, module).items():
+            wanted[f"{source}.{leaf}"] = shape
+    # Older flax kept broadcast dimensions of size 1 in front: (1, 1, 1, C) for a GroupNorm's scale.
+    bare = {name: _without_leading_ones(tensor) for name, tensor in weights.items()}
+    wrong = [
+        name
+        for name in wanted.keys() & bare.keys()
+        if bare[name].shape != _without_leading_ones(torch.empty(wanted[name], device="meta")).shape
+    ]
+    sentence = mismatch_sentence(
+        str(path),
+        missing=wanted.keys() - bare.keys(),
+        extra=bare.keys() - wanted.keys(),
+        misshaped=wrong,
+    )
+    if sentence:
+        raise InputError(sentence)
+    converted: dict[str, Tensor] = {}
+    for source, (name, module) in layers.items():
+        for leaf, tensor in _torch_tensors(source, module, weights).items():
+            converted[f"{name}.{leaf}"] = tensor.contiguous()
+    return converted
+
+
+def _without_leading_ones(tensor: Tensor) -> Tensor:
+    while tensor.ndim > 1 and tensor.shape[0] == 1:
+        tensor = tensor[0]
+    return tensor
+
+
+_LEAVES = {
+    "norm1": "norm1",
+    "conv1": "conv1",
+    "time_emb_proj": "temb_proj",
+    "norm2": "norm2",
+    "conv2": "conv2",
+    "conv_shortcut": "nin_shortcut",
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
+_TOP = {
+    "conv_in": "conv_in",
+    "time_embedding.linear_1": "dense0",
+    "time_embedding.linear_2": "dense1",
+    "class_embedding": "class_emb",
+    "conv_norm_out": "norm_out",
+    "conv_out": "conv_out",
+}
+_KINDS = {
+    "resnets": "block_{}",
+    "attentions": "attn_{}",
+    "downsamplers": "downsample",
+    "upsamplers": "upsample",
+}
+
+
+def _flax_name(name: str, levels: int) -> str:
+    """The checkpoint's name of a layer of `UNet2DModel` with that many levels."""
+    if name in _TOP:
+        return _TOP[name]
+    found = re.fullmatch(
+        r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(\w+)\.(\d+)\.(\w+(?:\.0)?)", name
+    )
+    assert found is not None, name
+    side, level, kind, index, leaf = found.groups()
+    if side is None:  # the middle counts from 1
+        return f"mid.{_KINDS[kind].format(int(index) + 1)}.{_LEAVES[leaf]}"
+    level = int(level) if side == "down" else levels - 1 - int(level)
+    return f"{side}_{level}.{_KINDS[kind].format(index)}.{_LEAVES[leaf]}"
+
+
+def _flax_shapes(network: nn.Module, name: str, module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a layer's weights in the checkpoint."""
+    if isinstance(module, nn.GroupNorm):
+        return {"scale": (module.num_channels,), "bias": (module.num_channels,)}
+    if isinstance(module, nn.Embedding):
+        classes, width = module.weight.shape
+        return {"kernel": (classes, width), "bias": (width,)}
+    if isinstance(module, nn.Conv2d):
+        into, out, size = module.in_channels, module.out_channels, module.kernel_size
+        kernel = (into, out) if size == (1, 1) else (*size, into, out)
+        return {"kernel": kernel, "bias": (out,)}
+    assert isinstance(module, nn.Linear)
+    into, out = module.in_features, module.out_features
+    attention, _, leaf = name.partition(".to_")
+    if not leaf:
+        return {"kernel": (into, out), "bias": (out,)}
+    heads: Any = network.get_submodule(attention).heads
+    if leaf == "out.0":
+        return {"kernel": (heads, into // heads, out), "bias": (out,)}
+    return {"kernel": (into, heads, out // heads), "bias": (heads, out // heads)}
+
+
+def _torch_tensors(
+    source: str, module: nn.Module, weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A layer's weights in torch's layout: kernels are (in, out) and (height, width, in, out)."""
+    bias = weights[f"{source}.bias"].flatten()
+    if isinstance(module, nn.GroupNorm):
+        return {"weight": weights[f"{source}.scale"].flatten(), "bias": bias}
+    kernel = weights[f"{source}.kernel"]
+    if isinstance(module, nn.Embedding):  # a linear layer on one-hot labels picks a row
+        return {"weight": kernel.reshape(module.weight.shape).float() + bias.float()}
+    if isinstance(module, nn.Conv2d):
+        into, out = module.in_channels, module.out_channels
+        kernel = kernel.reshape(*module.kernel_size, into, out).permute(3, 2, 0, 1)
+        return {"weight": kernel, "bias": bias}
+    assert isinstance(module, nn.Linear)
+    return {"weight": kernel.reshape(module.in_features, module.out_features).T, "bias": bias}

@@ -1,0 +1,200 @@
+"""A teacher and its folder: one format, whatever the teacher came from.
+
+denoiser.json     class of the network, what its input and output mean, classes, origin
+config.json, diffusion_pytorch_model.safetensors      a diffusers network, or
+network.safetensors                                   any other, configured in denoiser.json
+vae/              of a latent model
+tokenizer/, text_encoder/        of a text-conditional one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dsno.backbones.registry import backbone, backbone_of
+from dsno.conditions import EMBEDDINGS, LABELS
+from dsno.console import quiet_libraries
+from dsno.denoisers import Denoiser, GuidedDenoiser, Preconditioning
+from dsno.errors import InputError
+from dsno.files import filling, read_json, write_json
+from dsno.latents import Latents
+from dsno.teachers.components import (
+    AUTOENCODERS,
+    NETWORKS,
+    first_line,
+    load_component,
+    load_text_encoder,
+)
+from dsno.teachers.weights import load_weights
+from dsno.text import TextEncoder
+
+DESCRIPTION = "denoiser.json"
+WEIGHTS = "network.safetensors"
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A denoiser and what belongs to it.
+
+    Attributes:
+        denoiser: the network with its meaning.
+        num_classes: class labels it takes, 0 .. num_classes - 1; None for none.
+        null_class: the label that means "no class", for guidance; None if it has none.
+        latents: the autoencoder of a latent model.
+        text: the encoder of a text-conditional model's prompts.
+        origin: where it came from, for people.
+    """
+
+    denoiser: Denoiser
+    num_classes: int | None = None
+    null_class: int | None = None
+    latents: Latents | None = None
+    text: TextEncoder | None = None
+    origin: str = "trained here"
+
+    @property
+    def is_textual(self) -> bool:
+        """Whether it is conditioned on embedded prompts."""
+        return self.text is not None
+
+    def example_condition(self) -> dict[str, Tensor] | None:
+        """One row of conditioning, to run the network once."""
+        if self.text is not None:
+            return {EMBEDDINGS: self.text.encode([""])}
+        return None if self.num_classes is None else {LABELS: torch.zeros(1, dtype=torch.int64)}
+
+    def guided(self, scale: float | None, negative_prompt: str = "") -> GuidedDenoiser:
+        """The teacher with classifier-free guidance at `scale`, or at one given per sample.
+
+        Raises:
+            InputError: if it has no notion of "no condition".
+        """
+        if self.text is not None:
+            null = {EMBEDDINGS: self.text.encode([negative_prompt])[0]}
+        elif self.null_class is not None:
+            null = {LABELS: torch.tensor(self.null_class)}
+        else:
+            raise InputError(
+                "Guidance needs a teacher that also knows 'no condition': one with text, with a "
+                "null class (`teacher.null_class`), or trained with `teacher.label_dropout`."
+            )
+        return GuidedDenoiser(self.denoiser, scale, null)
+
+
+def denoiser_of(
+    network: nn.Module,
+    preconditioning: Preconditioning,
+    sample_shape: Sequence[int],
+    *,
+    clip_sample: float | None = None,
+    dynamic_threshold: tuple[float, float] | None = None,
+) -> Denoiser:
+    """A network of a known class as a denoiser."""
+    return Denoiser(
+        network,
+        preconditioning.schedule,
+        prediction_type=preconditioning.prediction_type,
+        sample_shape=sample_shape,
+        sigma_data=preconditioning.sigma_data,
+        time_input=preconditioning.time_input,
+        call=backbone_of(network).call,
+        clip_sample=clip_sample,
+        dynamic_threshold=dynamic_threshold,
+    )
+
+
+def save_teacher(teacher: Teacher, folder: Path, *, extra: Mapping[str, Any] | None = None) -> None:
+    """Write a teacher's folder atomically; `extra` joins its description.
+
+    Raises:
+        InputError: if the network's class is not known by name.
+    """
+    denoiser = teacher.denoiser
+    network: Any = denoiser.network
+    kind = backbone_of(network)
+    threshold = denoiser.dynamic_threshold
+    description = {
+        "format": FORMAT,
+        "backbone": kind.name,
+        **denoiser.preconditioning.to_config(),
+        "sample_shape": list(denoiser.sample_shape),
+        "clip_sample": denoiser.clip_sample,
+        "dynamic_threshold": None if threshold is None else list(threshold),
+        "num_classes": teacher.num_classes,
+        "null_class": teacher.null_class,
+        "origin": teacher.origin,
+        **(extra or {}),
+    }
+    with filling(folder) as temporary, quiet_libraries():
+        if kind.name in NETWORKS:
+            network.save_pretrained(temporary)
+        else:
+            description["network"] = kind.config(network)
+            tensors = {k: v.contiguous() for k, v in network.state_dict().items()}
+            save_file(tensors, temporary / WEIGHTS)
+        if teacher.latents is not None:
+            vae: Any = teacher.latents.vae
+            vae.save_pretrained(temporary / "vae")
+        if teacher.text is not None:
+            encoder: Any = teacher.text.encoder
+            teacher.text.tokenizer.save_pretrained(temporary / "tokenizer")
+            encoder.save_pretrained(temporary / "text_encoder")
+        write_json(temporary / DESCRIPTION, description)
+
+
+def load_teacher(folder: Path) -> Teacher:
+    """Load what `save_teacher` wrote.
+
+    Raises:
+        InputError: if the folder is not a teacher, or a file of it is damaged.
+    """
+    remedy = "run `dsno teacher` to train one or `dsno import` to bring one"
+    description = read_json(folder / DESCRIPTION, "teacher description", remedy)
+    if description.get("format") != FORMAT:
+        raise InputError(
+            f"The teacher in {folder} has format {description.get('format')!r}, not {FORMAT}; "
+            f"{remedy}."
+        )
+    try:
+        return _read(folder, description)
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        raise InputError(
+            f"The teacher in {folder} cannot be loaded ({first_line(error)}); {remedy}."
+        ) from None
+
+
+def _read(folder: Path, description: Mapping[str, Any]) -> Teacher:
+    keys = ("schedule", "prediction_type", "sigma_data", "time_input")
+    preconditioning = Preconditioning.from_config({k: description[k] for k in keys})
+    kind = backbone(description["backbone"])
+    if kind.name in NETWORKS:
+        network = load_component(folder, NETWORKS, "network")
+    else:
+        network = load_weights(lambda: kind.build(description["network"]), folder / WEIGHTS)
+    threshold = description["dynamic_threshold"]
+    denoiser = denoiser_of(
+        network,
+        preconditioning,
+        [int(n) for n in description["sample_shape"]],
+        clip_sample=description["clip_sample"],
+        dynamic_threshold=None if threshold is None else (threshold[0], threshold[1]),
+    )
+    has_text = (folder / "text_encoder").is_dir()
+    return Teacher(
+        denoiser,
+        num_classes=description["num_classes"],
+        null_class=description["null_class"],
+        latents=Latents(load_component(folder / "vae", AUTOENCODERS, "autoencoder"))
+        if (folder / "vae").is_dir()
+        else None,
+        text=load_text_encoder(folder / "tokenizer", folder / "text_encoder") if has_text else None,
+        origin=str(description["origin"]),
+    )

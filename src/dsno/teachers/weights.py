@@ -1,0 +1,86 @@
+"""Weights into networks, strictly: nothing missing, nothing extra, every shape right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from dsno.errors import InputError
+
+NAMED = 3
+
+
+def mismatch_sentence(
+    source: str, *, missing: Iterable[str], extra: Iterable[str], misshaped: Iterable[str]
+) -> str:
+    """What does not fit between weights and a network: the first three of each, and how many more.
+
+    Empty if everything fits.
+    """
+    parts = []
+    for what, found in (("missing", missing), ("extra", extra), ("of another shape", misshaped)):
+        names = sorted(found)
+        if names:
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            parts.append(f"{what}: {', '.join(names[:NAMED])}{more}")
+    if not parts:
+        return ""
+    return (
+        f"The weights in {source} do not fit the network ({'; '.join(parts)}); "
+        "check that they belong to this configuration."
+    )
+
+
+def check_shapes(network: nn.Module, shapes: Mapping[str, Sequence[int]], source: str) -> None:
+    """Compare the names and shapes of weights with a network's, which may be on `meta`.
+
+    Raises:
+        InputError: naming the first three missing, extra and mis-shaped ones.
+    """
+    wanted = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+    shared = wanted.keys() & shapes.keys()
+    sentence = mismatch_sentence(
+        source,
+        missing=wanted.keys() - shapes.keys(),
+        extra=shapes.keys() - wanted.keys(),
+        misshaped=[name for name in shared if tuple(shapes[name]) != wanted[name]],
+    )
+    if sentence:
+        raise InputError(sentence)
+
+
+def strict_load(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load every weight of a network in float32; one on `meta` becomes real.
+
+    Raises:
+        InputError: naming the first three missing, extra and mis-shaped ones.
+    """
+    check_shapes(network, {name: t.shape for name, t in tensors.items()}, source)
+    floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    network.load_state_dict(floats, assign=True)
+
+
+def load_weights(build: Callable[[], nn.Module], path: Path) -> nn.Module:
+    """Build a network and load a safetensors file into it, in eval mode, without gradients.
+
+    It is built on the `meta` device and compared with the file's header first, so a configuration
+    that lies about sizes allocates nothing.
+
+    Raises:
+        InputError: if the file cannot be read or does not fit.
+    """
+    with torch.device("meta"):
+        network = build()
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            check_shapes(network, shapes, str(path))
+            tensors = {name: file.get_tensor(name) for name in shapes}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"The weights {path} cannot be read ({error}).") from None
+    strict_load(network, tensors, str(path))
+    return network.eval().requires_grad_(False)
