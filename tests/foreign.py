@@ -9,10 +9,10 @@ from typing import Any
 import lmdb
 import msgpack
 import numpy as np
-from dsno.backbones.edm import SongUNet
 from safetensors.torch import save_file
 from tests.makers import seeded, shake
 
+from dsno.backbones.edm import SongUNet
 from dsno.teachers.progressive import _flax_name, _flax_shapes
 from dsno.teachers.unet import build_unet
 
@@ -34,7 +34,7 @@ def edm_export(folder: Path) -> Path:
         "format": 1,
         "precond": "EDMPrecond",
         "sigma_min": 0,
-        "sigma_max": "inf",
+        "sigma_max": None,
         "sigma_data": 0.5,
         "network": {"class": "SongUNet", "arguments": arguments},
     }

@@ -13,6 +13,7 @@ from dsno.denoisers import Preconditioning
 from dsno.errors import InputError
 from dsno.hub import looks_like_hub_id
 from dsno.schedules import NoiseSchedule
+from dsno.teachers.edm import load_edm
 from dsno.teachers.pipelines import diffusers_teacher, hub_teacher
 from dsno.teachers.progressive import load_progressive
 from dsno.teachers.schedulers import Meaning
@@ -115,8 +116,6 @@ def _saved(path: Path, options: TeacherOptions) -> Teacher:
 
 
 def _edm(path: Path, options: TeacherOptions) -> Teacher:
-    from dsno.teachers.edm import load_edm
-
     _only(options, "clip_sample", kind="An exported EDM network")
     denoiser = load_edm(path)
     network: Any = denoiser.network

@@ -259,10 +259,11 @@ def _read_labels(source: Path, labels: Path | None) -> Tensor | None:
         if labels is None:
             return None
     try:
-        values = np.load(labels, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # Mapped, so that a header that lies about the length allocates nothing; never a pickle.
+        values = np.lib.format.open_memmap(labels, mode="r")
+    except (OSError, ValueError, TypeError, SyntaxError) as error:
         raise InputError(f"The labels {labels} cannot be read ({error}); check them.") from None
-    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "iu":
+    if values.ndim != 1 or values.dtype.kind not in "iu":
         raise InputError(f"The labels {labels} are not a list of whole numbers.")
     if not len(values) or values.min() < 0:
         raise InputError(f"The labels {labels} are empty or negative.")

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dsno.backbones import transformer, unet
+from dsno.backbones import edm, transformer, unet
 from dsno.backbones.sites import match_sites
 from dsno.errors import InputError, closest
 
@@ -53,6 +53,10 @@ def _diffusers_config(network: nn.Module) -> dict[str, Any]:
     return {k: v for k, v in dict(network.config).items() if not k.startswith("_")}  # type: ignore[arg-type]
 
 
+def _own_config(network: nn.Module) -> dict[str, Any]:
+    return dict(network.config)  # type: ignore[arg-type]
+
+
 BACKBONES: dict[str, Backbone] = {
     b.name: b
     for b in (
@@ -77,6 +81,20 @@ BACKBONES: dict[str, Backbone] = {
             transformer.call_dit,
             transformer.block_sites,
             channel_dim=-1,
+        ),
+        Backbone(
+            "SongUNet",
+            lambda config: edm.SongUNet(**config),
+            _own_config,
+            edm.call_edm,
+            edm.edm_sites,
+        ),
+        Backbone(
+            "DhariwalUNet",
+            lambda config: edm.DhariwalUNet(**config),
+            _own_config,
+            edm.call_edm,
+            edm.edm_sites,
         ),
     )
 }

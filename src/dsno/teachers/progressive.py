@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -368,16 +368,12 @@ def _convert(network: UNet2DModel, weights: Mapping[str, Tensor], path: Path) ->
         for leaf, shape in _flax_shapes(network, name, module).items():
             wanted[f"{source}.{leaf}"] = shape
     # Older flax kept broadcast dimensions of size 1 in front: (1, 1, 1, C) for a GroupNorm's scale.
-    bare = {name: _without_leading_ones(tensor) for name, tensor in weights.items()}
-    wrong = [
-        name
-        for name in wanted.keys() & bare.keys()
-        if bare[name].shape != _without_leading_ones(torch.empty(wanted[name], device="meta")).shape
-    ]
+    shared = wanted.keys() & weights.keys()
+    wrong = [name for name in shared if _bare(weights[name].shape) != _bare(wanted[name])]
     sentence = mismatch_sentence(
         str(path),
-        missing=wanted.keys() - bare.keys(),
-        extra=bare.keys() - wanted.keys(),
+        missing=wanted.keys() - weights.keys(),
+        extra=weights.keys() - wanted.keys(),
         misshaped=wrong,
     )
     if sentence:
@@ -389,10 +385,9 @@ def _convert(network: UNet2DModel, weights: Mapping[str, Tensor], path: Path) ->
     return converted
 
 
-def _without_leading_ones(tensor: Tensor) -> Tensor:
-    while tensor.ndim > 1 and tensor.shape[0] == 1:
-        tensor = tensor[0]
-    return tensor
+def _bare(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape without its leading ones."""
+    return tuple(itertools.dropwhile(lambda n: n == 1, shape))
 
 
 _LEAVES = {
