@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from tests.foreign import CIFAR, IMAGENET, checkpoint, reference, write
 from tests.makers import seeded
-from torch import nn
+from torch import Tensor, nn
 
 from dsno.backbones.registry import backbone_of
 from dsno.denoisers import Preconditioning
 from dsno.operator import DSNO
 from dsno.recipes import load_recipe
 from dsno.schedules import CosineSchedule
+from dsno.teachers.progressive import load_progressive
 from dsno.teachers.store import denoiser_of
 from dsno.teachers.unet import build_unet
 
@@ -88,3 +95,81 @@ def test_the_recipes_hold_the_papers_settings() -> None:
     assert (cifar.collect.count, imagenet.collect.count) == (1_000_000, 2_300_000)
     dropouts = [r.teacher.network.dropout for r in (cifar, imagenet) if r.teacher.network]
     assert dropouts == [0.2, 0.1]
+
+
+# ---- the whole lifted network, written out ------------------------------------------------
+
+
+def mixing_by_fft(operator: DSNO, batch: int) -> Callable[[Tensor], Tensor]:
+    """u + LeakyReLU(F^-1 (R . F u)) with complex numbers and FFTs, channels last, site by site."""
+    names = backbone_of(operator.lifted.network).sites(operator.lifted.network)
+    index = {name: i for i, name in enumerate(operator.lifted.sites)}
+    layers = iter([operator.lifted.temporal[index[name]] for name in names])
+
+    def mix(h: Tensor) -> Tensor:
+        layer: Any = next(layers)
+        kernels = torch.complex(layer.conv.real.double(), layer.conv.imag.double())
+        u = h.reshape(batch, -1, *h.shape[1:])
+        spectrum = torch.fft.rfft(u, dim=1)
+        kept = [spectrum[:, k] @ kernel for k, kernel in enumerate(kernels)]
+        rest = [torch.zeros_like(kept[0])] * (spectrum.shape[1] - len(kept))
+        back = torch.fft.irfft(torch.stack([*kept, *rest], 1), n=u.shape[1], dim=1)
+        return (u + nn.functional.leaky_relu(back, 0.01)).reshape(h.shape)
+
+    return mix
+
+
+# What the authors' public code gives on these weights, to the digits shown.
+KNOWN = {
+    "cifar10": [0.6173, 0.5677, 1.0818, 0.2530],
+    "imagenet64": [-0.6592, -0.2455, -0.2327, -0.4398],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("cifar10", {**CIFAR, "channels": (128,) * 3}),
+        ("imagenet64", {**IMAGENET, "channels": (128, 128, 256, 384), "head_dim": 64}),
+    ],
+    ids=["cifar", "imagenet"],
+)
+def test_the_lifted_network_is_the_papers_written_out(
+    name: str, kind: dict[str, Any], tmp_path: Path
+) -> None:
+    """The whole student of the authors' teachers, with fewer channels and blocks."""
+    recipe = load_recipe(name)
+    path = write(tmp_path / "checkpoint", checkpoint(**kind))
+    teacher = load_progressive(path, sample_size=16)
+    labels = torch.tensor([3, 1]) if "classes" in kind else None
+    operator = DSNO.from_teacher(
+        teacher,
+        backbone_of(teacher.network).sites(teacher.network),
+        slices=recipe.student.slices,
+        modes=recipe.student.modes,
+        spacing=recipe.collect.grid,
+        output=recipe.student.output,
+        condition=None if labels is None else {"class_labels": labels[:1]},
+    ).eval()
+    for i, part in enumerate(operator.lifted.temporal.parameters()):
+        part.data = seeded(tuple(part.shape), i) * 0.5 / part.shape[-1] ** 0.5
+    noise = seeded((2, 3, 16, 16)).double()
+    operator.double()
+    with torch.no_grad():
+        states = operator(noise, None if labels is None else {"class_labels": labels})
+    sigma = math.sin(math.pi / 2 - math.atan(math.exp(-10)))  # of the cosine schedule at t = 1
+    angle = math.pi / 2 - 2 * math.atan(math.exp(-10))
+    t = operator.times * angle + math.atan(math.exp(-10))
+    network = reference(
+        checkpoint(**kind),
+        kind["attention"],
+        (noise * sigma).repeat_interleave(4, 0),
+        (t * 2000 / math.pi).float().repeat(2),
+        None if labels is None else labels.repeat_interleave(4),
+        mixing_by_fft(operator, 2),
+    )
+    expected = network[:, :3].reshape(2, 4, 3, 16, 16)
+    assert expected.std() > 0.3
+    torch.testing.assert_close(states, expected, atol=2e-6, rtol=0)
+    known = torch.tensor(KNOWN[name]).double()
+    torch.testing.assert_close(states[1, :, 2, 5, 7], known, atol=1e-4, rtol=0)

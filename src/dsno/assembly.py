@@ -232,7 +232,7 @@ def check_buildable(recipe: Recipe) -> None:
     Raises:
         InputError: if a part cannot be built or a file it names is missing.
     """
-    if recipe.train.vgg16 and not Path(recipe.train.vgg16).is_file():
+    if recipe.train.loss == "lpips_vgg" and not Path(recipe.train.vgg16).is_file():
         raise InputError(
             f"There is no file {recipe.train.vgg16} (train.vgg16); tools/convert_vgg16.py makes it "
             "from torchvision's weights."

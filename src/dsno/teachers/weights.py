@@ -56,12 +56,18 @@ def check_shapes(network: nn.Module, shapes: Mapping[str, Sequence[int]], source
 def strict_load(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Load every weight of a network in float32; one on `meta` becomes real.
 
+    Weights are copied: those mapped from a file lie where the file has them, and on other
+    alignments torch's kernels round differently.
+
     Raises:
         InputError: naming the first three missing, extra and mis-shaped ones.
     """
     check_shapes(network, {name: t.shape for name, t in tensors.items()}, source)
-    floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-    network.load_state_dict(floats, assign=True)
+    copies = {
+        k: v.to(torch.float32 if v.is_floating_point() else v.dtype, copy=True)
+        for k, v in tensors.items()
+    }
+    network.load_state_dict(copies, assign=True)
 
 
 def load_weights(build: Callable[[], nn.Module], path: Path) -> nn.Module:
