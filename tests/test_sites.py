@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
-from dsno.backbones.unet import call_unet, unet_sites
+from dsno.backbones.unet import call_condition_unet, call_unet, unet_sites
 from dsno.denoisers import Denoiser
 from dsno.errors import InputError
 from dsno.operator import DSNO, Lifted, lift
@@ -188,6 +188,49 @@ def test_every_block_type_is_covered_and_runs(down: str, up: str) -> None:
     assert sorted(made.sites) == sorted(sites)
     with torch.no_grad():
         assert call_unet(made.network, torch.randn(M, 3, 8, 8), torch.rand(M), {}).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "middle", ["UNetMidBlock2DCrossAttn", "UNetMidBlock2DSimpleCrossAttn", None]
+)
+@pytest.mark.parametrize("kind", ["CrossAttn", "SimpleCrossAttn"])
+def test_text_blocks_have_time_behind_their_attention(kind: str, middle: str | None) -> None:
+    network = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=8,
+        attention_head_dim=8,
+        down_block_types=(f"{kind}DownBlock2D", "DownBlock2D"),
+        mid_block_type=middle,
+        up_block_types=("UpBlock2D", f"{kind}UpBlock2D"),
+    ).eval()
+    sites = unet_sites(network)
+    assert sites == [
+        "down_blocks.0.attentions.0",
+        "down_blocks.1.resnets.0",
+        *(["mid_block.attentions.0"] if middle else []),
+        *(f"up_blocks.0.resnets.{i}" for i in range(2)),
+        *(f"up_blocks.1.attentions.{i}" for i in range(2)),
+    ]
+    text = {"encoder_hidden_states": torch.randn(1, 5, 8)}
+    whole = Denoiser(
+        network,
+        CosineSchedule(),
+        prediction_type="v_prediction",
+        sample_shape=(4, 8, 8),
+        call=call_condition_unet,
+    )
+    made = lift(whole, sites, slices=M, modes=2, condition=text)
+    x, t = torch.randn(M, 4, 8, 8), torch.rand(M)
+    rows = {"encoder_hidden_states": torch.randn(M, 5, 8)}
+    with torch.no_grad():
+        mixed = call_condition_unet(made.network, x, t, rows)
+        made.zero_temporal()
+        plain = call_condition_unet(network, x, t, rows)
+        assert torch.equal(call_condition_unet(made.network, x, t, rows), plain)
+    assert (mixed - plain).abs().max() > 1e-3
 
 
 def test_a_network_of_another_layout_is_told_to_name_its_sites() -> None:

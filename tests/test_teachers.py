@@ -13,6 +13,7 @@ from dsno.errors import InputError
 from dsno.schedules import SCHEDULES, BetaSchedule
 from dsno.teachers.store import DESCRIPTION, Teacher, denoiser_of, load_teacher, save_teacher
 from dsno.teachers.unet import build_unet
+from dsno.teachers.weights import strict_load
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 8, 4), (3, 16, 16), (4, 4, 8)])
@@ -142,3 +143,22 @@ def test_a_description_that_makes_no_sense_is_refused(
     save_teacher(Teacher(teacher), tmp_path / "teacher", extra=change)
     with pytest.raises(InputError, match="Unknown"):
         load_teacher(tmp_path / "teacher")
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.complex64])
+def test_weights_of_another_kind_are_refused(kind: torch.dtype) -> None:
+    layer = torch.nn.Linear(2, 3)
+    tensors = {"weight": torch.zeros(3, 2), "bias": torch.zeros(3, dtype=kind)}
+    with pytest.raises(InputError, match=r"weight bias in here is of type (int32|complex64)"):
+        strict_load(layer, tensors, "here")
+
+
+def test_loaded_weights_are_float32_and_the_networks_own() -> None:
+    """On `meta` too; a file's memory map is not kept."""
+    with torch.device("meta"):
+        layer = torch.nn.Linear(2, 3)
+    given = {"weight": torch.randn(3, 2).half(), "bias": torch.randn(3)}
+    strict_load(layer, given, "here")
+    assert layer.weight.dtype == torch.float32
+    assert torch.equal(layer.weight, given["weight"].float())
+    assert layer.bias.data_ptr() != given["bias"].data_ptr()

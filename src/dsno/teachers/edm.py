@@ -124,11 +124,6 @@ def _network(description: Mapping[str, Any], folder: Path) -> SongUNet | Dhariwa
                 f"The {kind.__name__} in {path} cannot be built ({reason}); {REMEDY} again."
             ) from None
 
-    try:
-        network = load_weights(build, folder / WEIGHTS)
-    except RuntimeError:  # torch makes no parameters of whole numbers
-        raise InputError(
-            f"The weights in {folder / WEIGHTS} are not all floating-point numbers; {REMEDY} again."
-        ) from None
+    network = load_weights(build, folder / WEIGHTS)
     assert isinstance(network, SongUNet | DhariwalUNet)
     return network

@@ -60,9 +60,17 @@ def strict_load(network: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     alignments torch's kernels round differently.
 
     Raises:
-        InputError: naming the first three missing, extra and mis-shaped ones.
+        InputError: naming the first three missing, extra and mis-shaped ones, or the first that
+            holds whole or complex numbers where the network has real ones.
     """
     check_shapes(network, {name: t.shape for name, t in tensors.items()}, source)
+    for name, own in network.state_dict().items():
+        if own.is_floating_point() != tensors[name].is_floating_point():
+            kind = str(tensors[name].dtype).removeprefix("torch.")
+            raise InputError(
+                f"The weight {name} in {source} is of type {kind}, which does not fit the network; "
+                "check that it belongs to this configuration."
+            )
     copies = {
         k: v.to(torch.float32 if v.is_floating_point() else v.dtype, copy=True)
         for k, v in tensors.items()
