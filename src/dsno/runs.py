@@ -11,6 +11,7 @@ recipe changed is started again, and the change is named.
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from pathlib import Path
@@ -26,7 +27,7 @@ from dsno.errors import InputError
 from dsno.files import fingerprint, read_json, sha256, write_json, write_text
 from dsno.recipes import Recipe, load_recipe
 from dsno.stages import WORK, Task
-from dsno.trajectories import MANIFEST, damaged_shards, load_manifest
+from dsno.trajectories import MANIFEST, damaged_shards, load_manifest, read_prompts
 
 STAGES = ("teacher", "collect", "train", "evaluate", "report")
 FOLDERS = {"teacher": "teacher", "collect": "trajectories", "train": "student"}
@@ -40,6 +41,8 @@ SECTIONS = {
 }
 # Keys that do not change a result.
 NEUTRAL = {"checkpoint_every"}
+# Keys that name a file whose content does.
+FILES = {"prompts", "vgg16"}
 VERSION = 2  # raise when a stage's results change for the same recipe
 
 
@@ -128,11 +131,12 @@ class Run:
 
     def _inputs(self, stage: str) -> dict[str, Any]:
         def relevant(value: Any) -> Any:
-            return (
-                {k: v for k, v in value.items() if k not in NEUTRAL}
-                if isinstance(value, dict)
-                else value
-            )
+            if not isinstance(value, dict):
+                return value
+            kept = {k: v for k, v in value.items() if k not in NEUTRAL}
+            return {
+                k: _content(v) if k in FILES and isinstance(v, str) else v for k, v in kept.items()
+            }
 
         sections = SECTIONS[stage]
         if self.recipe.teacher.source:  # the data are only what samples are compared with
@@ -204,6 +208,10 @@ class Run:
             if not (place / MANIFEST).exists():
                 return False
             manifest = load_manifest(place)
+            try:
+                read_prompts(place, manifest)
+            except InputError:
+                return False
             return not manifest.missing and not damaged_shards(place, manifest)
         return files.items() <= self._checksums(stage).items()
 
@@ -255,6 +263,21 @@ class Run:
             shutil.rmtree(self._place(stage), ignore_errors=True)
         # What is half made from here on belongs to this recipe.
         self._write_stage(stage, begun)
+
+
+def _content(path: str) -> str:
+    """A file's name with a hash of what is in it."""
+    if not path:
+        return ""
+    if not Path(path).is_file():
+        return f"{path} (missing)"
+    stat = Path(path).stat()
+    return f"{path} ({_hash(path, stat.st_size, stat.st_mtime_ns)})"
+
+
+@functools.lru_cache(maxsize=16)
+def _hash(path: str, size: int, changed: int) -> str:
+    return sha256(Path(path))[:16]
 
 
 def changes(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -271,3 +271,29 @@ def test_conditions_a_teacher_does_not_have_are_refused(
         capsys.readouterr()
         assert main(["sample", model, "--num", "1", *option]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_other_prompts_in_the_same_file_are_collected_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, prompts = makers.stable_diffusion_folder(tmp_path / "source"), tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n\na dog\n")
+    run = [f"teacher.source={source}", f"collect.prompts={prompts}", *TINY]
+    out = ["--out", str(tmp_path / "run")]
+    for stage in ("teacher", "collect"):
+        assert main([stage, "distill", *run, *out]) == 0
+    folder = tmp_path / "run" / "trajectories"
+    assert json.loads((folder / "prompts.json").read_text())["prompts"] == ["a cat", "a dog"]
+    capsys.readouterr()
+    assert main(["collect", "distill", *run, *out]) == 0
+    assert "finished already" in capsys.readouterr().err
+    prompts.write_text("a bird\n")
+    assert main(["collect", "distill", *run, *out]) == 0
+    assert "recipe changed (collect.prompts" in capsys.readouterr().err
+    assert json.loads((folder / "prompts.json").read_text())["prompts"] == ["a bird"]
+    (folder / "prompts.safetensors").write_bytes(b"x")
+    assert main(["train", "distill", *run, *out]) == 2
+    assert "prompts.safetensors is missing or does not match" in capsys.readouterr().err
+    assert main(["collect", "distill", *run, *out]) == 0
+    assert "missing or damaged; making it again" in capsys.readouterr().err
+    assert main(["train", "distill", *run, *out]) == 0
