@@ -15,6 +15,9 @@ from dsno.denoisers import Denoiser
 from dsno.errors import InputError
 from dsno.teachers.schedulers import Meaning, scheduler_meaning
 
+# what diffusers' schedulers do with NumPy
+pytestmark = pytest.mark.filterwarnings("ignore:.*__array.*:DeprecationWarning")
+
 
 def saved(scheduler: Any) -> Meaning:
     """What a scheduler's saved configuration is read as."""

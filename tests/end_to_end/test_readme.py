@@ -45,7 +45,16 @@ def test_every_other_python_example_runs(index: int) -> None:
 
 def test_every_command_of_the_table_exists(capsys: pytest.CaptureFixture[str]) -> None:
     commands = set(re.findall(r"^\| `dsno (\w+)", README, re.MULTILINE))
-    assert {"teacher", "collect", "train", "evaluate", "report", "run", "sample"} == commands
+    assert {
+        "teacher",
+        "collect",
+        "train",
+        "evaluate",
+        "report",
+        "run",
+        "sample",
+        "import",
+    } == commands
     for command in sorted(commands):
         assert main([command, "--help"]) == 0
 
