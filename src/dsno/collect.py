@@ -78,6 +78,11 @@ def _resume(folder: Path, manifest: Manifest) -> Manifest:
         raise InputError(
             f"{folder} holds trajectories of another recipe; give another --out or delete it."
         )
+    if found.prompts_sha256 != manifest.prompts_sha256:
+        raise InputError(
+            f"{folder} holds trajectories made with other embeddings of the prompts; give another "
+            "--out or delete it."
+        )
     bad = damaged_shards(folder, found)
     for index, complaint in bad.items():
         say(f"{folder / shard_name(index)} {complaint}; making it again.")

@@ -52,7 +52,9 @@ from dsno.solvers import evaluations
 from dsno.teachers.store import Teacher, load_teacher, save_teacher
 from dsno.training import Plan, train
 from dsno.trajectories import (
+    MANIFEST,
     Manifest,
+    Prompts,
     TrajectoryStore,
     load_manifest,
     read_prompts,
@@ -141,7 +143,7 @@ def make_trajectories(task: Task) -> str:
     if spec.source:
         return _import_trajectories(task, teacher)
     denoiser = guided(task.recipe, teacher)
-    prompts = embedded_prompts(task.recipe, teacher)
+    prompts = _kept_prompts(task) or embedded_prompts(task.recipe, teacher)
     times = grid_times(Spacing(spec.grid, denoiser.schedule), spec.slices)
     assert spec.count is not None
     wanted = Manifest(
@@ -177,6 +179,18 @@ def make_trajectories(task: Task) -> str:
         f"{spec.slices} states by {spec.solver} with {spec.steps} steps to {folder} "
         f"({size / 1e6:,.1f} MB)"
     )
+
+
+def _kept_prompts(task: Task) -> Prompts | None:
+    """The embedded prompts of an interrupted collection, if they are whole."""
+    folder = task.folder / "trajectories"
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = load_manifest(folder)
+    try:
+        return read_prompts(folder, manifest) if manifest.tag == task.tags["collect"] else None
+    except InputError:
+        return None
 
 
 def _import_trajectories(task: Task, teacher: Teacher) -> str:
