@@ -165,8 +165,16 @@ DRY_RUN = {
         "betas",
         "clip_norm",
         "ema_decay",
+        "accumulation",
+        "mixed_precision",
+        "gradient_checkpointing",
+        "compile",
+        "shard",
         "checkpoint_every",
+        "keep",
         "log_every",
+        "log_images_every",
+        "log_with",
         "source",
         "network",
         "conditional",
@@ -206,8 +214,16 @@ DRY_RUN = {
         "betas",
         "clip_norm",
         "ema_decay",
+        "accumulation",
+        "mixed_precision",
+        "gradient_checkpointing",
+        "compile",
+        "shard",
         "checkpoint_every",
+        "keep",
         "log_every",
+        "log_images_every",
+        "log_with",
         "loss",
         "vgg16",
         "huber_delta",
@@ -588,9 +604,11 @@ def test_a_place_that_cannot_be_written_is_said(
 def test_a_loss_that_explodes_is_said_with_exit_code_1(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsno.stages.denoising_loss", lambda *_: torch.tensor(torch.nan))
+    nan = torch.tensor(torch.nan, requires_grad=True)
+    monkeypatch.setattr("dsno.objectives.denoising_loss", lambda *_: nan * 1)
     text = refused(capsys, ["teacher", "digits", *TINY, "--out", str(tmp_path / "run")], code=1)
-    assert "The loss became nan at step 0; there is no checkpoint yet" in text
+    assert text.startswith("The loss became nan at step 0 (items ")
+    assert "there is no checkpoint yet" in text
     assert "`clip_norm`" in text
 
 
@@ -600,7 +618,7 @@ def test_an_interruption_has_its_own_exit_code(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dsno.stages.denoising_loss", interrupted)
+    monkeypatch.setattr("dsno.objectives.denoising_loss", interrupted)
     text = refused(capsys, ["teacher", "digits", *TINY, "--out", str(tmp_path / "run")], code=130)
     assert text == "interrupted; the same command goes on from here."
 

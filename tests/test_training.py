@@ -6,20 +6,54 @@ import math
 import os
 import pickle
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dsno import seeds
 from dsno.errors import InputError, WorkError
+from dsno.feeding import Batch
+from dsno.objectives import Objective
 from dsno.training import Plan, train
 
+
+class Given(Objective):
+    """A model with any loss of the model and the step."""
+
+    def __init__(self, model: nn.Module, loss: Any) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    @property
+    def network(self) -> nn.Module:
+        return self.model
+
+    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        found: tuple[Tensor, Tensor | None] = self.loss(self.model, batch["step"])
+        return found
+
+
+def fit(model: nn.Module, loss: Any, plan: Plan, folder: Path, tag: str) -> Any:
+    """Train with a loss of the model and the step."""
+
+    def batches(step: int, places: range) -> Batch:
+        rows = seeds.batch_items(0, step, 16, len(DATA))
+        return {"items": rows[places.start : places.stop], "step": step}
+
+    return train(Given(model, loss), batches, plan, folder, tag=tag)
+
+
+def plan_of(**values: Any) -> Plan:
+    return Plan(**{"batch_size": 16, **values})
+
+
 DATA = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
-PLAN = Plan(
+PLAN = plan_of(
     steps=25, learning_rate=0.05, warmup_steps=3, checkpoint_every=4, log_every=6, clip_norm=1.0
 )
 
@@ -59,7 +93,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, nn.Module, list[Any]]:
     """An uninterrupted run: the model, its average, its history."""
     model = network()
-    average, history = train(model, loss, PLAN, tmp_path_factory.mktemp("whole"), tag="a")
+    average, history = fit(model, loss, PLAN, tmp_path_factory.mktemp("whole"), tag="a")
     return model, average, history
 
 
@@ -67,34 +101,34 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, nn.Modul
 
 
 def test_warm_up_is_linear_and_ends_at_the_peak() -> None:
-    plan = Plan(steps=100, learning_rate=0.4, warmup_steps=8, decay="constant")
+    plan = plan_of(steps=100, learning_rate=0.4, warmup_steps=8, decay="constant")
     assert [plan.rate(n) for n in range(8)] == pytest.approx([0.05 * (n + 1) for n in range(8)])
     assert plan.rate(8) == plan.rate(99) == 0.4
 
 
 def test_cosine_falls_from_the_peak_to_zero() -> None:
-    plan = Plan(steps=110, learning_rate=0.4, warmup_steps=10)
+    plan = plan_of(steps=110, learning_rate=0.4, warmup_steps=10)
     assert plan.rate(10) == 0.4
     assert plan.rate(60) == pytest.approx(0.2)
     assert plan.rate(35) == pytest.approx(0.4 * math.cos(math.pi / 8) ** 2)
     assert plan.rate(110) == pytest.approx(0)
-    assert Plan(steps=5, learning_rate=1.0, warmup_steps=5).rate(5) == 1.0  # no division by zero
+    assert plan_of(steps=5, learning_rate=1.0, warmup_steps=5).rate(5) == 1.0  # no division by zero
 
 
 def test_milestones_multiply_by_gamma_from_their_step_on() -> None:
-    plan = Plan(steps=9, learning_rate=1.0, decay="milestones", milestones=(3, 6), gamma=0.1)
+    plan = plan_of(steps=9, learning_rate=1.0, decay="milestones", milestones=(3, 6), gamma=0.1)
     assert [plan.rate(n) for n in (0, 2, 3, 5, 6, 8)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 def test_an_unknown_decay_names_the_closest() -> None:
     with pytest.raises(InputError, match="did you mean 'cosine'"):
-        Plan(steps=1, learning_rate=1.0, decay="cosin").rate(0)
+        plan_of(steps=1, learning_rate=1.0, decay="cosin").rate(0)
 
 
 def test_the_optimiser_is_given_the_rate_of_each_step(tmp_path: Path) -> None:
     # With loss = w and no momentum, Adam moves by exactly the learning rate.
     model = nn.Linear(1, 1, bias=False).double()
-    plan = Plan(
+    plan = plan_of(
         steps=6, learning_rate=0.1, warmup_steps=3, decay="constant", betas=(0.0, 0.0), log_every=1
     )
     weights = []
@@ -103,7 +137,7 @@ def test_the_optimiser_is_given_the_rate_of_each_step(tmp_path: Path) -> None:
         weights.append(model.weight.item())
         return model.weight.sum(), None
 
-    _, history = train(model, weight, plan, tmp_path, tag="a")
+    _, history = fit(model, weight, plan, tmp_path, tag="a")
     moves = -torch.tensor([*weights, model.weight.item()]).diff()
     expected = [plan.rate(n) for n in range(6)]
     assert moves.tolist() == pytest.approx(expected, rel=1e-4)
@@ -116,15 +150,19 @@ def test_the_optimiser_is_given_the_rate_of_each_step(tmp_path: Path) -> None:
 def test_gradients_are_clipped_to_the_norm(tmp_path: Path) -> None:
     seen = []
 
-    def steep(model: nn.Module, step: int) -> tuple[Tensor, None]:
-        weight = model.get_parameter("weight")
-        if weight.grad is not None:
-            seen.append(float(weight.grad.norm()))
-        return 300 * weight.sum(), None
+    def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        seen.append(float(optimizer.param_groups[0]["params"][0].grad.norm()))
 
-    plan = Plan(steps=3, learning_rate=1e-3, clip_norm=0.25, log_every=1)
-    _, history = train(nn.Linear(4, 1, bias=False), steep, plan, tmp_path, tag="a")
-    assert seen == pytest.approx([0.25, 0.25], rel=1e-4)
+    def steep(model: nn.Module, step: int) -> tuple[Tensor, None]:
+        return 300 * model.get_parameter("weight").sum(), None
+
+    plan = plan_of(steps=3, learning_rate=1e-3, clip_norm=0.25, log_every=1)
+    handle = register_optimizer_step_pre_hook(look)
+    try:
+        _, history = fit(nn.Linear(4, 1, bias=False), steep, plan, tmp_path, tag="a")
+    finally:
+        handle.remove()
+    assert seen == pytest.approx([0.25] * 3, rel=1e-4)
     assert history[0]["gradient_norm"] == pytest.approx(600)  # before clipping
 
 
@@ -137,8 +175,8 @@ def test_average_is_the_written_out_recursion(tmp_path: Path) -> None:
             return loss(model, step)
 
         model = network()
-        plan = Plan(steps=25, learning_rate=0.05, ema_decay=decay)
-        average, _ = train(model, watched, plan, tmp_path / str(decay), tag="a")
+        plan = plan_of(steps=25, learning_rate=0.05, ema_decay=decay)
+        average, _ = fit(model, watched, plan, tmp_path / str(decay), tag="a")
         weights = [*trail[1:], model.get_parameter("0.weight").detach()]
         expected = weights[0].double()
         for n, weight in enumerate(weights[1:], start=1):
@@ -155,8 +193,8 @@ def test_history_holds_the_mean_of_each_window(tmp_path: Path) -> None:
         per_time = torch.tensor([values[step], 2 * values[step]])
         return model(torch.zeros(1)).sum() * 0 + values[step], per_time
 
-    plan = Plan(steps=5, learning_rate=0.1, log_every=2)
-    _, history = train(nn.Linear(1, 1), given, plan, tmp_path, tag="a")
+    plan = plan_of(steps=5, learning_rate=0.1, log_every=2)
+    _, history = fit(nn.Linear(1, 1), given, plan, tmp_path, tag="a")
     assert [row["step"] for row in history] == [2, 4, 5]
     assert [row["loss"] for row in history] == [3.0, 2.5, 8.0]
     assert [row["per_time"] for row in history] == [[3.0, 6.0], [2.5, 5.0], [8.0, 16.0]]
@@ -174,7 +212,7 @@ def test_a_crashed_run_resumes_to_the_same_bits(
     tmp_path: Path, whole: tuple[nn.Module, nn.Module, list[Any]], step: int
 ) -> None:
     with pytest.raises(ZeroDivisionError):
-        train(network(), stop_at(step, crash), PLAN, tmp_path, tag="a")
+        fit(network(), stop_at(step, crash), PLAN, tmp_path, tag="a")
     torch.randn(7)  # the global generator's state does not matter
     model = network()
     steps: list[int] = []
@@ -183,7 +221,7 @@ def test_a_crashed_run_resumes_to_the_same_bits(
         steps.append(at)
         return loss(module, at)
 
-    average, history = train(model, counted, PLAN, tmp_path, tag="a")
+    average, history = fit(model, counted, PLAN, tmp_path, tag="a")
     assert steps == list(range(step // 4 * 4, 25))  # from the newest checkpoint
     assert same(model, whole[0])
     assert same(average, whole[1])
@@ -201,14 +239,12 @@ def test_an_interrupted_run_saves_its_step_and_resumes_from_it(
 ) -> None:
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt):
-        train(
-            network(), stop_at(step, lambda: os.kill(os.getpid(), number)), PLAN, tmp_path, tag="a"
-        )
+        fit(network(), stop_at(step, lambda: os.kill(os.getpid(), number)), PLAN, tmp_path, tag="a")
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert f"Interrupted at step {step + 1};" in capsys.readouterr().err
     assert (tmp_path / f"step-{step + 1:08d}.pt").is_file()
     model = network()
-    average, history = train(model, loss, PLAN, tmp_path, tag="a")
+    average, history = fit(model, loss, PLAN, tmp_path, tag="a")
     assert f"Resuming from step {step + 1} (" in capsys.readouterr().err
     assert same(model, whole[0])
     assert same(average, whole[1])
@@ -216,7 +252,7 @@ def test_an_interrupted_run_saves_its_step_and_resumes_from_it(
 
 
 def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
-    train(network(), loss, PLAN, tmp_path, tag="a")
+    fit(network(), loss, PLAN, tmp_path, tag="a")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020.pt", "step-00000024.pt"]
 
 
@@ -257,9 +293,9 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     damage: Callable[[Path], None],
 ) -> None:
     with pytest.raises(ZeroDivisionError):
-        train(network(), stop_at(18, crash), PLAN, tmp_path, tag="a")
+        fit(network(), stop_at(18, crash), PLAN, tmp_path, tag="a")
     damage(tmp_path / "step-00000016.pt")
-    average, history = train(network(), loss, PLAN, tmp_path, tag="a")
+    average, history = fit(network(), loss, PLAN, tmp_path, tag="a")
     err = capsys.readouterr().err
     assert "step-00000016.pt is damaged and is not used" in err
     assert "Resuming from step 12 (" in err
@@ -280,7 +316,7 @@ def test_a_checkpoint_never_runs_code(
     folder.mkdir()
     (folder / "step-00000016.pt").write_bytes(pickle.dumps(Attack()))
     torch.save({"tag": "a", "state": Attack()}, folder / "step-00000012.pt")
-    average, _ = train(network(), loss, PLAN, folder, tag="a")
+    average, _ = fit(network(), loss, PLAN, folder, tag="a")
     assert not mark.exists()
     assert same(average, whole[1])
 
@@ -290,12 +326,12 @@ def test_a_checkpoint_of_another_tag_is_not_used_and_does_not_push_ours_out(
     whole: tuple[nn.Module, nn.Module, list[Any]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    other = Plan(steps=100, learning_rate=0.5, checkpoint_every=30)
-    train(network(), loss, other, tmp_path, tag="b")  # leaves steps 60 and 90
+    other = plan_of(steps=100, learning_rate=0.5, checkpoint_every=30)
+    fit(network(), loss, other, tmp_path, tag="b")  # leaves steps 60 and 90
     with pytest.raises(ZeroDivisionError):
-        train(network(), stop_at(10, crash), PLAN, tmp_path, tag="a")
+        fit(network(), stop_at(10, crash), PLAN, tmp_path, tag="a")
     capsys.readouterr()
-    average, _ = train(network(), loss, PLAN, tmp_path, tag="a")
+    average, _ = fit(network(), loss, PLAN, tmp_path, tag="a")
     err = capsys.readouterr().err
     assert "step-00000090.pt is from another recipe and is not used" in err
     assert "Resuming from step 8 (" in err
@@ -314,7 +350,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(
         return (value * bad if step == 10 else value), per_time
 
     with pytest.raises(WorkError) as caught:
-        train(network(), broken, PLAN, tmp_path, tag="a")
+        fit(network(), broken, PLAN, tmp_path, tag="a")
     text = str(caught.value)
     assert f"became {bad} at step 10" in text
     assert str(tmp_path / "step-00000008.pt") in text
@@ -330,7 +366,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path)
         return model(torch.zeros(1, 4)).square().sum() * 0 + model(DATA).sum().mul(0).sqrt(), None
 
     with pytest.raises(WorkError, match=r"gradient.* at step 0; there is no checkpoint yet"):
-        train(network(), root, PLAN, tmp_path, tag="a")
+        fit(network(), root, PLAN, tmp_path, tag="a")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -345,5 +381,5 @@ def test_a_full_disk_is_said_and_leaves_no_half_checkpoint(
 
     monkeypatch.setattr(torch, "save", save_on_full_disk)
     with pytest.raises(WorkError, match=r"The disk is full: .*step-00000004\.pt was not written"):
-        train(network(), loss, PLAN, tmp_path, tag="a")
+        fit(network(), loss, PLAN, tmp_path, tag="a")
     assert list(tmp_path.iterdir()) == []

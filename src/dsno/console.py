@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+IS_SILENT = os.environ.get("RANK", "0") != "0"
+"""Of the processes of one launch only the first speaks, or every line would come many times."""
+
+console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=IS_SILENT)
 
 
 def say(line: str) -> None:
@@ -83,7 +87,7 @@ def _plain(what: str, total: int, done: int, unit: str) -> Advance:
         nonlocal count, last
         count += units
         now = time.monotonic()
-        if now - last >= 15 and count < total:
+        if now - last >= 15 and count < total and not IS_SILENT:
             last = now
             rate = (count - done) / (now - start)
             left = (total - count) / rate

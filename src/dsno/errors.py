@@ -10,6 +10,8 @@ class DsnoError(Exception):
     """Base of every error the package raises on purpose; its text is shown without a traceback."""
 
     exit_code = 1
+    is_shared = False
+    """Whether process 0 of several raised it and reports it for all."""
 
 
 class InputError(DsnoError, ValueError):

@@ -116,14 +116,26 @@ def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
         InputError: if it is missing, not JSON or not an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # a pipe or device would never end
+            raise OSError("it is no file")
+        value = json.loads(path.read_text(encoding="utf-8"), parse_int=_number)
     except FileNotFoundError:
         raise InputError(f"There is no {what} at {path}; {remedy}.") from None
+    except RecursionError:
+        raise InputError(f"The {what} {path} is nested too deeply; {remedy}.") from None
     except (OSError, ValueError) as error:
         raise InputError(f"The {what} {path} cannot be read ({error}); {remedy}.") from None
     if not isinstance(value, dict):
         raise InputError(f"The {what} {path} is not a JSON object; {remedy}.")
     return value
+
+
+def _number(text: str) -> int | float:
+    """A whole number of JSON; one beyond 64 bits as a float, as most readers of JSON have it.
+
+    No size or seed is so long, and Python's longer ones overflow whatever they meet.
+    """
+    return int(text) if len(text) < 20 else float(text)
 
 
 def sha256(path: Path) -> str:

@@ -43,6 +43,7 @@ from dsno.trajectories import (
 GRIDS = {17: ("quadratic", 512), 9: ("uniform", 16)}
 CHANNELS = (1, 3)
 LABEL_FILE = "labels.npy"
+MAX_CLASSES = 1_000_000
 
 
 def import_lmdb(
@@ -87,6 +88,7 @@ def import_lmdb(
     with _opened(source) as records:
         count = _count(records, given)
         layout = _layout(records.get(0))
+        _check_size(records, count, layout)
         stride = _stride(layout, slices)
         usual, steps = GRIDS[layout.states]
         times = grid_times(Spacing(spacing or usual, schedule), slices)
@@ -137,10 +139,11 @@ class _Layout:
 
 @dataclass(frozen=True)
 class _Records:
-    """The records of an open LMDB."""
+    """The records of an open LMDB, a file of `size` bytes."""
 
     source: Path
     transaction: Any
+    size: int
 
     def get(self, index: int) -> memoryview:
         """The bytes of a record, valid while the LMDB is open.
@@ -169,17 +172,18 @@ def _opened(source: Path) -> Iterator[_Records]:
         raise InputError(f"There is no LMDB at {source}; give the folder that holds data.mdb.")
     try:
         environment = lmdb.open(str(data), subdir=False, readonly=True, lock=False, readahead=False)
+        with contextlib.closing(environment), environment.begin(buffers=True) as transaction:
+            # Reading a page beyond the end of the file would kill the process, not raise.
+            needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+            size = data.stat().st_size
+            if size < needed:
+                raise InputError(
+                    f"The LMDB {source} is truncated ({size:,} of {needed:,} bytes); "
+                    "fetch it again."
+                )
+            yield _Records(source, transaction, size)
     except lmdb.Error as error:
         raise InputError(f"{source} cannot be opened as an LMDB ({error}); check it.") from None
-    with contextlib.closing(environment), environment.begin(buffers=True) as transaction:
-        # Reading a page beyond the end of the file would kill the process, not raise.
-        needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-        if data.stat().st_size < needed:
-            raise InputError(
-                f"The LMDB {source} is truncated ({data.stat().st_size:,} of {needed:,} bytes); "
-                "fetch it again."
-            )
-        yield _Records(source, transaction)
 
 
 def _count(records: _Records, labels: Tensor | None) -> int:
@@ -232,6 +236,19 @@ def _layout(record: memoryview) -> _Layout:
     )
 
 
+def _check_size(records: _Records, count: int, layout: _Layout) -> None:
+    """Refuse a count that the file is too small for, before anything is as long as it says.
+
+    Raises:
+        InputError: if it is.
+    """
+    if count * layout.bytes > records.size:
+        raise InputError(
+            f"The LMDB {records.source} says {count:,} trajectories of {layout.bytes:,} bytes, "
+            f"but holds {records.size:,}; it is damaged or incomplete: fetch it again."
+        )
+
+
 def _stride(layout: _Layout, slices: int) -> int:
     """Steps of the stored grid from one kept state to the next.
 
@@ -261,12 +278,17 @@ def _read_labels(source: Path, labels: Path | None) -> Tensor | None:
     try:
         # Mapped, so that a header that lies about the length allocates nothing; never a pickle.
         values = np.lib.format.open_memmap(labels, mode="r")
-    except (OSError, ValueError, TypeError, SyntaxError) as error:
+    except Exception as error:  # whatever a damaged header makes of numpy's parser
         raise InputError(f"The labels {labels} cannot be read ({error}); check them.") from None
     if values.ndim != 1 or values.dtype.kind not in "iu":
         raise InputError(f"The labels {labels} are not a list of whole numbers.")
     if not len(values) or values.min() < 0:
         raise InputError(f"The labels {labels} are empty or negative.")
+    if values.max() >= MAX_CLASSES:
+        raise InputError(
+            f"A label in {labels} is {values.max()}, and at most {MAX_CLASSES:,} classes are "
+            "supported; check them."
+        )
     return torch.from_numpy(values.astype(np.int64))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from dsno.denoisers import Condition, Denoiser, expand
 from dsno.errors import InputError, one_of
+from dsno.operator import DSNO
 from dsno.schedules import NoiseSchedule
 
 
@@ -130,3 +133,90 @@ def denoising_loss(
         .square()
         .mean()
     )
+
+
+class Objective(nn.Module):
+    """A model with its loss, as one module: what replication, sharding and autocast wrap.
+
+    Attributes:
+        model: what is trained.
+    """
+
+    model: nn.Module
+
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The backbone inside the model: what is compiled, or recomputed to save memory."""
+
+    @abstractmethod
+    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Mean loss over the rows of a batch, and values to log for each output time, if any."""
+
+
+class DenoisingObjective(Objective):
+    """`denoising_loss` of batches with `clean`, `noise`, `times` and perhaps `condition`."""
+
+    def __init__(self, model: Denoiser) -> None:
+        super().__init__()
+        self.model: Denoiser = model
+
+    @property
+    def network(self) -> nn.Module:
+        """The denoiser's network."""
+        return self.model.network
+
+    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, None]:
+        """The loss, and no values to log."""
+        clean, noise, t = batch["clean"], batch["noise"], batch["times"]
+        return denoising_loss(self.model, clean, noise, t, batch.get("condition")), None
+
+
+class TrajectoryObjective(Objective):
+    """`trajectory_loss` of batches with `noise`, scaled `states` and perhaps `condition`.
+
+    Args:
+        model: the operator.
+        scales: what the states were divided by at each time, (M,).
+        weights: of the times, (M,).
+        distance: see `trajectory_loss`, as the next two.
+        delta: of `pseudo_huber`.
+        perceptual: of `lpips_vgg`.
+    """
+
+    scales: Tensor
+    weights: Tensor
+
+    def __init__(
+        self,
+        model: DSNO,
+        scales: Float[Tensor, " M"],
+        weights: Float[Tensor, " M"],
+        *,
+        distance: str = "l1",
+        delta: float = 0.03,
+        perceptual: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.model: DSNO = model
+        self.distance, self.delta, self.perceptual = distance, delta, perceptual
+        shape = (1, -1, *[1] * len(model.sample_shape))
+        self.register_buffer("scales", scales.float().reshape(shape), persistent=False)
+        self.register_buffer("weights", weights, persistent=False)
+
+    @property
+    def network(self) -> nn.Module:
+        """The lifted network."""
+        return self.model.lifted.network
+
+    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The loss, and the unweighted distance at each time."""
+        predicted = self.model(batch["noise"], batch.get("condition")) / self.scales
+        return trajectory_loss(
+            predicted,
+            batch["states"],
+            self.weights,
+            distance=self.distance,
+            delta=self.delta,
+            perceptual=self.perceptual,
+        )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from dsno.errors import InputError
@@ -155,7 +155,9 @@ def load_vgg16(path: Path) -> VGG16Distance:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
             names = check_weights(shapes, str(path))
             tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the library raise
         raise InputError(
             f"{path} cannot be read as safetensors ({error}); make it again with "
             "tools/convert_vgg16.py."

@@ -21,6 +21,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from dsno import distributed
 from dsno.assembly import check_buildable
 from dsno.console import say
 from dsno.errors import InputError
@@ -30,6 +31,8 @@ from dsno.stages import WORK, Task
 from dsno.trajectories import MANIFEST, damaged_shards, load_manifest, read_prompts
 
 STAGES = ("teacher", "collect", "train", "evaluate", "report")
+# Done by process 0 while the others wait.
+ALONE = ("evaluate", "report")
 FOLDERS = {"teacher": "teacher", "collect": "trajectories", "train": "student"}
 # What a stage reads of the recipe besides what the stage before it did.
 SECTIONS = {
@@ -39,11 +42,20 @@ SECTIONS = {
     "evaluate": ("evaluate",),
     "report": ("title",),
 }
-# Keys that do not change a result.
-NEUTRAL = {"checkpoint_every"}
+# Keys that do not change a result, or by rounding only: they may change while a stage is half made.
+NEUTRAL = {
+    "accumulation",
+    "checkpoint_every",
+    "compile",
+    "gradient_checkpointing",
+    "keep",
+    "log_images_every",
+    "log_with",
+    "shard",
+}
 # Keys that name a file whose content does.
 FILES = {"prompts", "vgg16"}
-VERSION = 2  # raise when a stage's results change for the same recipe
+VERSION = 3  # raise when a stage's results change for the same recipe
 
 
 class StageRecord(TypedDict):
@@ -86,17 +98,16 @@ class Run:
     def stage(self, name: str) -> None:
         """One stage, skipped if it is finished.
 
+        Under a launcher every process comes here; process 0 keeps the books.
+
         Raises:
             InputError: if the stage before it is not finished, or was made by another recipe; or if
                 the recipe cannot work. Nothing is changed then.
         """
-        if name != STAGES[0]:
-            self.require(STAGES[STAGES.index(name) - 1])
-        self._write_recipe()
-        if self._finished(name):
-            say(f"{name}: finished already in {self._place(name)}.")
+        if not distributed.on_main(lambda: self._prepare(name)):
             return
-        self._begin(name)
+        if name in ALONE and not distributed.is_main():
+            return
         start = time.monotonic()
         task = Task(
             self.recipe,
@@ -105,15 +116,33 @@ class Run:
             seconds={s: record["seconds"] for s, record in self._stages().items()},
             command=self.command,
         )
-        record = self._stages()[name]
+        finished, outcome = False, ""
         try:
             outcome = WORK[name](task)
-            record |= {"finished": True, "files": self._checksums(name)}
+            finished = True
         finally:  # an interrupted run's time counts too
-            seconds = time.monotonic() - start
-            record["seconds"] = round(record["seconds"] + seconds, 1)
-            self._write_stage(name, record)
-        say(f"{name}: {outcome} ({seconds:.0f} s)")
+            if distributed.is_main():
+                self._close(name, time.monotonic() - start, finished)
+        say(f"{name}: {outcome} ({time.monotonic() - start:.0f} s)")
+
+    def _prepare(self, name: str) -> bool:
+        """Whether there is work to do; if so, it is begun in the books."""
+        if name != STAGES[0]:
+            self.require(STAGES[STAGES.index(name) - 1])
+        self._write_recipe()
+        if self._finished(name):
+            say(f"{name}: finished already in {self._place(name)}.")
+            return False
+        self._begin(name)
+        return True
+
+    def _close(self, name: str, seconds: float, finished: bool) -> None:
+        """Note how long the stage took and, if it came to its end, what it left."""
+        record = self._stages()[name]
+        record["seconds"] = round(record["seconds"] + seconds, 1)
+        if finished:
+            record |= {"finished": True, "files": self._checksums(name)}
+        self._write_stage(name, record)
 
     def metrics(self) -> dict[str, Any]:
         """What the evaluation measured."""

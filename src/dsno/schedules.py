@@ -24,7 +24,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -128,6 +128,8 @@ class CosineSchedule(_Angular):
         return ((angle - first) / (math.pi / 2 - last - first)).clamp(0, 1)
 
 
+MAX_TIMESTEPS = 1_000_000
+"""Of a chain of betas, whose tables are kept in memory."""
 BETA_SHAPES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
@@ -164,6 +166,10 @@ class BetaSchedule(_Angular):
             object.__setattr__(self, "timesteps", len(self.trained_betas or ()))
         if self.timesteps < 2:
             raise InputError("A beta schedule needs at least 2 timesteps.")
+        if self.timesteps > MAX_TIMESTEPS:
+            raise InputError(
+                f"A beta schedule has at most {MAX_TIMESTEPS:,} timesteps, not {self.timesteps:,}."
+            )
         betas = self._betas()
         if not bool(((betas > 0) & (betas < 1)).all()):
             raise InputError("The betas of a schedule must lie strictly between 0 and 1.")
@@ -271,6 +277,8 @@ class RectifiedFlowSchedule(NoiseSchedule):
         return torch.sigmoid(-log_snr / 2)
 
 
+ScheduleType = TypeVar("ScheduleType", bound=NoiseSchedule)
+
 SCHEDULES: dict[str, type[NoiseSchedule]] = {
     kind.name: kind for kind in (CosineSchedule, BetaSchedule, EDMSchedule, RectifiedFlowSchedule)
 }
@@ -282,6 +290,8 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     Raises:
         InputError: for an unknown name or field; the closest ones are named.
     """
+    if not isinstance(config, Mapping):
+        raise InputError(f"A noise schedule is given by its name and fields, not by {config!r}.")
     values = dict(config)
     kind = SCHEDULES[one_of(values.pop("name", ""), SCHEDULES, "noise schedule")]
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -289,9 +299,37 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
         if key not in known:
             raise InputError(f"Schedule {kind.name!r} has no field {key!r}: {closest(key, known)}")
     try:
-        return kind(**values)
-    except TypeError as error:
+        return checked(kind(**values))
+    except InputError:
+        raise
+    except Exception as error:  # whatever values of another type make of it
         raise InputError(f"Schedule {kind.name!r} cannot be built from {values}: {error}") from None
+
+
+def checked(schedule: ScheduleType) -> ScheduleType:
+    """A schedule with numbers from a file, once they are known to make one.
+
+    Raises:
+        InputError: if alpha or sigma is no number somewhere, or the noise does not grow.
+    """
+    t = torch.linspace(0, 1, 9, dtype=torch.float64)
+    try:
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    except Exception as error:  # overflow, or values of another type
+        raise InputError(f"Schedule {schedule.name!r} cannot be evaluated: {error}.") from None
+    numbers = bool((alpha.isfinite() & sigma.isfinite() & (alpha >= 0) & (sigma >= 0)).all())
+    # sigma / alpha grows, written without a division by the 0 that alpha may end at
+    if not numbers or bool((alpha[1:] * sigma[:-1] >= alpha[:-1] * sigma[1:]).any()):
+        raise InputError(
+            f"Schedule {schedule.name!r} does not go from less noise to more with the values given "
+            f"({_short(schedule)}); correct them."
+        )
+    return schedule
+
+
+def _short(schedule: NoiseSchedule) -> str:
+    text = repr(schedule)
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def signal_and_noise(schedule: NoiseSchedule, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,9 @@ SAMPLE_GUIDANCE: Final = 10
 SAMPLE_PROMPT: Final = 11
 FLIP: Final = 12
 LABEL_DROPOUT: Final = 13
+TEACHER_NOISE: Final = 14
+TEACHER_TIME: Final = 15
+PREVIEW: Final = 16
 
 
 def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dsno import seeds
+from dsno import distributed, seeds
 from dsno.assembly import (
     brought_teacher,
     class_frequencies,
@@ -36,21 +37,24 @@ from dsno.assembly import (
 )
 from dsno.collect import collect, scales_at
 from dsno.conditions import LABELS
-from dsno.denoisers import Denoiser, evaluations_per_call
+from dsno.data import Dataset
+from dsno.denoisers import Condition, Denoiser, evaluations_per_call
 from dsno.errors import InputError
 from dsno.evaluate import Draws, build_reference, evaluate, power_spectrum, trajectory_arrays
+from dsno.feeding import Batch
 from dsno.files import filling, read_json, replacing, write_json
 from dsno.grids import Spacing, grid_times
 from dsno.lmdb_import import import_lmdb
-from dsno.objectives import denoising_loss, slice_weights, trajectory_loss
+from dsno.objectives import DenoisingObjective, TrajectoryObjective, slice_weights
 from dsno.operator import DSNO
 from dsno.perceptual import load_vgg16
 from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
 from dsno.recipes.schema import Optimisation, Recipe
 from dsno.report import write_report
-from dsno.solvers import evaluations
+from dsno.solvers import evaluations, solve
 from dsno.teachers.store import Teacher, load_teacher, save_teacher
-from dsno.training import Plan, train
+from dsno.tracking import check_trackers
+from dsno.training import ITEMS, Batches, Plan, Preview, train
 from dsno.trajectories import (
     MANIFEST,
     Manifest,
@@ -60,6 +64,9 @@ from dsno.trajectories import (
     read_prompts,
     write_prompts,
 )
+
+PREVIEWS = 16
+"""Samples in a logged picture."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,9 @@ class Task:
 
 def make_teacher(task: Task) -> str:
     """Bring or train the diffusion model; return what was read and written."""
-    return _bring_teacher(task) if task.recipe.teacher.source else _train_teacher(task)
+    if task.recipe.teacher.source:
+        return distributed.on_main(lambda: _bring_teacher(task))
+    return _train_teacher(task)
 
 
 def _bring_teacher(task: Task) -> str:
@@ -94,46 +103,81 @@ def _bring_teacher(task: Task) -> str:
 
 def _train_teacher(task: Task) -> str:
     data, teacher = load_recipe_data(task.recipe), new_teacher(task.recipe)
-    spec, folder, seed = task.recipe.teacher, task.folder / "teacher", task.recipe.seed
-    assert spec.batch_size is not None
-    size, flips = spec.batch_size, task.recipe.data is not None and task.recipe.data.random_flip
+    spec, folder = task.recipe.teacher, task.folder / "teacher"
+    averaged, history = train(
+        DenoisingObjective(teacher.denoiser),
+        _teacher_batches(task.recipe, data, teacher),
+        _plan(spec, task.recipe.seed),
+        folder / "checkpoints",
+        tag=task.tags["teacher"],
+        label="training the teacher",
+        log_folder=task.folder / "logs" / "teacher",
+        preview=_teacher_preview(task.recipe, teacher),
+    )
+    assert isinstance(averaged, Denoiser)
+    if distributed.is_main():
+        save_teacher(dataclasses.replace(teacher, denoiser=averaged), folder)
+        write_json(folder / "history.json", {"history": history})
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return (
+        f"read {len(data):,} {data.name} of {shape_text(data.sample_shape)}; "
+        f"wrote a U-Net of {count(averaged.network):,} parameters to {folder}"
+    )
 
-    def loss(model: nn.Module, step: int) -> tuple[Tensor, None]:
-        assert isinstance(model, Denoiser)
-        rows = seeds.batch_items(seed, step, size, len(data))
-        flip = seeds.generator(seed, seeds.FLIP, step).random(size) < 0.5 if flips else None
-        clean = data.rows(rows, None if flip is None else torch.from_numpy(flip))
-        # one time in each of batch_size equal strata
-        t = (torch.arange(len(clean)) + torch.rand(len(clean), dtype=torch.float64)) / len(clean)
-        condition = None
+
+def _teacher_batches(recipe: Recipe, data: Dataset, teacher: Teacher) -> Batches:
+    """Rows of the data with noise, times and labels: functions of the seed, the step and place."""
+    spec, seed, flips = recipe.teacher, recipe.seed, recipe.data and recipe.data.random_flip
+    assert spec.batch_size is not None
+    size = spec.batch_size
+
+    def batch(step: int, places: range) -> Batch:
+        here = slice(places.start, places.stop)
+        units = {
+            stream: torch.from_numpy(seeds.generator(seed, stream, step).random(size)[here])
+            for stream in (seeds.FLIP, seeds.TEACHER_TIME, seeds.LABEL_DROPOUT)
+        }
+        rows = seeds.batch_items(seed, step, size, len(data))[here]
+        clean = data.rows(rows, units[seeds.FLIP] < 0.5 if flips else None)
+        items = range(step * size + places.start, step * size + places.stop)
+        noise = seeds.item_noise(seed, items, data.sample_shape, stream=seeds.TEACHER_NOISE)
+        # one time in each of `size` equal strata
+        t = (torch.tensor(places) + units[seeds.TEACHER_TIME]) / size
+        found: dict[str, Any] = {ITEMS: rows, "clean": clean, "noise": noise, "times": t}
         if spec.conditional:
             assert data.labels is not None
             labels = data.labels[rows]
             if spec.label_dropout:
                 assert teacher.null_class is not None
-                units = seeds.generator(seed, seeds.LABEL_DROPOUT, step).random(size)
-                withheld = torch.from_numpy(units < spec.label_dropout)
+                withheld = units[seeds.LABEL_DROPOUT] < spec.label_dropout
                 labels = torch.where(withheld, teacher.null_class, labels)
-            condition = {LABELS: labels}
-        noise = torch.randn(clean.shape)
-        return denoising_loss(model, clean, noise, t, condition), None
+            found["condition"] = {LABELS: labels}
+        return found
 
-    averaged, history = train(
-        teacher.denoiser,
-        loss,
-        _plan(spec, seed),
-        folder / "checkpoints",
-        tag=task.tags["teacher"],
-        label="training the teacher",
-    )
-    assert isinstance(averaged, Denoiser)
-    save_teacher(dataclasses.replace(teacher, denoiser=averaged), folder)
-    write_json(folder / "history.json", {"history": history})
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return (
-        f"read {len(data):,} {data.name} of {shape_text(data.sample_shape)}; "
-        f"wrote a U-Net of {count(averaged.network):,} parameters to {folder}"
-    )
+    return batch
+
+
+def _teacher_preview(recipe: Recipe, teacher: Teacher) -> Preview:
+    """Samples of the half-trained teacher."""
+    draws = _preview_draws(recipe, teacher, None)
+
+    def preview(model: nn.Module) -> Tensor:
+        assert isinstance(model, Denoiser)
+        noise, condition = send_to_device(draws, next(model.parameters()).device)
+        return solve(model, noise, steps=8, condition=condition).states[:, -1]
+
+    return preview
+
+
+def _preview_draws(
+    recipe: Recipe, teacher: Teacher, prompts: Prompts | None
+) -> tuple[Tensor, Condition | None]:
+    """Noise and condition of the samples that are logged, the same each time."""
+    items = range(PREVIEWS)
+    shape = teacher.denoiser.sample_shape
+    noise = seeds.item_noise(recipe.seed, items, shape, stream=seeds.PREVIEW)
+    conditions = conditions_of(recipe, teacher, prompts)
+    return noise, conditions.expand(conditions.draw(recipe.seed, items))
 
 
 def make_trajectories(task: Task) -> str:
@@ -226,9 +270,6 @@ def make_student(task: Task) -> str:
     store = TrajectoryStore(
         task.folder / "trajectories", tag=task.tags["collect"], times=times.tolist()
     )
-    scales = torch.tensor(scales_at(denoiser, times)).reshape(
-        1, -1, *[1] * len(operator.sample_shape)
-    )
     weights = slice_weights(
         spec.weight,
         denoiser.schedule,
@@ -236,31 +277,23 @@ def make_student(task: Task) -> str:
         weight_max=spec.weight_max,
         sigma_data=denoiser.sigma_data,
     )
-
-    assert spec.batch_size is not None
-    size = spec.batch_size
-    perceptual = load_vgg16(Path(spec.vgg16)) if spec.loss == "lpips_vgg" else None
-
-    def loss(model: nn.Module, step: int) -> tuple[Tensor, Tensor]:
-        rows = seeds.batch_items(task.recipe.seed, step, size, len(store))
-        noise, states, condition = store.rows(rows)
-        predicted = model(noise, condition) / scales
-        return trajectory_loss(
-            predicted,
-            states,
-            weights,
-            distance=spec.loss,
-            delta=spec.huber_delta,
-            perceptual=perceptual,
-        )
-
-    averaged, history = train(
+    objective = TrajectoryObjective(
         operator,
-        loss,
+        torch.tensor(scales_at(denoiser, times)),
+        weights,
+        distance=spec.loss,
+        delta=spec.huber_delta,
+        perceptual=load_vgg16(Path(spec.vgg16)) if spec.loss == "lpips_vgg" else None,
+    )
+    averaged, history = train(
+        objective,
+        _student_batches(task.recipe, store),
         _plan(spec, task.recipe.seed),
         folder / "checkpoints",
         tag=task.tags["train"],
         label="training the student",
+        log_folder=task.folder / "logs" / "student",
+        preview=_student_preview(task.recipe, teacher, store.prompts),
     )
     assert isinstance(averaged, DSNO)
     model = DSNOModel.from_operator(
@@ -269,14 +302,41 @@ def make_student(task: Task) -> str:
         guidance_scale=task.recipe.collect.guidance_scale,
         is_textual=teacher.is_textual,
     )
-    with filling(folder) as temporary:
-        save_pipeline(model, temporary, teacher.latents, teacher.text)
-        write_json(temporary / "history.json", {"history": history})
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if distributed.is_main():
+        with filling(folder) as temporary:
+            save_pipeline(model, temporary, teacher.latents, teacher.text)
+            write_json(temporary / "history.json", {"history": history})
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return (
         f"read {len(store):,} trajectories; wrote an operator of {count(model):,} parameters, "
         f"{len(averaged.lifted.sites)} time-mixing sites, {student.slices} slices, to {folder}"
     )
+
+
+def _student_batches(recipe: Recipe, store: TrajectoryStore) -> Batches:
+    """Rows of the trajectories: a function of the seed, the step and place."""
+    assert recipe.train.batch_size is not None
+    size = recipe.train.batch_size
+
+    def batch(step: int, places: range) -> Batch:
+        rows = seeds.batch_items(recipe.seed, step, size, len(store))[places.start : places.stop]
+        noise, states, condition = store.rows(rows)
+        found: dict[str, Any] = {ITEMS: rows, "noise": noise, "states": states}
+        return found if condition is None else {**found, "condition": condition}
+
+    return batch
+
+
+def _student_preview(recipe: Recipe, teacher: Teacher, prompts: Prompts | None) -> Preview:
+    """Samples of the half-trained student."""
+    draws, decode = _preview_draws(recipe, teacher, prompts), decoder(teacher)
+
+    def preview(model: nn.Module) -> Tensor:
+        assert isinstance(model, DSNO)
+        noise, condition = send_to_device(draws, next(model.parameters()).device)
+        return decode(model.sample(noise, condition).cpu())
+
+    return preview
 
 
 def make_metrics(task: Task) -> str:
@@ -368,6 +428,7 @@ def _plan(spec: Optimisation, seed: int) -> Plan:
     values = {k: v for k, v in dict(spec).items() if k in names}
     if spec.clip_norm is None:
         values["clip_norm"] = math.inf
+    check_trackers(spec.log_with)
     return Plan(seed=seed, **values)
 
 

@@ -50,6 +50,8 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         InputError: if it cannot be read or has none.
     """
+    if path.exists() and not path.is_file():  # a pipe or device would never end
+        raise InputError(f"The prompts {path} cannot be read (it is no file).")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

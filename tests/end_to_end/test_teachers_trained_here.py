@@ -85,7 +85,7 @@ def test_guidance_is_distilled_from_a_teacher_trained_with_label_dropout(tmp_pat
 def test_labels_are_withheld_as_often_as_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dsno import stages as module
+    from dsno import objectives as module
 
     seen: list[torch.Tensor] = []
     real = module.denoising_loss
@@ -108,7 +108,7 @@ def test_labels_are_withheld_as_often_as_asked(
 def test_images_are_mirrored_by_half_and_only_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dsno import stages as module
+    from dsno import objectives as module
 
     images = np.zeros((1, 8, 8, 1), np.uint8)
     images[..., :4, :] = 255

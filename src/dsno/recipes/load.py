@@ -20,8 +20,40 @@ from dsno.recipes.schema import Recipe, Section, with_teacher_defaults
 SectionType = TypeVar("SectionType", bound=Section)
 
 
+MAX_RECIPE = 2**20
+"""Characters of a recipe; also with every alias (`*name`) written out."""
+_MAX_NUMBER = 100
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number (YAML 1.1 wants 1.0e-3)."""
+    """YAML in which 1e-3 is a number (YAML 1.1 wants 1.0e-3), and which does not explode.
+
+    Ten aliases of ten aliases of ... make a billion values out of a few lines, and a merge (`<<`)
+    multiplies likewise: so every node is weighed as it would be with its aliases written out.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._weights: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        node = super().compose_node(parent, index)
+        if node is not None and node not in self._weights:
+            weight = self._weigh(node)
+            if weight > MAX_RECIPE:
+                raise yaml.composer.ComposerError(problem="it is too large", problem_mark=None)
+            self._weights[node] = weight
+        return node
+
+    def _weigh(self, node: yaml.Node) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            if node.tag.endswith((":int", ":float")) and len(node.value) > _MAX_NUMBER:
+                raise yaml.composer.ComposerError(problem="a number is too long")
+            return 1 + len(node.value)
+        inside = [n for item in node.value for n in (item if isinstance(item, tuple) else (item,))]
+        if any(n not in self._weights for n in inside):
+            raise yaml.composer.ComposerError(problem="a value holds itself")
+        return 1 + sum(self._weights[n] for n in inside)
 
 
 _Loader.add_implicit_resolver(
@@ -100,11 +132,7 @@ def _read(source: str) -> dict[str, Any]:
     if source in shipped:
         text = shipped[source]
     elif source.endswith((".yaml", ".yml")) or "/" in source:
-        try:
-            text = Path(source).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise InputError(f"The recipe {source} cannot be read ({reason}).") from None
+        text = _text(Path(source))
     else:
         raise InputError(f"There is no recipe {source!r}: {closest(source, shipped)}")
     values = _parse(text, f"recipe {source}")
@@ -113,11 +141,34 @@ def _read(source: str) -> dict[str, Any]:
     return values
 
 
+def _text(path: Path) -> str:
+    """The text of a recipe's file.
+
+    Raises:
+        InputError: if it cannot be read, or is no recipe by its size alone.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe or device would never end
+            raise InputError(f"The recipe {path} cannot be read (it is no file).")
+        if path.stat().st_size > MAX_RECIPE:
+            raise InputError(
+                f"The recipe {path} has {path.stat().st_size:,} bytes, and at most {MAX_RECIPE:,} "
+                "are read; put long lists of prompts into a text file."
+            )
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"The recipe {path} cannot be read ({reason}).") from None
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"The recipe's path cannot be used ({error}).") from None
+
+
 def _parse(text: str, what: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError) as error:
-        # The last three: a date such as 2001-99-99, `!!int x`, `!!timestamp x`.
+    except Exception as error:  # a date such as 2001-99-99, `!!int x`, `!!timestamp x`, ...
         line = " ".join(str(error).split())
         raise InputError(f"The {what} is not valid YAML ({line}).") from None
 

@@ -33,6 +33,7 @@ class Optimisation(Section):
     steps: Count | None = None
     """Optimiser steps."""
     batch_size: Count | None = None
+    """Of a step, over all processes and accumulation together."""
     learning_rate: Positive | None = None
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     decay: Literal["constant", "cosine", "milestones"] = "cosine"
@@ -45,8 +46,37 @@ class Optimisation(Section):
     """Largest gradient norm; null for no limit."""
     ema_decay: Fraction = 0.9999
     """Of the averaged weights, warmed up as min(ema_decay, (1 + n) / (10 + n))."""
+    accumulation: Count = 1
+    """Pieces each process does its part of a batch in, to save memory."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Arithmetic of the network; the weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Save memory by computing activations again in the backward pass."""
+    compile: bool = False
+    """Compile the network (`torch.compile`)."""
+    shard: bool = False
+    """Spread weights and optimiser state over the processes (FSDP) rather than replicate them."""
     checkpoint_every: Count = 500
+    keep: Count = 2
+    """Newest checkpoints kept, besides the one with the lowest loss."""
     log_every: Count = 50
+    log_images_every: Count | None = None
+    """Steps between samples in the log; null for none."""
+    log_with: tuple[
+        Literal[
+            "aim",
+            "clearml",
+            "comet_ml",
+            "dvclive",
+            "mlflow",
+            "swanlab",
+            "tensorboard",
+            "trackio",
+            "wandb",
+        ],
+        ...,
+    ] = ("tensorboard",)
+    """Trackers, by Accelerate's names; those that write files write to the run's logs/ folder."""
 
 
 class Data(Section):

@@ -10,17 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dsno.backbones.folders import NETWORKS as NETWORKS
+from dsno.backbones.folders import check_component, check_text_encoder, first_line
 from dsno.console import quiet_libraries
 from dsno.errors import InputError
-from dsno.files import read_json
 from dsno.teachers.weights import mismatch_sentence
 from dsno.text import TextEncoder
-
-NETWORKS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
-AUTOENCODERS = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
-TEXT_ENCODERS = ("CLIPTextModel", "T5EncoderModel")
-
-REMEDY = "give the folder of a diffusers model or pipeline"
 
 
 def load_component(folder: Path, known: tuple[str, ...], what: str) -> nn.Module:
@@ -34,17 +29,7 @@ def load_component(folder: Path, known: tuple[str, ...], what: str) -> nn.Module
     Raises:
         InputError: for another class, pickled or missing weights, or weights that do not fit.
     """
-    config = read_json(folder / "config.json", f"configuration of the {what}", REMEDY)
-    name = str(config.get("_class_name") or "")
-    # Pipelines saved before DiT had its own class.
-    if name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
-        name = "DiTTransformer2DModel"
-    if name not in known:
-        raise InputError(
-            f"The {what} in {folder} is a {name or 'model without a class name'}, which is not "
-            f"supported; supported are {', '.join(known)}."
-        )
-    _require_safetensors(folder, "diffusion_pytorch_model")
+    name = check_component(folder, known, what)
     import diffusers  # seconds
 
     try:
@@ -87,14 +72,7 @@ def load_text_encoder(tokenizer: Path, encoder: Path) -> TextEncoder:
         raise InputError(
             "A text-conditional teacher needs the package transformers; install dsno[text]."
         ) from None
-    config = read_json(encoder / "config.json", "configuration of the text encoder", REMEDY)
-    name = str((config.get("architectures") or [""])[0])
-    if name not in TEXT_ENCODERS:
-        raise InputError(
-            f"The text encoder in {encoder} is a {name or 'model without a class name'}, which is "
-            f"not supported; supported are {', '.join(TEXT_ENCODERS)}."
-        )
-    _require_safetensors(encoder, "model")
+    name = check_text_encoder(encoder)
     try:
         with quiet_libraries():
             words = transformers.AutoTokenizer.from_pretrained(
@@ -117,21 +95,3 @@ def load_text_encoder(tokenizer: Path, encoder: Path) -> TextEncoder:
         sentence = mismatch_sentence(str(encoder), missing=missing, extra=[], misshaped=[])
         raise InputError(sentence)
     return TextEncoder(words, model.eval().requires_grad_(False))
-
-
-def _require_safetensors(folder: Path, stem: str) -> None:
-    if any(folder.glob(f"{stem}*.safetensors")):
-        return
-    pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".ckpt", ".pt"))
-    if pickled:
-        raise InputError(
-            f"{folder} holds only pickled weights ({pickled[0]}), which can run code when loaded; "
-            "save the model again with safe_serialization=True."
-        )
-    raise InputError(f"{folder} has no weights ({stem}.safetensors).")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, without its full stop."""
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

@@ -18,10 +18,11 @@ from typing import Any
 from torch import nn
 
 from dsno.backbones.edm import DhariwalUNet, SongUNet, call_edm
+from dsno.backbones.folders import check_sample_shape, first_line
 from dsno.denoisers import Denoiser
 from dsno.errors import InputError, one_of
 from dsno.files import read_json
-from dsno.schedules import EDMSchedule
+from dsno.schedules import EDMSchedule, checked
 from dsno.teachers.weights import load_weights
 
 DESCRIPTION = "network.json"
@@ -68,11 +69,13 @@ def load_edm(folder: Path) -> Denoiser:
             f"The network in {path} takes {config['in_channels']} channels and gives "
             f"{config['out_channels']}, so it is no denoiser; {REMEDY} again."
         )
+    shape = (config["in_channels"], config["img_resolution"], config["img_resolution"])
+    check_sample_shape(shape, str(path))
     return Denoiser(
         network,
         schedule,
         prediction_type="edm",
-        sample_shape=(config["in_channels"], config["img_resolution"], config["img_resolution"]),
+        sample_shape=shape,
         sigma_data=sigma_data,
         call=call_edm,
     )
@@ -94,7 +97,7 @@ def _schedule(description: Mapping[str, Any], path: Path) -> EDMSchedule:
     for key, no_limit in (("sigma_min", 0.0), ("sigma_max", math.inf), ("rho", None)):
         if description.get(key) not in (None, no_limit):
             given[key] = _positive(description, key, path)
-    return EDMSchedule(**given)
+    return checked(EDMSchedule(**given))
 
 
 def _positive(description: Mapping[str, Any], key: str, path: Path) -> float:
@@ -117,11 +120,10 @@ def _network(description: Mapping[str, Any], folder: Path) -> SongUNet | Dhariwa
             return kind(**arguments)
         except InputError as error:
             raise InputError(f"In {path}: {error}") from None
-        # a name that is no argument; sizes beyond what a tensor can have
-        except (TypeError, RuntimeError, OverflowError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+        except Exception as error:  # whatever lying arguments make of it
             raise InputError(
-                f"The {kind.__name__} in {path} cannot be built ({reason}); {REMEDY} again."
+                f"The {kind.__name__} in {path} cannot be built ({first_line(error)}); "
+                f"{REMEDY} again."
             ) from None
 
     network = load_weights(build, folder / WEIGHTS)

@@ -44,6 +44,8 @@ def read_flax(path: Path) -> dict[str, Tensor]:
         InputError: if the file is missing, damaged, truncated, or holds anything but arrays there.
     """
     reader = _Reader(path)
+    if not path.is_file():  # a pipe would be waited for
+        raise InputError(f"The checkpoint {path} cannot be read (it is no file); check its path.")
     tree: Any = None
     try:
         size = path.stat().st_size

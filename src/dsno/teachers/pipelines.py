@@ -8,18 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from dsno.backbones.folders import AUTOENCODERS, NETWORKS, REMEDY, check_sample_shape, first_line
 from dsno.denoisers import Preconditioning
 from dsno.errors import InputError
 from dsno.files import read_json
 from dsno.hub import download
 from dsno.latents import Latents
-from dsno.teachers.components import (
-    AUTOENCODERS,
-    NETWORKS,
-    REMEDY,
-    load_component,
-    load_text_encoder,
-)
+from dsno.teachers.components import load_component, load_text_encoder
 from dsno.teachers.schedulers import Meaning, scheduler_meaning
 from dsno.teachers.store import Teacher, denoiser_of
 from dsno.text import TextEncoder
@@ -63,7 +58,23 @@ def diffusers_teacher(
     Raises:
         InputError: for parts that are not supported, do not fit or are missing.
     """
-    index = _index(folder)
+    try:
+        return _read(folder, _index(folder), meaning, null_class, origin or str(folder))
+    except InputError:
+        raise
+    except Exception as error:  # whatever a lying configuration makes a library raise
+        raise InputError(
+            f"The model in {folder} cannot be read ({first_line(error)}); {REMEDY}."
+        ) from None
+
+
+def _read(
+    folder: Path,
+    index: Mapping[str, Any],
+    meaning: Meaning | None,
+    null_class: int | None,
+    origin: str,
+) -> Teacher:
     part = next((p for p in NETWORK_PARTS if p in index), "unet")
     place = _place(folder, part)
     _require_plain(read_json(place / "config.json", "configuration of the network", REMEDY))
@@ -80,7 +91,7 @@ def diffusers_teacher(
         clip_sample=meaning.clip_sample,
         dynamic_threshold=meaning.dynamic_threshold,
     )
-    return Teacher(denoiser, num_classes, null, latents, text, origin or str(folder))
+    return Teacher(denoiser, num_classes, null, latents, text, origin)
 
 
 def _index(folder: Path) -> Mapping[str, Any]:
@@ -136,6 +147,7 @@ def _sample_shape(network: nn.Module) -> tuple[int, int, int]:
             f"This {name} does not say its sample_size; write it into its config.json."
         )
     height, width = (size, size) if isinstance(size, int) else size
+    check_sample_shape((channels, height, width), f"This {name}")
     return channels, height, width
 
 

@@ -15,19 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import UNet2DModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dsno.backbones.folders import check_sample_shape, sketch
 from dsno.backbones.unet import call_unet
 from dsno.denoisers import Denoiser
 from dsno.errors import InputError
 from dsno.schedules import CosineSchedule
 from dsno.teachers.flax_checkpoint import read_flax
 from dsno.teachers.unet import build_unet
-from dsno.teachers.weights import mismatch_sentence, strict_load
+from dsno.teachers.weights import mismatch_sentence, read_tensors, strict_load
 
 GROUPS = 32  # of every GroupNorm: flax's default
 MAX_LEVELS, MAX_BLOCKS = 8, 32
@@ -54,11 +52,12 @@ def load_progressive(path: Path, *, clip: bool = True, sample_size: int | None =
     Raises:
         InputError: if the file cannot be read, or does not hold such a network.
     """
-    weights = _read_safetensors(path) if path.suffix == ".safetensors" else read_flax(path)
+    weights = read_tensors(path) if path.suffix == ".safetensors" else read_flax(path)
     config = _infer(weights, path)
     size = _image_size(config, sample_size, path)
-    with torch.device("meta"):  # a file that lies about sizes allocates nothing
-        network = build_unet(
+    check_sample_shape((config.in_channels, size, size), str(path))
+    network = sketch(
+        lambda: build_unet(
             (config.in_channels, size, size),
             channels=config.channels,
             layers_per_block=config.blocks,
@@ -70,7 +69,11 @@ def load_progressive(path: Path, *, clip: bool = True, sample_size: int | None =
             dropout=0.1 if config.classes else 0.2,
             num_classes=config.classes,
             out_channels=config.out_channels,
-        )
+        ),
+        len(weights),
+        f"network of {path}",
+    )
+    assert isinstance(network, UNet2DModel)
     strict_load(network, _convert(network, weights, path), str(path))
     both = config.out_channels == 2 * config.in_channels
     return Denoiser(
@@ -82,13 +85,6 @@ def load_progressive(path: Path, *, clip: bool = True, sample_size: int | None =
         call=call_unet,
         clip_sample=1.0 if clip else None,
     )
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"The checkpoint {path} cannot be read ({error}); check it.") from None
 
 
 # ---- configuration -------------------------------------------------------------------------------
@@ -146,7 +142,7 @@ def _infer(weights: Mapping[str, Tensor], path: Path) -> _Config:
     channels = tuple(shape(name, 4)[3] for name in levels)
     if not 0 < len(levels) <= MAX_LEVELS or blocks > MAX_BLOCKS:
         raise error(f"it has {len(levels)} levels of {blocks} blocks")
-    if any(c % GROUPS for c in channels):
+    if any(c % GROUPS or not c for c in channels):
         raise error(f"its widths {channels} are not multiples of {GROUPS}")
     if out not in (into, 2 * into):
         raise error(

@@ -8,13 +8,14 @@ neither list is refused rather than guessed.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dsno.denoisers import Preconditioning
 from dsno.errors import InputError
-from dsno.schedules import BetaSchedule, EDMSchedule, RectifiedFlowSchedule
+from dsno.schedules import BetaSchedule, EDMSchedule, RectifiedFlowSchedule, checked
 
 _BETAS = (
     "DDPMScheduler",
@@ -88,9 +89,9 @@ def scheduler_meaning(config: Mapping[str, Any]) -> Meaning:
             return _edm(name, values)
         if name in _BETAS:
             return _betas(name, values)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise InputError(f"The configuration of the {name} is damaged: {error}.") from None
     raise InputError(
         f"The scheduler {name or 'without a class name'} cannot be mapped to a noise schedule; "
@@ -102,6 +103,13 @@ def scheduler_meaning(config: Mapping[str, Any]) -> Meaning:
 def _take(values: dict[str, Any], key: str, default: Any) -> Any:
     value = values.pop(key, default)
     return default if value is None else value
+
+
+def _positive(values: dict[str, Any], key: str, default: float) -> float:
+    value = float(_take(values, key, default))
+    if not 0 < value < math.inf:
+        raise ValueError(f"{key} is {value}")
+    return value
 
 
 def _finish(name: str, values: Mapping[str, Any], neutral: Mapping[str, Any]) -> None:
@@ -117,7 +125,7 @@ def _finish(name: str, values: Mapping[str, Any], neutral: Mapping[str, Any]) ->
 
 def _betas(name: str, values: dict[str, Any]) -> Meaning:
     kind = values.pop("prediction_type", None) or "epsilon"
-    if kind not in _PREDICTIONS:
+    if not isinstance(kind, str) or kind not in _PREDICTIONS:
         raise InputError(
             f"The scheduler's prediction type {kind!r} ({name}) cannot be mapped; known are "
             "epsilon, v_prediction and sample."
@@ -131,15 +139,16 @@ def _betas(name: str, values: dict[str, Any]) -> Meaning:
         trained_betas=values.pop("trained_betas", None),
     )
     clips = "clip_sample" in values or name in ("DDPMScheduler", "DDIMScheduler")
-    clip = float(_take(values, "clip_sample_range", 1.0))
+    clip = _positive(values, "clip_sample_range", 1.0)
     clip_sample = clip if clips and _take(values, "clip_sample", True) else None
-    ratio = float(_take(values, "dynamic_thresholding_ratio", 0.995))
-    largest = float(_take(values, "sample_max_value", 1.0))
+    ratio = min(_positive(values, "dynamic_thresholding_ratio", 0.995), 1.0)
+    largest = _positive(values, "sample_max_value", 1.0)
     threshold = (ratio, largest) if _take(values, "thresholding", False) else None
     _finish(name, values, {"use_flow_sigmas": False, "timestep_type": "discrete"})
     if threshold is not None:
         clip_sample = None  # diffusers clips or thresholds, not both
-    return Meaning(Preconditioning(schedule, _PREDICTIONS[kind]), clip_sample, threshold)
+    meaning = Preconditioning(checked(schedule), _PREDICTIONS[kind])
+    return Meaning(meaning, clip_sample, threshold)
 
 
 def _flow(name: str, values: dict[str, Any]) -> Meaning:
@@ -170,7 +179,7 @@ def _edm(name: str, values: dict[str, Any]) -> Meaning:
         sigma_max=float(_take(values, "sigma_max", defaults.sigma_max)),
         rho=float(_take(values, "rho", defaults.rho)),
     )
-    sigma_data = float(_take(values, "sigma_data", 0.5))
+    sigma_data = _positive(values, "sigma_data", 0.5)
     kind = _take(values, "prediction_type", "epsilon")
     if kind != "epsilon":
         raise InputError(
@@ -180,4 +189,4 @@ def _edm(name: str, values: dict[str, Any]) -> Meaning:
     neutral = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
     values.pop("num_train_timesteps", None)
     _finish(name, values, neutral)
-    return Meaning(Preconditioning(schedule, "edm", sigma_data))
+    return Meaning(Preconditioning(checked(schedule), "edm", sigma_data))

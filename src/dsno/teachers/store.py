@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dsno.backbones.folders import AUTOENCODERS, NETWORKS, check_sample_shape, first_line
 from dsno.backbones.registry import backbone, backbone_of
 from dsno.conditions import EMBEDDINGS, LABELS
 from dsno.console import quiet_libraries
@@ -25,19 +27,16 @@ from dsno.denoisers import Denoiser, GuidedDenoiser, Preconditioning
 from dsno.errors import InputError
 from dsno.files import filling, read_json, write_json
 from dsno.latents import Latents
-from dsno.teachers.components import (
-    AUTOENCODERS,
-    NETWORKS,
-    first_line,
-    load_component,
-    load_text_encoder,
-)
+from dsno.teachers.components import load_component, load_text_encoder
 from dsno.teachers.weights import load_weights
 from dsno.text import TextEncoder
 
 DESCRIPTION = "denoiser.json"
 WEIGHTS = "network.safetensors"
 FORMAT = 2
+
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -164,37 +163,61 @@ def load_teacher(folder: Path) -> Teacher:
             f"{remedy}."
         )
     try:
-        return _read(folder, description)
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        return _read(folder, _Description.model_validate(description))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"The teacher in {folder} has a damaged description ({where}: {first['msg']}); "
+            f"{remedy}."
+        ) from None
+    except Exception as error:  # whatever a lying description makes a library raise
         raise InputError(
             f"The teacher in {folder} cannot be loaded ({first_line(error)}); {remedy}."
         ) from None
 
 
-def _read(folder: Path, description: Mapping[str, Any]) -> Teacher:
-    keys = ("schedule", "prediction_type", "sigma_data", "time_input")
-    preconditioning = Preconditioning.from_config({k: description[k] for k in keys})
-    kind = backbone(description["backbone"])
+class _Description(BaseModel):
+    """What denoiser.json must hold; other entries are for people."""
+
+    schedule: dict[str, Any]
+    prediction_type: str
+    sigma_data: Positive
+    time_input: str
+    backbone: str
+    sample_shape: Annotated[list[Count], Field(min_length=1, max_length=8)]
+    clip_sample: Positive | None
+    dynamic_threshold: tuple[Positive, Positive] | None
+    num_classes: Count | None
+    null_class: Annotated[int, Field(ge=0)] | None
+    origin: str
+    network: dict[str, Any] = {}
+
+
+def _read(folder: Path, description: _Description) -> Teacher:
+    keys = {"schedule", "prediction_type", "sigma_data", "time_input"}
+    preconditioning = Preconditioning.from_config(description.model_dump(include=keys))
+    check_sample_shape(description.sample_shape, str(folder / DESCRIPTION))
+    kind = backbone(description.backbone)
     if kind.name in NETWORKS:
         network = load_component(folder, NETWORKS, "network")
     else:
-        network = load_weights(lambda: kind.build(description["network"]), folder / WEIGHTS)
-    threshold = description["dynamic_threshold"]
+        network = load_weights(lambda: kind.build(description.network), folder / WEIGHTS)
     denoiser = denoiser_of(
         network,
         preconditioning,
-        [int(n) for n in description["sample_shape"]],
-        clip_sample=description["clip_sample"],
-        dynamic_threshold=None if threshold is None else (threshold[0], threshold[1]),
+        description.sample_shape,
+        clip_sample=description.clip_sample,
+        dynamic_threshold=description.dynamic_threshold,
     )
     has_text = (folder / "text_encoder").is_dir()
     return Teacher(
         denoiser,
-        num_classes=description["num_classes"],
-        null_class=description["null_class"],
+        num_classes=description.num_classes,
+        null_class=description.null_class,
         latents=Latents(load_component(folder / "vae", AUTOENCODERS, "autoencoder"))
         if (folder / "vae").is_dir()
         else None,
         text=load_text_encoder(folder / "tokenizer", folder / "text_encoder") if has_text else None,
-        origin=str(description["origin"]),
+        origin=description.origin,
     )

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dsno.backbones.folders import first_line, sketch, stored_shapes
 from dsno.errors import InputError
 
 NAMED = 3
@@ -78,6 +79,20 @@ def strict_load(network: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     network.load_state_dict(copies, assign=True)
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        return load_file(path)
+    except Exception as error:  # whatever a damaged file makes the library raise
+        raise InputError(
+            f"The weights {path} cannot be read ({first_line(error)}); check the file."
+        ) from None
+
+
 def load_weights(build: Callable[[], nn.Module], path: Path) -> nn.Module:
     """Build a network and load a safetensors file into it, in eval mode, without gradients.
 
@@ -87,14 +102,9 @@ def load_weights(build: Callable[[], nn.Module], path: Path) -> nn.Module:
     Raises:
         InputError: if the file cannot be read or does not fit.
     """
-    with torch.device("meta"):
-        network = build()
-    try:
-        with safe_open(path, "pt") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-            check_shapes(network, shapes, str(path))
-            tensors = {name: file.get_tensor(name) for name in shapes}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"The weights {path} cannot be read ({error}).") from None
+    shapes = stored_shapes([path])
+    network = sketch(build, len(shapes), f"network of {path}")
+    check_shapes(network, shapes, str(path))
+    tensors = read_tensors(path)
     strict_load(network, tensors, str(path))
     return network.eval().requires_grad_(False)

@@ -1,0 +1,34 @@
+"""Ctrl-C and SIGTERM held back until the work in hand is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def interruption_delayed() -> Iterator[Callable[[], bool]]:
+    """Hold back Ctrl-C and SIGTERM; a second one acts at once.
+
+    Yields a function that tells whether to stop. Outside the main thread nothing is held back.
+    """
+    stop = False
+
+    def request(signum: int, frame: Any) -> None:
+        nonlocal stop
+        if stop:
+            raise KeyboardInterrupt
+        stop = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,119 @@
+"""Train a tiny lifted U-Net in every way asked for; started by a launcher, or imported.
+
+python -m torch.distributed.run --nproc-per-node 2 tests/launched/training.py OUT NAME ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dsno import distributed, seeds
+from dsno.backbones.unet import unet_sites
+from dsno.denoisers import Denoiser, Preconditioning
+from dsno.feeding import Batch
+from dsno.files import write_json
+from dsno.objectives import TrajectoryObjective
+from dsno.operator import DSNO
+from dsno.schedules import CosineSchedule
+from dsno.teachers.store import denoiser_of
+from dsno.teachers.unet import build_unet
+from dsno.training import Batches, Plan, train
+
+SHAPE = (1, 8, 8)
+PLAN = Plan(
+    steps=4,
+    learning_rate=2e-3,
+    batch_size=8,
+    clip_norm=0.5,
+    log_every=1,
+    ema_decay=0.9,
+    decay="constant",
+)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "accumulated": {"accumulation": 2},
+    "sharded": {"shard": True},
+    "sharded_accumulated": {"shard": True, "accumulation": 2},
+    "checkpointed": {"gradient_checkpointing": True},
+    "sharded_checkpointed": {"shard": True, "gradient_checkpointing": True},
+    "bf16": {"mixed_precision": "bf16"},
+    "resumed": {},
+    "stopped_sharded": {"shard": True},
+}
+DATA = torch.randn(20, 3, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def teacher() -> Denoiser:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        network = build_unet(SHAPE, channels=(8, 16), norm_num_groups=4, attention=(False, True))
+    return denoiser_of(network, Preconditioning(CosineSchedule(), "v_prediction"), SHAPE)
+
+
+def objective() -> TrajectoryObjective:
+    denoiser = teacher()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        operator = DSNO.from_teacher(
+            denoiser, unet_sites(denoiser.network), slices=2, modes=2, channel_dim=1
+        )
+    return TrajectoryObjective(operator, torch.ones(2), torch.tensor([0.5, 1.5]))
+
+
+class Stop(Exception):
+    """Raised where a run is to be cut off."""
+
+
+def batches(step: int, places: range) -> Batch:
+    rows = seeds.batch_items(0, step, PLAN.batch_size, len(DATA))[places.start : places.stop]
+    return {"items": rows, "noise": DATA[rows, 0], "states": DATA[rows, 1:]}
+
+
+def batches_until(end: int) -> Batches:
+    def cut(step: int, places: range) -> Batch:
+        if step >= end:
+            raise Stop
+        return batches(step, places)
+
+    return cut
+
+
+def fit(folder: Path, make: Batches = batches, **changes: Any) -> tuple[dict[str, Tensor], list]:
+    plan = dataclasses.replace(PLAN, **changes)
+    average, history = train(objective(), make, plan, folder, tag="t")
+    return average.state_dict(), history
+
+
+def stop(folder: Path, **changes: Any) -> None:
+    """Leave a run that was cut off after its checkpoint of step 2."""
+    with contextlib.suppress(Stop):
+        fit(folder, batches_until(2), checkpoint_every=2, **changes)
+
+
+def main(out: Path, names: list[str]) -> None:
+    for name in names:
+        folder = out / name / "checkpoints"
+        if name.startswith("stopped"):
+            stop(folder, **VARIANTS[name])
+            continue
+        if name == "resumed":
+            stop(folder)
+        weights, history = fit(folder, **VARIANTS[name])
+        if distributed.is_main():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            whole = {k: v.contiguous() for k, v in weights.items()}
+            save_file(whole, out / name / "weights.safetensors")
+            write_json(out / name / "history.json", {"history": history})
+        distributed.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
