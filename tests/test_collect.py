@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dsno import seeds, trajectories
@@ -19,16 +21,17 @@ from dsno.errors import InputError
 from dsno.files import sha256
 from dsno.grids import Spacing, grid_times
 from dsno.mixtures import GaussianMixture
+from dsno.places import Place
 from dsno.schedules import CosineSchedule, EDMSchedule, NoiseSchedule
 from dsno.solvers import solve
 from dsno.trajectories import (
     MANIFEST,
     Manifest,
-    TrajectoryStore,
     damaged_shards,
     load_manifest,
     shard_name,
 )
+from dsno.trajectory_store import TrajectoryStore
 
 FREQUENCIES = [0.5, 0.2, 0.3]
 
@@ -173,23 +176,24 @@ def test_a_stopped_collection_ends_with_the_same_bytes(
     assert contents(tmp_path) == contents(whole)
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3])
-def test_a_crash_between_a_shard_and_the_manifest_loses_nothing(
+@pytest.mark.parametrize("nth", range(1, 6))
+def test_a_crash_at_any_write_loses_nothing(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:
+    # the manifest, three records, and the manifest again
     denoiser = teacher(CosineSchedule())
-    save, calls = trajectories.save_manifest, 0
+    write, calls = trajectories._write_json, 0
 
-    def crashing(folder: Path, manifest: Manifest) -> None:
+    def crashing(*arguments: Any) -> None:
         nonlocal calls
         calls += 1
-        assert damaged_shards(folder, manifest) == {}  # never ahead of the data
         if calls == nth:
             raise ZeroDivisionError
-        save(folder, manifest)
+        write(*arguments)
+        assert damaged_shards(tmp_path, load_manifest(tmp_path)) == {}  # never ahead of the data
 
     with monkeypatch.context() as patch:
-        patch.setattr("dsno.trajectories.save_manifest", crashing)
+        patch.setattr("dsno.trajectories._write_json", crashing)
         with pytest.raises(ZeroDivisionError):
             collect(denoiser, tmp_path, plan(denoiser), batch_size=5)
     collect(denoiser, tmp_path, plan(denoiser), batch_size=5)
@@ -235,6 +239,108 @@ def test_only_a_damaged_shard_is_made_again(
 def test_trajectories_of_another_recipe_are_left_alone(whole: Path) -> None:
     before = contents(whole)
     denoiser = teacher(CosineSchedule())
-    with pytest.raises(InputError, match="trajectories of another recipe; give another --out"):
+    with pytest.raises(InputError, match="trajectories of another recipe; give another place"):
         collect(denoiser, whole, dataclasses.replace(plan(denoiser), tag="b"), batch_size=5)
     assert contents(whole) == before
+
+
+# -------------------------------------------------------------------------- interruption
+
+
+class Signalled(Stopping):
+    """Another teacher that gets a signal during its nth evaluation."""
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Any = None, /) -> Tensor:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.inner(x, t, condition)
+
+
+@pytest.mark.parametrize(
+    ("nth", "kept"),
+    [(1, {"partial-00000.safetensors"}), (8, set()), (13, {"partial-00001.safetensors"})],
+)
+def test_a_signal_keeps_every_batch_that_was_solved(
+    whole: Path, tmp_path: Path, nth: int, kept: set[str]
+) -> None:
+    denoiser = teacher(CosineSchedule())
+    with pytest.raises(KeyboardInterrupt):
+        collect(Signalled(denoiser, nth), tmp_path, plan(denoiser), batch_size=5)
+    assert {p.name for p in tmp_path.iterdir() if p.name.startswith("partial")} == kept
+    left = 36 - 6 * -(-nth // 6)  # six evaluations a batch, of which none is done twice
+    collect(Stopping(denoiser, left), tmp_path, plan(denoiser), batch_size=5)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_a_crash_loses_what_was_solved_since_the_last_save(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsno.collect.SAVE_EVERY", 0.0)
+    denoiser = teacher(CosineSchedule())
+    with pytest.raises(Stop):
+        collect(Stopping(denoiser, 20), tmp_path, plan(denoiser), batch_size=5)
+    collect(Stopping(denoiser, 36 - 18), tmp_path, plan(denoiser), batch_size=5)
+    assert contents(tmp_path) == contents(whole)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x11"),
+        lambda path: path.write_bytes(b"no tensors"),
+        lambda path: save_file(load_file(path), path, {"tag": "b", "sha256": "0"}),
+    ],
+)
+def test_a_damaged_part_of_a_shard_is_solved_again(
+    whole: Path, tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    denoiser = teacher(CosineSchedule())
+    with pytest.raises(KeyboardInterrupt):
+        collect(Signalled(denoiser, 1), tmp_path, plan(denoiser), batch_size=5)
+    change(tmp_path / "partial-00000.safetensors")
+    collect(denoiser, tmp_path, plan(denoiser), batch_size=5)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_a_part_cut_at_other_batches_is_solved_again(tmp_path: Path) -> None:
+    # Other batches may round otherwise, so a shard never has some of both.
+    denoiser = teacher(CosineSchedule())
+    collect(denoiser, tmp_path / "whole", plan(denoiser), batch_size=4)
+    with pytest.raises(KeyboardInterrupt):
+        collect(Signalled(denoiser, 1), tmp_path / "a", plan(denoiser), batch_size=5)
+    collect(Stopping(denoiser, 36), tmp_path / "a", plan(denoiser), batch_size=4)
+    assert contents(tmp_path / "a") == contents(tmp_path / "whole")
+
+
+# ---------------------------------------------------------------------- many jobs and places
+
+
+def test_jobs_that_make_a_part_each_leave_what_one_leaves(whole: Path, tmp_path: Path) -> None:
+    denoiser = teacher(CosineSchedule())
+    found = collect(denoiser, tmp_path, plan(denoiser), batch_size=5, shards=range(1, 3))
+    assert found.missing == [0]
+    assert shard_name(0) not in contents(tmp_path)
+    assert collect(denoiser, tmp_path, plan(denoiser), batch_size=5, shards=range(1)).missing == []
+    assert contents(tmp_path) == contents(whole)
+
+
+@pytest.mark.parametrize("shards", [range(3, 4), range(0, 4), range(2, 2)])
+def test_a_range_of_shards_there_are_not_is_refused(tmp_path: Path, shards: range) -> None:
+    denoiser = teacher(CosineSchedule())
+    with pytest.raises(InputError, match=r"the collection has 3, so give a range within 0:3"):
+        collect(denoiser, tmp_path, plan(denoiser), batch_size=5, shards=shards)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trajectories_behind_a_url_are_the_same(whole: Path, tmp_path: Path) -> None:
+    place = Place("memory://test_collect/one")
+    denoiser = teacher(CosineSchedule())
+    with pytest.raises(KeyboardInterrupt):
+        collect(Signalled(denoiser, 13), place, plan(denoiser), batch_size=5)
+    assert "partial-00001.safetensors" in place.names()
+    collect(Stopping(denoiser, 18), place, plan(denoiser), batch_size=5)
+    for name in place.names():
+        place.copy_to(name, tmp_path / name)
+    assert contents(tmp_path) == contents(whole)

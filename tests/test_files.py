@@ -6,6 +6,9 @@ import errno
 import json
 import os
 import resource
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +18,16 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from dsno.errors import InputError, WorkError
-from dsno.files import filling, fingerprint, read_json, replacing, sha256, write_json, write_text
+from dsno.files import (
+    NODE,
+    filling,
+    fingerprint,
+    read_json,
+    replacing,
+    sha256,
+    write_json,
+    write_text,
+)
 
 MEGABYTE = {"a": torch.zeros(2**18)}
 
@@ -75,10 +87,25 @@ def test_a_failure_keeps_the_old_file_and_stays_itself(
 
 
 def test_what_a_killed_process_left_of_this_file_is_removed(tmp_path: Path) -> None:
-    for left in (".a[1].txt.1.tmp", ".a[1].txt.22.tmp", ".b.txt.1.tmp"):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    living, now = os.getppid(), time.time()
+    for left, age in {
+        f".a[1].txt.{NODE}.{ended.pid}.tmp": 0,
+        f".a[1].txt.{NODE}.{living}.tmp": 0,
+        ".a[1].txt.elsewhere.1.tmp": 0,
+        ".a[1].txt.elsewhere.2.tmp": 2 * 86400,
+        f".b.txt.{NODE}.{ended.pid}.tmp": 0,
+    }.items():
         (tmp_path / left).write_text("half")
+        os.utime(tmp_path / left, (now - age, now - age))
     write_text(tmp_path / "a[1].txt", "whole")
-    assert names(tmp_path) == [".b.txt.1.tmp", "a[1].txt"]
+    assert set(names(tmp_path)) == {
+        f".a[1].txt.{NODE}.{living}.tmp",
+        ".a[1].txt.elsewhere.1.tmp",
+        f".b.txt.{NODE}.{ended.pid}.tmp",
+        "a[1].txt",
+    }
 
 
 def test_a_folder_is_filled_at_once_and_keeps_what_else_it_holds(tmp_path: Path) -> None:

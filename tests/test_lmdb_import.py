@@ -20,7 +20,8 @@ from dsno.errors import InputError
 from dsno.lmdb_import import import_lmdb
 from dsno.mixtures import Gaussian
 from dsno.schedules import CosineSchedule, NoiseSchedule, RectifiedFlowSchedule
-from dsno.trajectories import TrajectoryStore, damaged_shards, load_manifest, shard_name
+from dsno.trajectories import damaged_shards, load_manifest, shard_name
+from dsno.trajectory_store import TrajectoryStore
 
 COUNT = 10
 QUADRATIC = [((16 - j) / 16) ** 2 for j in range(17)]
@@ -203,7 +204,7 @@ def test_a_folder_of_other_trajectories_is_not_touched(tmp_path: Path, source: P
     other = write(tmp_path / "other", records(torch.zeros(COUNT, 17, 3, 4, 4)))
     for path, options in ((other, {}), (source, {"slices": 2}), (source, {"tag": "b"})):
         text = refusal(path, out, **options)
-        assert text == f"{out} holds other trajectories; give another folder or delete it."
+        assert text == f"{out} holds other trajectories; give another place or delete it."
     assert (out / "manifest.json").read_bytes() == before
 
 

@@ -16,13 +16,14 @@ from dsno.errors import InputError
 from dsno.trajectories import (
     MANIFEST,
     Manifest,
-    TrajectoryStore,
+    compact,
     damaged_shards,
     load_manifest,
     save_manifest,
     shard_name,
     write_shard,
 )
+from dsno.trajectory_store import TrajectoryStore
 
 TIMES = (0.5, 0.25, 0.0)
 
@@ -57,10 +58,16 @@ def tensors(items: range) -> dict[str, Tensor]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Ten trajectories in shards of four, made in another order than they lie."""
+    return filled(tmp_path)
+
+
+def filled(folder: Any) -> Any:
     made = manifest()
+    save_manifest(folder, made)
     for index in (2, 0, 1):
-        made = write_shard(tmp_path, made, index, tensors(made.items(index)))
-    return tmp_path
+        write_shard(folder, made, index, tensors(made.items(index)))
+    compact(folder)
+    return folder
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -110,7 +117,7 @@ def test_a_shard_is_on_disk_before_it_is_listed(
     def crash(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("dsno.trajectories.save_manifest", crash)
+    monkeypatch.setattr("dsno.trajectories._write_json", crash)
     with pytest.raises(ZeroDivisionError):
         write_shard(tmp_path, made, 0, tensors(made.items(0)))
     assert (tmp_path / shard_name(0)).is_file()
@@ -214,6 +221,7 @@ def test_a_shard_with_other_tensors_is_refused(
     tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 ) -> None:
     made = manifest(count=4)
+    save_manifest(tmp_path, made)
     write_shard(tmp_path, made, 0, change(tensors(made.items(0))))
     assert "holds" in refusal(tmp_path)
 

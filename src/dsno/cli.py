@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsno import __version__
+from dsno.console import IS_SILENT
 from dsno.errors import DsnoError, InputError
 
 if TYPE_CHECKING:
+    from dsno.places import Place
     from dsno.recipes import Recipe
     from dsno.runs import Run
 
@@ -49,11 +51,15 @@ def _resolve(recipe: str, overrides: list[str] | None, dry_run: bool) -> Recipe:
 
     resolved = load_recipe(recipe, overrides or [])
     if dry_run:
-        import yaml
-
-        typer.echo(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), nl=False)
+        _print_recipe(resolved)
         raise typer.Exit
     return resolved
+
+
+def _print_recipe(recipe: Recipe) -> None:
+    import yaml
+
+    typer.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), nl=False)
 
 
 def _open(recipe: str, overrides: list[str] | None, out: Path | None, dry_run: bool = False) -> Run:
@@ -72,8 +78,9 @@ def run(
     """Do every stage: teacher, collect, train, evaluate, report. Finished stages are skipped."""
     opened = _open(recipe, overrides, out, dry_run)
     opened.run()
-    typer.echo(table(opened.metrics()))
-    typer.echo(f"\nReport: {opened.folder / 'report' / 'report.html'}")
+    if not IS_SILENT:
+        typer.echo(table(opened.metrics()))
+        typer.echo(f"\nReport: {opened.folder / 'report' / 'report.html'}")
 
 
 @app.command()
@@ -86,10 +93,119 @@ def teacher(
 
 @app.command()
 def collect(
-    recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, dry_run: DryRun = False
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Out = None,
+    shard_range: Annotated[
+        str,
+        typer.Option(
+            metavar="A:B", help="Make shards A to B - 1 only; other jobs may make the others."
+        ),
+    ] = "",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the resolved recipe and what it takes, and stop."),
+    ] = False,
 ) -> None:
     """Solve the teacher's ODE for many noises and store the trajectories."""
-    _open(recipe, overrides, out, dry_run).stage("collect")
+    shards = parse_range(shard_range) if shard_range else None
+    if dry_run:
+        from dsno.estimate import estimate_collection, estimate_lines
+        from dsno.recipes import load_recipe
+
+        resolved = load_recipe(recipe, overrides or [])
+        _print_recipe(resolved)
+        found = estimate_collection(resolved, out or Path("runs") / resolved.name)
+        typer.echo("\n".join(estimate_lines(found)))
+        return
+    _open(recipe, overrides, out).stage("collect", shards=shards)
+
+
+trajectories = typer.Typer(
+    no_args_is_help=True, help="Look at collected trajectories: what there is, and whether whole."
+)
+app.add_typer(trajectories, name="trajectories")
+Where = Annotated[
+    str,
+    typer.Argument(metavar="DIR", help="Folder or URL of trajectories, or the folder of a run."),
+]
+
+
+@trajectories.command("info")
+def trajectories_info(where: Where) -> None:
+    """Print what a folder of trajectories holds."""
+    from dsno.inspection import describe
+
+    for key, value in describe(_trajectories_of(where)[0]).items():
+        typer.echo(f"{key:<13} {value}")
+
+
+@trajectories.command("verify")
+def trajectories_verify(
+    where: Where,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Move foreign files aside and make damaged shards again."),
+    ] = False,
+) -> None:
+    """Read every shard and name all that are missing, truncated, edited or foreign."""
+    from dsno.inspection import ASIDE, inspect_trajectories, set_aside, spans
+    from dsno.trajectories import forget
+
+    place, run = _trajectories_of(where)
+    manifest, findings = inspect_trajectories(place)
+    for finding in findings:
+        typer.echo(f"{place.at(finding.file)} {finding.says}.")
+    typer.echo(
+        f"{len(manifest.shards):,} of {manifest.shard_count:,} shards are made; "
+        f"{len(findings):,} findings."
+    )
+    if manifest.missing:
+        typer.echo(f"Not made yet: shards {spans(manifest.missing)}.")
+    if not findings and not manifest.missing:
+        return
+    again = f"`dsno collect RECIPE collect.destination={place}`"
+    if not repair:
+        remedy = again if run is None else f"`dsno trajectories verify {where} --repair`"
+        typer.echo(f"{remedy} makes what is missing or damaged again.")
+        raise typer.Exit(1)
+    if run is None:
+        raise InputError(
+            f"{where} is not in the folder of a run, so its recipe is unknown; run {again}, which "
+            "makes what is missing or damaged again."
+        )
+    for name in set_aside(place, findings):
+        typer.echo(f"Moved {name} to {place.at(ASIDE)}.")
+    forget(place, [f.shard for f in findings if f.shard is not None])
+    run.stage("collect")
+
+
+def _trajectories_of(where: str) -> tuple[Place, Run | None]:
+    """The place that is meant, and the run it belongs to, if that is known."""
+    from dsno.places import Place
+    from dsno.runs import Run, saved_recipe
+
+    if "://" in where:
+        return Place(where), None
+    for folder in (Path(where), Path(where).absolute().parent):
+        if (folder / "recipe.yaml").is_file():
+            run = Run(saved_recipe(folder), folder, command=shlex.join(["dsno", *sys.argv[1:]]))
+            local = run.trajectories.path
+            if folder == Path(where) or (local and local.absolute() == Path(where).absolute()):
+                return run.trajectories, run
+    return Place(where), None
+
+
+def parse_range(text: str) -> range:
+    """`0:128` as a range.
+
+    Raises:
+        InputError: if it is anything else.
+    """
+    first, colon, end = text.partition(":")
+    if not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
+        raise InputError(f"--shard-range {text!r} is not A:B with A < B, such as 0:128.")
+    return range(int(first), int(end))
 
 
 @app.command()
@@ -131,7 +247,8 @@ def evaluate(
     if folder is None:
         opened = _open(target, overrides, out, dry_run)
         opened.stage("evaluate")
-        typer.echo(table(opened.metrics()))
+        if not IS_SILENT:
+            typer.echo(table(opened.metrics()))
         return
     if overrides:
         raise InputError(
@@ -311,11 +428,12 @@ def main(arguments: list[str] | None = None) -> int:
         app(args=arguments, prog_name="dsno")
     except SystemExit as stop:  # how Typer ends, well or not
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        if code == INTERRUPTED:
+        if code == INTERRUPTED and not IS_SILENT:
             typer.echo("dsno: interrupted; the same command goes on from here.", err=True)
         return code
     except DsnoError as error:
-        typer.echo(f"dsno: {error}", err=True)
+        if not (IS_SILENT and error.is_shared):  # process 0 says it for all
+            typer.echo(f"dsno: {error}", err=True)
         return error.exit_code
     return 0
 

@@ -387,3 +387,11 @@ class GuidedDenoiser:
         times = t if t.ndim == 0 else torch.cat([t, t])
         conditional, null = self.inner(torch.cat([x, x]), times, both).chunk(2)
         return null + scale * (conditional - null)
+
+
+def to_device(denoiser: DenoiserProtocol, device: torch.device) -> DenoiserProtocol:
+    """The denoiser with its network, and what guidance leads away from, on a device."""
+    if isinstance(denoiser, GuidedDenoiser):
+        null = {name: tensor.to(device) for name, tensor in denoiser.null_condition.items()}
+        return GuidedDenoiser(to_device(denoiser.inner, device), denoiser.scale, null)
+    return denoiser.to(device) if isinstance(denoiser, Denoiser) else denoiser

@@ -98,18 +98,33 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
-def shared_counter(name: str) -> Callable[[], int]:
-    """A function that returns 0, 1, 2, ..., every number once among all processes.
+def shared_total(name: str) -> Callable[[int], int]:
+    """A function add(n) that adds n to a total over all processes and returns the new total.
 
-    Fast processes take more numbers than slow ones, which is all that balancing a load needs.
+    It starts at 0 each time this is called, by every process in the same order. Shards are dealt
+    out by it: fast processes come back for more, which is all that balancing a load needs.
     """
     if world_size() == 1:
-        return functools.partial(next, itertools.count())
+        return _Total()
     # The launcher's own store; after an elastic restart it still holds the numbers of before.
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(  # type: ignore[attr-defined]
-        f"dsno/{restart}/{name}",
+        f"dsno/{restart}/{next(_totals)}/{name}",
         dist.TCPStore(address, port, is_master=False),  # type: ignore[attr-defined]
     )
-    return lambda: int(store.add("next", 1)) - 1
+    return lambda n: int(store.add("total", n))
+
+
+_totals = itertools.count()
+
+
+class _Total:
+    """A total of one process."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def __call__(self, n: int) -> int:
+        self.value += n
+        return self.value

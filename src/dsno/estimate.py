@@ -16,7 +16,7 @@ import torch
 from dsno import distributed, seeds
 from dsno.assembly import brought_teacher, conditions_of, guided, new_teacher, prompt_texts
 from dsno.conditions import Conditions
-from dsno.denoisers import DenoiserProtocol, GuidedDenoiser, evaluations_per_call
+from dsno.denoisers import DenoiserProtocol, evaluations_per_call, to_device
 from dsno.errors import InputError
 from dsno.recipes.schema import Recipe
 from dsno.solvers import evaluations
@@ -101,8 +101,8 @@ def estimate_collection(recipe: Recipe, folder: Path) -> CollectionEstimate:
         )
     device = distributed.device()
     teacher, where = _teacher(recipe, folder)
-    teacher.denoiser.to(device).eval()
-    denoiser = _on(guided(recipe, teacher), device)
+    teacher.denoiser.eval()
+    denoiser = to_device(guided(recipe, teacher), device)
     texts = prompt_texts(recipe, teacher)
     conditions = conditions_of(recipe, teacher, _one_prompt(recipe, teacher, texts))
     batch_size = min(spec.batch_size, spec.count)
@@ -209,14 +209,6 @@ def _teacher(recipe: Recipe, folder: Path) -> tuple[Teacher, str]:
     if recipe.teacher.source:
         return brought_teacher(recipe.teacher), recipe.teacher.source
     return new_teacher(recipe), "an untrained teacher of the same architecture"
-
-
-def _on(denoiser: DenoiserProtocol, device: torch.device) -> DenoiserProtocol:
-    """A denoiser whose network is on a device, with the null condition there too."""
-    if not isinstance(denoiser, GuidedDenoiser):
-        return denoiser
-    null = {name: tensor.to(device) for name, tensor in denoiser.null_condition.items()}
-    return GuidedDenoiser(denoiser.inner, denoiser.scale, null)
 
 
 def _one_prompt(recipe: Recipe, teacher: Teacher, texts: list[str] | None) -> Prompts | None:

@@ -8,14 +8,20 @@ import glob
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from filelock import FileLock
+
 from dsno.errors import DsnoError, InputError, WorkError
+
+NODE = re.sub(r"\W", "-", platform.node())
 
 
 @contextlib.contextmanager
@@ -27,11 +33,12 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         WorkError: if the disk is full or the folder cannot be written; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{NODE}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            left.unlink(missing_ok=True)
+            if is_left(left):
+                left.unlink(missing_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -41,6 +48,26 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def is_left(temporary: Path) -> bool:
+    """Whether nobody writes this file any more: its process is gone, or a day has passed."""
+    with contextlib.suppress(OSError, ValueError):
+        _, node, process = temporary.name.removesuffix(".tmp").rsplit(".", 2)
+        if node == NODE and not _is_alive(int(process)):
+            return True
+        return time.time() - temporary.stat().st_mtime > 86400
+    return False
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()  # one of our own that failed, or of a former life
 
 
 @contextlib.contextmanager
@@ -66,6 +93,25 @@ def filling(folder: Path) -> Iterator[Path]:
                 entry.replace(target)
     except Exception as error:
         _raise_write_error(folder, error)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes that lock the same file waiting while the block runs.
+
+    Raises:
+        WorkError: if the file cannot be written.
+    """
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        _raise_write_error(path, error)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _raise_write_error(path: Path, error: Exception) -> NoReturn:
@@ -104,29 +150,31 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
+def read_json(path: Path, what: str, remedy: str, *, shown: str = "") -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
         path: the file.
         what: what it is, for the error: "the manifest".
         remedy: what the user should do if it is missing or damaged.
+        shown: what to call the file, if `path` is a copy of it.
 
     Raises:
         InputError: if it is missing, not JSON or not an object.
     """
+    name = shown or str(path)
     try:
         if path.exists() and not path.is_file():  # a pipe or device would never end
             raise OSError("it is no file")
         value = json.loads(path.read_text(encoding="utf-8"), parse_int=_number)
     except FileNotFoundError:
-        raise InputError(f"There is no {what} at {path}; {remedy}.") from None
+        raise InputError(f"There is no {what} at {name}; {remedy}.") from None
     except RecursionError:
-        raise InputError(f"The {what} {path} is nested too deeply; {remedy}.") from None
+        raise InputError(f"The {what} {name} is nested too deeply; {remedy}.") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"The {what} {path} cannot be read ({error}); {remedy}.") from None
+        raise InputError(f"The {what} {name} cannot be read ({error}); {remedy}.") from None
     if not isinstance(value, dict):
-        raise InputError(f"The {what} {path} is not a JSON object; {remedy}.")
+        raise InputError(f"The {what} {name} is not a JSON object; {remedy}.")
     return value
 
 

@@ -26,12 +26,15 @@ from dsno.console import progress, say
 from dsno.errors import InputError, one_of
 from dsno.grids import Spacing, grid_times
 from dsno.operator import state_scale
+from dsno.places import Place, place_of
 from dsno.schedules import CosineSchedule, NoiseSchedule, signal_and_noise
 from dsno.trajectories import (
     DTYPES,
-    MANIFEST,
     Manifest,
+    compact,
     damaged_shards,
+    forget,
+    has_manifest,
     load_manifest,
     save_manifest,
     shard_name,
@@ -48,7 +51,7 @@ MAX_CLASSES = 1_000_000
 
 def import_lmdb(
     source: Path,
-    folder: Path,
+    folder: Path | Place,
     *,
     slices: int = 4,
     spacing: str | None = None,
@@ -111,7 +114,8 @@ def import_lmdb(
                 "imported": _identity(records, given),
             },
         )
-        manifest = _resume(folder, wanted)
+        place = place_of(folder)
+        manifest = _resume(place, wanted)
         done = count - sum(len(manifest.items(i)) for i in manifest.missing)
         first = float(schedule.sigma(torch.ones((), dtype=torch.float64)))
         with progress("importing", count, done=done, unit="trajectory") as advance:
@@ -120,9 +124,9 @@ def import_lmdb(
                 tensors = _read(records, items, layout, stride, DTYPES[dtype], first, scales)
                 if given is not None:
                     tensors[LABELS] = given[items.start : items.stop].clone()
-                manifest = write_shard(folder, manifest, index, tensors)
+                write_shard(place, manifest, index, tensors)
                 advance(len(items))
-    return manifest
+    return compact(place)
 
 
 @dataclass(frozen=True)
@@ -300,19 +304,18 @@ def _identity(records: _Records, labels: Tensor | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _resume(folder: Path, wanted: Manifest) -> Manifest:
+def _resume(place: Place, wanted: Manifest) -> Manifest:
     """What an interrupted import of the same kind left, else a new start."""
-    if not (folder / MANIFEST).exists():
-        save_manifest(folder, wanted)
+    if not has_manifest(place):
+        save_manifest(place, wanted)
         return wanted
-    found = load_manifest(folder)
+    found = load_manifest(place)
     if dataclasses.replace(found, shards=()) != wanted:
-        raise InputError(f"{folder} holds other trajectories; give another folder or delete it.")
-    bad = damaged_shards(folder, found)
+        raise InputError(f"{place} holds other trajectories; give another place or delete it.")
+    bad = damaged_shards(place, found)
     for index, complaint in bad.items():
-        say(f"{folder / shard_name(index)} {complaint}; importing it again.")
-    kept = tuple(s for s in found.shards if s.first // found.shard_size not in bad)
-    return dataclasses.replace(found, shards=kept)
+        say(f"{place.at(shard_name(index))} {complaint}; importing it again.")
+    return forget(place, bad) if bad else found
 
 
 def _read(

@@ -19,10 +19,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dsno.backbones import registry
+from dsno.backbones.folders import (
+    AUTOENCODERS,
+    TEXT_ENCODERS,
+    check_component,
+    check_model,
+    check_sample_shape,
+    check_text_encoder,
+    first_line,
+)
 from dsno.conditions import EMBEDDINGS, LABELS
 from dsno.console import quiet_libraries
 from dsno.denoisers import GUIDANCE_SCALE, Preconditioning
 from dsno.errors import InputError, one_of
+from dsno.files import read_json
 from dsno.hub import download, looks_like_hub_id
 from dsno.images import to_pil, to_uint8
 from dsno.latents import Latents
@@ -30,6 +40,9 @@ from dsno.operator import DSNO, Lifted
 from dsno.text import TextEncoder
 
 OUTPUT_TYPES = ("pil", "np", "pt")
+MAX_SLICES, MAX_SITES = 4_096, 4_096
+"""Of a saved model: its tables grow with both, and no file may ask for any size."""
+REMEDY = "train or download it again"
 
 
 class DSNOModel(ModelMixin, ConfigMixin):
@@ -226,15 +239,14 @@ class DSNOPipeline(DiffusionPipeline):
             )
         kwargs.setdefault("low_cpu_mem_usage", False)  # the other way needs accelerate
         try:
+            _check_folder(path, given=kwargs)
             with quiet_libraries():
                 pipeline = super().from_pretrained(path, use_safetensors=True, **kwargs)
         except InputError:
             raise
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-            text = str(error).strip().splitlines()
+        except Exception as error:  # whatever a lying file makes a library raise
             raise InputError(
-                f"The model in {folder} cannot be loaded ({text[0] if text else error!r}); "
-                "train or download it again."
+                f"The model in {folder} cannot be loaded ({first_line(error)}); {REMEDY}."
             ) from None
         if not isinstance(pipeline, cls):
             raise InputError(f"{folder} holds a {type(pipeline).__name__}, not a {cls.__name__}.")
@@ -348,6 +360,85 @@ class DSNOPipeline(DiffusionPipeline):
             )
         encoded = self.embed([prompt] if isinstance(prompt, str) else prompt)
         return encoded.to(self.model.dtype).expand(count, -1, -1)
+
+
+def _check_folder(folder: Path, given: Mapping[str, Any]) -> None:
+    """Check a pipeline's folder before the library sees it, which imports what its files name.
+
+    Args:
+        folder: with model_index.json.
+        given: components that the caller gives instead of the folder.
+
+    Raises:
+        InputError: for other classes than a pipeline of ours has, code beside them, or weights that
+            are pickled or do not fit their configuration.
+    """
+    index = read_json(folder / "model_index.json", "model index", REMEDY)
+    name = index.get("_class_name")
+    if (name[-1:] if isinstance(name, list) else [name]) != [DSNOPipeline.__name__]:
+        raise InputError(f"{folder} holds a {name!r:.60}, not a {DSNOPipeline.__name__}; {REMEDY}.")
+    parts = ("model", *DSNOPipeline._optional_components)
+    # Some versions of the library take such files for the classes that the index names.
+    for code in (f for place in ("", *parts) for f in (folder / place).glob("*.py")):
+        raise InputError(f"{code} is Python code, which a model's folder may not hold; remove it.")
+    for part in parts:
+        kind = index.get(part)
+        if part in given or kind in (None, [None, None]):
+            continue
+        if not _is_known(part, kind):
+            raise InputError(
+                f"The {part} in {folder} is a {kind!r:.60}, which is not supported; {REMEDY}."
+            )
+        if _check_part(folder / part, part) not in (kind[1], None):
+            raise InputError(f"The {part} in {folder} is not the {kind[1]} it shall be; {REMEDY}.")
+
+
+def _is_known(part: str, kind: Any) -> bool:
+    """Whether a component's entry of the index, [library, class], is one that we write."""
+    if not isinstance(kind, list) or not all(isinstance(k, str) for k in kind) or len(kind) != 2:
+        return False
+    library: str = kind[0]
+    name: str = kind[1]
+    if part == "tokenizer":
+        return library == "transformers" and name.endswith(("Tokenizer", "TokenizerFast"))
+    known: dict[str, tuple[str, tuple[str, ...]]] = {
+        "model": (DSNOModel.__module__, (DSNOModel.__name__,)),
+        "vae": ("diffusers", AUTOENCODERS),
+        "text_encoder": ("transformers", TEXT_ENCODERS),
+    }
+    home, names = known[part]
+    return library == home and name in names
+
+
+def _check_part(folder: Path, part: str) -> str | None:
+    """Check the files of one component; return its class, if they say it."""
+    if part == "vae":
+        return check_component(folder, AUTOENCODERS, "autoencoder")
+    if part == "text_encoder":
+        return check_text_encoder(folder)
+    if part == "model":
+        config = read_json(folder / "config.json", "configuration of the model", REMEDY)
+        _check_sizes(config, folder)
+        check_model(folder, config, lambda: DSNOModel.from_config(config), "model")
+    return None
+
+
+def _check_sizes(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a model whose tables, which are not among its weights, would be too large."""
+    slices, sites = config.get("slices"), config.get("sites")
+    if not isinstance(slices, int) or not 1 <= slices <= MAX_SLICES:
+        raise InputError(
+            f"The model in {folder} has {slices!r:.60} slices, and 1 to {MAX_SLICES:,} are "
+            f"supported; {REMEDY}."
+        )
+    if not isinstance(sites, list) or len(sites) > MAX_SITES:
+        raise InputError(
+            f"The model in {folder} has no list of at most {MAX_SITES:,} sites; {REMEDY}."
+        )
+    shape = config.get("sample_shape")
+    if not isinstance(shape, list) or not all(type(size) is int for size in shape):
+        raise InputError(f"The model in {folder} does not say its sample_shape; {REMEDY}.")
+    check_sample_shape(shape, f"The model in {folder}")
 
 
 def _batch_size(**given: Any) -> int:

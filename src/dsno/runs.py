@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import shutil
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from dsno import distributed
 from dsno.assembly import check_buildable
 from dsno.console import say
 from dsno.errors import InputError
-from dsno.files import fingerprint, read_json, sha256, write_json, write_text
+from dsno.files import fingerprint, locked, read_json, sha256, write_json, write_text
+from dsno.places import Place
 from dsno.recipes import Recipe, load_recipe
-from dsno.stages import WORK, Task
-from dsno.trajectories import MANIFEST, damaged_shards, load_manifest, read_prompts
+from dsno.stages import WORK, Task, trajectories_place
+from dsno.trajectories import damaged_shards, has_manifest, load_manifest, read_prompts
 
 STAGES = ("teacher", "collect", "train", "evaluate", "report")
 # Done by process 0 while the others wait.
@@ -45,8 +47,10 @@ SECTIONS = {
 # Keys that do not change a result, or by rounding only: they may change while a stage is half made.
 NEUTRAL = {
     "accumulation",
+    "cache_gb",
     "checkpoint_every",
     "compile",
+    "destination",
     "gradient_checkpointing",
     "keep",
     "log_images_every",
@@ -95,10 +99,14 @@ class Run:
         for stage in STAGES:
             self.stage(stage)
 
-    def stage(self, name: str) -> None:
+    def stage(self, name: str, *, shards: range | None = None) -> None:
         """One stage, skipped if it is finished.
 
         Under a launcher every process comes here; process 0 keeps the books.
+
+        Args:
+            name: which.
+            shards: of `collect`, the shards to make; other jobs may make the others meanwhile.
 
         Raises:
             InputError: if the stage before it is not finished, or was made by another recipe; or if
@@ -115,6 +123,7 @@ class Run:
             tags={s: self.fingerprint(s) for s in STAGES},
             seconds={s: record["seconds"] for s, record in self._stages().items()},
             command=self.command,
+            shards=shards,
         )
         finished, outcome = False, ""
         try:
@@ -129,20 +138,38 @@ class Run:
         """Whether there is work to do; if so, it is begun in the books."""
         if name != STAGES[0]:
             self.require(STAGES[STAGES.index(name) - 1])
-        self._write_recipe()
-        if self._finished(name):
-            say(f"{name}: finished already in {self._place(name)}.")
-            return False
-        self._begin(name)
-        return True
+        text = yaml.safe_dump(self.values, sort_keys=False)
+        is_new = not self._has_recipe(text)
+        if is_new:
+            check_buildable(self.recipe)
+        with self._books():
+            if is_new:
+                write_text(self.folder / "recipe.yaml", text)
+            if self._finished(name):
+                say(f"{name}: finished already in {self._place(name)}.")
+                return False
+            self._begin(name)
+            return True
 
     def _close(self, name: str, seconds: float, finished: bool) -> None:
         """Note how long the stage took and, if it came to its end, what it left."""
-        record = self._stages()[name]
-        record["seconds"] = round(record["seconds"] + seconds, 1)
-        if finished:
-            record |= {"finished": True, "files": self._checksums(name)}
-        self._write_stage(name, record)
+        if name == "collect" and finished:  # other jobs may have shards to make yet
+            finished = not load_manifest(self.trajectories).missing
+        with self._books():
+            record = self._stages()[name]
+            record["seconds"] = round(record["seconds"] + seconds, 1)
+            if finished:
+                record |= {"finished": True, "files": self._checksums(name)}
+            self._write_stage(name, record)
+
+    def _books(self) -> AbstractContextManager[None]:
+        """Held while the books are kept: jobs of an array share them."""
+        return locked(self.folder / ".lock")
+
+    @property
+    def trajectories(self) -> Place:
+        """Where the trajectories are."""
+        return trajectories_place(self.recipe, self.folder)
 
     def metrics(self) -> dict[str, Any]:
         """What the evaluation measured."""
@@ -189,11 +216,9 @@ class Run:
                 f"{self.folder} is not empty and holds no run; give a new or empty folder to --out."
             )
 
-    def _write_recipe(self) -> None:
-        path, text = self.folder / "recipe.yaml", yaml.safe_dump(self.values, sort_keys=False)
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            check_buildable(self.recipe)
-            write_text(path, text)
+    def _has_recipe(self, text: str) -> bool:
+        path = self.folder / "recipe.yaml"
+        return path.exists() and path.read_text(encoding="utf-8") == text
 
     def _stages(self) -> dict[str, StageRecord]:
         path = self.folder / "stages.json"
@@ -213,7 +238,9 @@ class Run:
         stages = {k: v for k, v in self._stages().items() if k != name}
         write_json(self.folder / "stages.json", {**stages, name: record} if record else stages)
 
-    def _place(self, stage: str) -> Path:
+    def _place(self, stage: str) -> Path | Place:
+        if stage == "collect":
+            return self.trajectories
         if stage == "evaluate":
             return self.folder / "report" / "metrics.json"
         if stage == "report":
@@ -233,8 +260,8 @@ class Run:
     def _whole(self, stage: str, files: dict[str, str]) -> bool:
         """Whether the outputs of a finished stage are still all there, as they were."""
         if stage == "collect":
-            place = self._place(stage)
-            if not (place / MANIFEST).exists():
+            place = self.trajectories
+            if not has_manifest(place):
                 return False
             manifest = load_manifest(place)
             try:
@@ -288,8 +315,8 @@ class Run:
             changed = changes(record["inputs"], self._inputs(stage)) or ["an earlier stage changed"]
             say(f"{stage}: the recipe changed ({'; '.join(changed)}); starting it again.")
             self._write_stage(stage, None)
-        if stage in FOLDERS:
-            shutil.rmtree(self._place(stage), ignore_errors=True)
+        if stage in FOLDERS:  # never another place that the recipe names
+            shutil.rmtree(self.folder / FOLDERS[stage], ignore_errors=True)
         # What is half made from here on belongs to this recipe.
         self._write_stage(stage, begun)
 

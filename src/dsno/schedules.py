@@ -303,7 +303,9 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     except InputError:
         raise
     except Exception as error:  # whatever values of another type make of it
-        raise InputError(f"Schedule {kind.name!r} cannot be built from {values}: {error}") from None
+        raise InputError(
+            f"Schedule {kind.name!r} cannot be built from {_short(values)}: {error}."
+        ) from None
 
 
 def checked(schedule: ScheduleType) -> ScheduleType:
@@ -327,8 +329,8 @@ def checked(schedule: ScheduleType) -> ScheduleType:
     return schedule
 
 
-def _short(schedule: NoiseSchedule) -> str:
-    text = repr(schedule)
+def _short(value: object) -> str:
+    text = repr(value)
     return text if len(text) <= 200 else text[:200] + "..."
 
 

@@ -62,22 +62,44 @@ def item_labels(
     return torch.from_numpy(np.minimum(labels, len(edges) - 1).astype(np.int64))
 
 
-def batch_items(seed: int, step: int, batch_size: int, count: int) -> Tensor:
+def batch_items(
+    seed: int, step: int, batch_size: int, count: int, *, shard: int = 1, window: int | None = None
+) -> Tensor:
     """The items of one training step: consecutive pieces of an endless chain of epochs.
 
-    Epoch e is a permutation of range(count) seeded by (seed, e). Returns (batch_size,), int64.
+    Epoch e is a permutation of range(count) seeded by (seed, e). With a window it is one of the
+    shards, and of the items among each `window` consecutive ones of them, so that no more need to
+    be at hand at a time.
+
+    Args:
+        seed: of the order.
+        step: of training.
+        batch_size: items of a step.
+        count: items in all.
+        shard: items of a shard.
+        window: shards at a time; None for all.
+
+    Returns:
+        (batch_size,), int64.
     """
     first, last = step * batch_size, (step + 1) * batch_size
     pieces = []
     for epoch in range(first // count, (last - 1) // count + 1):
-        order = _epoch_order(seed, epoch, count)
+        order = _epoch_order(seed, epoch, count, shard, window)
         pieces.append(order[max(first - epoch * count, 0) : last - epoch * count])
     return torch.from_numpy(np.concatenate(pieces))
 
 
 @functools.lru_cache(maxsize=2)  # the current epoch and the one a batch may straddle
-def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return generator(seed, BATCH, epoch).permutation(count)
+def _epoch_order(seed: int, epoch: int, count: int, shard: int, window: int | None) -> np.ndarray:
+    drawn = generator(seed, BATCH, epoch)
+    shards = -(-count // shard)
+    if window is None or window >= shards:
+        return drawn.permutation(count)
+    order = drawn.permutation(shards)
+    groups = np.split(order, range(window, shards, window))
+    rows = [(group[:, None] * shard + np.arange(shard)).flatten() for group in groups]
+    return np.concatenate([drawn.permutation(group[group < count]) for group in rows])
 
 
 def torch_generator(seed: int, stream: int, index: int = 0) -> torch.Generator:

@@ -38,7 +38,7 @@ from dsno.assembly import (
 from dsno.collect import collect, scales_at
 from dsno.conditions import LABELS
 from dsno.data import Dataset
-from dsno.denoisers import Condition, Denoiser, evaluations_per_call
+from dsno.denoisers import Condition, Denoiser, DenoiserProtocol, evaluations_per_call
 from dsno.errors import InputError
 from dsno.evaluate import Draws, build_reference, evaluate, power_spectrum, trajectory_arrays
 from dsno.feeding import Batch
@@ -49,6 +49,7 @@ from dsno.objectives import DenoisingObjective, TrajectoryObjective, slice_weigh
 from dsno.operator import DSNO
 from dsno.perceptual import load_vgg16
 from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
+from dsno.places import Place
 from dsno.recipes.schema import Optimisation, Recipe
 from dsno.report import write_report
 from dsno.solvers import evaluations, solve
@@ -56,14 +57,14 @@ from dsno.teachers.store import Teacher, load_teacher, save_teacher
 from dsno.tracking import check_trackers
 from dsno.training import ITEMS, Batches, Plan, Preview, train
 from dsno.trajectories import (
-    MANIFEST,
     Manifest,
     Prompts,
-    TrajectoryStore,
+    has_manifest,
     load_manifest,
     read_prompts,
     write_prompts,
 )
+from dsno.trajectory_store import TrajectoryStore
 
 PREVIEWS = 16
 """Samples in a logged picture."""
@@ -79,6 +80,7 @@ class Task:
         tags: fingerprint of every stage, which half-made work carries.
         seconds: how long the earlier stages took.
         command: what the user typed.
+        shards: of the trajectories, which this job makes; all if None.
     """
 
     recipe: Recipe
@@ -86,6 +88,17 @@ class Task:
     tags: Mapping[str, str]
     seconds: Mapping[str, float]
     command: str
+    shards: range | None = None
+
+    @property
+    def trajectories(self) -> Place:
+        """Where the trajectories are."""
+        return trajectories_place(self.recipe, self.folder)
+
+
+def trajectories_place(recipe: Recipe, folder: Path) -> Place:
+    """Where the trajectories of a run are: in its folder, if the recipe names no other place."""
+    return Place(recipe.collect.destination or folder / "trajectories")
 
 
 def make_teacher(task: Task) -> str:
@@ -182,15 +195,38 @@ def _preview_draws(
 
 def make_trajectories(task: Task) -> str:
     """Solve the teacher's ODE; return what was read and written."""
-    spec, folder = task.recipe.collect, task.folder / "trajectories"
+    spec, place = task.recipe.collect, task.trajectories
     teacher = load_teacher(task.folder / "teacher")
     if spec.source:
-        return _import_trajectories(task, teacher)
+        return distributed.on_main(lambda: _import_trajectories(task, teacher))
     denoiser = guided(task.recipe, teacher)
-    prompts = _kept_prompts(task) or embedded_prompts(task.recipe, teacher)
+    wanted = distributed.on_main(lambda: _wanted(task, teacher, denoiser))
+    manifest = collect(
+        denoiser,
+        place,
+        wanted,
+        batch_size=spec.batch_size,
+        conditions=conditions_of(task.recipe, teacher, read_prompts(place, wanted)),
+        shards=task.shards,
+    )
+    size, made = sum(s.bytes for s in manifest.shards), sum(s.count for s in manifest.shards)
+    waiting = f"; {len(manifest.missing):,} shards are still to be made" if manifest.missing else ""
+    return (
+        f"read {task.folder / 'teacher'}; wrote {made:,} trajectories of {spec.slices} states by "
+        f"{spec.solver} with {spec.steps} steps to {place} ({size / 1e6:,.1f} MB){waiting}"
+    )
+
+
+def _wanted(task: Task, teacher: Teacher, denoiser: DenoiserProtocol) -> Manifest:
+    """What to collect; the prompts are in place then."""
+    spec, place = task.recipe.collect, task.trajectories
+    prompts = _kept_prompts(task)
+    checksum = "" if prompts is None else load_manifest(place).prompts_sha256
+    if prompts is None and (prompts := embedded_prompts(task.recipe, teacher)) is not None:
+        checksum = write_prompts(place, prompts)
     times = grid_times(Spacing(spec.grid, denoiser.schedule), spec.slices)
     assert spec.count is not None
-    wanted = Manifest(
+    return Manifest(
         tag=task.tags["collect"],
         count=spec.count,
         shard_size=min(spec.shard_size, spec.count),
@@ -208,40 +244,31 @@ def make_trajectories(task: Task) -> str:
         },
         guidance_scale=spec.guidance_scale,
         prompts=None if prompts is None else len(prompts.texts),
-        prompts_sha256="" if prompts is None else write_prompts(folder, prompts),
-    )
-    manifest = collect(
-        denoiser,
-        folder,
-        wanted,
-        batch_size=spec.batch_size,
-        conditions=conditions_of(task.recipe, teacher, prompts),
-    )
-    size = sum(s.bytes for s in manifest.shards)
-    return (
-        f"read {task.folder / 'teacher'}; wrote {manifest.count:,} trajectories of "
-        f"{spec.slices} states by {spec.solver} with {spec.steps} steps to {folder} "
-        f"({size / 1e6:,.1f} MB)"
+        prompts_sha256=checksum,
     )
 
 
 def _kept_prompts(task: Task) -> Prompts | None:
     """The embedded prompts of an interrupted collection, if they are whole."""
-    folder = task.folder / "trajectories"
-    if not (folder / MANIFEST).exists():
+    place = task.trajectories
+    if not has_manifest(place):
         return None
-    manifest = load_manifest(folder)
+    manifest = load_manifest(place)
+    if manifest.tag != task.tags["collect"]:
+        raise InputError(
+            f"{place} holds trajectories of another recipe; give another place or delete it."
+        )
     try:
-        return read_prompts(folder, manifest) if manifest.tag == task.tags["collect"] else None
+        return read_prompts(place, manifest)
     except InputError:
         return None
 
 
 def _import_trajectories(task: Task, teacher: Teacher) -> str:
-    spec, folder = task.recipe.collect, task.folder / "trajectories"
+    spec, place = task.recipe.collect, task.trajectories
     manifest = import_lmdb(
         Path(spec.source),
-        folder,
+        place,
         slices=spec.slices,
         spacing=spec.grid,
         schedule=teacher.denoiser.schedule,
@@ -257,7 +284,7 @@ def _import_trajectories(task: Task, teacher: Teacher) -> str:
             f"{labels or 'no'} classes, but the teacher makes {shape_text(wanted)} with "
             f"{known or 'no'} classes."
         )
-    return f"read {spec.source}; wrote {manifest.count:,} trajectories to {folder}"
+    return f"read {spec.source}; wrote {manifest.count:,} trajectories to {place}"
 
 
 def make_student(task: Task) -> str:
@@ -267,8 +294,13 @@ def make_student(task: Task) -> str:
     denoiser = teacher.denoiser
     operator = new_operator(task.recipe, teacher)
     times = operator.times
+    limit = task.recipe.collect.cache_gb
     store = TrajectoryStore(
-        task.folder / "trajectories", tag=task.tags["collect"], times=times.tolist()
+        task.trajectories,
+        tag=task.tags["collect"],
+        times=times.tolist(),
+        cache=task.folder / "cache",
+        cache_bytes=math.inf if limit is None else limit * 1e9,
     )
     weights = slice_weights(
         spec.weight,
@@ -316,10 +348,12 @@ def make_student(task: Task) -> str:
 def _student_batches(recipe: Recipe, store: TrajectoryStore) -> Batches:
     """Rows of the trajectories: a function of the seed, the step and place."""
     assert recipe.train.batch_size is not None
-    size = recipe.train.batch_size
+    size, window = recipe.train.batch_size, recipe.train.shuffle_shards
+    shard = store.manifest.shard_size
 
     def batch(step: int, places: range) -> Batch:
-        rows = seeds.batch_items(recipe.seed, step, size, len(store))[places.start : places.stop]
+        whole = seeds.batch_items(recipe.seed, step, size, len(store), shard=shard, window=window)
+        rows = whole[places.start : places.stop]
         noise, states, condition = store.rows(rows)
         found: dict[str, Any] = {ITEMS: rows, "noise": noise, "states": states}
         return found if condition is None else {**found, "condition": condition}
@@ -345,8 +379,8 @@ def make_metrics(task: Task) -> str:
     teacher = load_teacher(task.folder / "teacher")
     operator = load_operator(task.folder)
     denoiser, decode = guided(task.recipe, teacher), decoder(teacher)
-    manifest = load_manifest(task.folder / "trajectories")
-    prompts = read_prompts(task.folder / "trajectories", manifest)
+    manifest = load_manifest(task.trajectories)
+    prompts = read_prompts(task.trajectories, manifest)
     conditions = conditions_of(task.recipe, teacher, prompts)
     draws = Draws(task.recipe.seed, denoiser.sample_shape, conditions, spec.batch_size)
     data = real_data(task.recipe, teacher, draws)

@@ -4,33 +4,40 @@ A shard holds, for its items, `noise` (n, *shape), `states` (n, M, *shape) and w
 them: `class_labels` (n,), `guidance_scale` (n,) or `prompt_index` (n,), the row of the prompt in
 prompts.safetensors, where every prompt's embedding is stored once. States are stored divided by
 `state_scale` at their time (1 at t = 0), which keeps half precision accurate when the noise scale
-is large. The manifest lists every finished shard with its checksum and says how they were made.
+is large. The manifest says how they were made and lists finished shards with their checksums; a
+shard made since it was written has a record of its own, shard-00000.json, written after the shard.
+So many processes can add shards without ever writing the same file, and none is listed before it is
+on disk.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from dsno.conditions import LABELS, PROMPT, Conditions
-from dsno.denoisers import GUIDANCE_SCALE, Condition
 from dsno.errors import InputError
-from dsno.files import read_json, replacing, sha256, write_json
+from dsno.files import read_json, sha256
+from dsno.places import Place, place_of
 
 FORMAT = 2
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 MANIFEST = "manifest.json"
 PROMPTS = "prompts.json"
 EMBEDDED = "prompts.safetensors"
+MAX_SHARDS, MAX_ELEMENTS, MAX_TIMES = 2**20, 2**26, 2**12
+"""More a manifest may not claim: of shards, numbers in a state, and states."""
 
 
 @dataclass(frozen=True)
@@ -99,21 +106,41 @@ class Manifest:
         return [i for i in range(self.shard_count) if i not in done]
 
 
-def save_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest atomically."""
-    write_json(folder / MANIFEST, dataclasses.asdict(manifest))
+def save_manifest(folder: Path | Place, manifest: Manifest) -> None:
+    """Write the manifest, whole or not at all."""
+    _write_json(place_of(folder), MANIFEST, dataclasses.asdict(manifest))
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Read and check a manifest.
+def _write_json(place: Place, name: str, value: Mapping[str, Any]) -> None:
+    with place.writing(name) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def has_manifest(folder: Path | Place) -> bool:
+    """Whether a collection was begun in a folder."""
+    return place_of(folder).size(MANIFEST) is not None
+
+
+def load_manifest(folder: Path | Place) -> Manifest:
+    """Read and check a manifest; shards recorded since it was written are listed in it.
 
     Raises:
         InputError: if it is missing, damaged, of another format, or names files outside the folder.
     """
-    path = folder / MANIFEST
-    remedy = "run `dsno collect` to make the trajectories"
-    remedy = f"delete it and {remedy} again" if path.exists() else remedy
-    value = read_json(path, "manifest", remedy)
+    place = place_of(folder)
+    while True:
+        manifest = _read_manifest(place)
+        try:
+            return _with_records(place, manifest)
+        except FileNotFoundError:  # another process has just moved a record into the manifest
+            continue
+
+
+def _read_manifest(place: Place) -> Manifest:
+    path, remedy = place.at(MANIFEST), "run `dsno collect` to make the trajectories"
+    with place.reading(MANIFEST) as local:
+        remedy = f"delete it and {remedy} again" if local.exists() else remedy
+        value = read_json(local, "manifest", remedy, shown=path)
     known = {f.name for f in dataclasses.fields(Manifest)}
     for key in value:
         if key not in known:
@@ -131,21 +158,55 @@ def load_manifest(folder: Path) -> Manifest:
         raise InputError(
             f"The manifest {path} is damaged ({where}: {first['msg']}); {remedy}."
         ) from None
-    if manifest.dtype not in DTYPES:
-        raise InputError(
-            f"The manifest {path} has an unknown storage precision {manifest.dtype!r}; {remedy}."
-        )
-    if manifest.shard_size < 1 or manifest.count < 1:
-        raise InputError(f"The manifest {path} has no trajectories; {remedy}.")
-    for shard in manifest.shards:
-        if shard.file != shard_name(shard.first // manifest.shard_size):
-            raise InputError(f"The manifest {path} names a foreign shard {shard.file!r}; {remedy}.")
+    if complaint := _complaint(manifest):
+        raise InputError(f"The manifest {path} {complaint}; {remedy}.")
     return manifest
+
+
+def _complaint(manifest: Manifest) -> str:
+    """What is impossible about a manifest; empty if nothing is."""
+    m = manifest
+    if m.dtype not in DTYPES:
+        return f"has an unknown storage precision {m.dtype!r}"
+    if m.shard_size < 1 or m.count < 1:
+        return "has no trajectories"
+    if m.shard_count > MAX_SHARDS:
+        return f"has {m.shard_count:,} shards, and at most {MAX_SHARDS:,} are supported"
+    if min(m.sample_shape, default=1) < 1 or math.prod(m.sample_shape) > MAX_ELEMENTS:
+        return f"has samples of shape {m.sample_shape}"
+    if not 1 <= len(m.times) == len(m.scales) <= MAX_TIMES or (m.prompts or 1) < 1:
+        return f"has {len(m.times)} times, {len(m.scales)} scales and {m.prompts} prompts"
+    if not all(math.isfinite(t) for t in m.times + m.scales) or min(m.scales) <= 0:
+        return "has times or scales that are no such numbers"
+    for shard in m.shards:
+        index = shard.first // m.shard_size
+        if shard.file != shard_name(index) or not 0 <= index < m.shard_count:
+            return f"names a foreign shard {shard.file!r}"
+        if range(shard.first, shard.first + shard.count) != m.items(index):
+            return f"gives {shard.file} other trajectories than it has"
+    return ""
 
 
 def shard_name(index: int) -> str:
     """File name of a shard."""
     return f"shard-{index:05d}.safetensors"
+
+
+def shard_index(name: str) -> int | None:
+    """Number of the shard whose file has this name; None for another kind of file."""
+    found = re.fullmatch(r"shard-(\d{5,7})\.safetensors", name)
+    return None if found is None or shard_name(int(found[1])) != name else int(found[1])
+
+
+def record_name(index: int) -> str:
+    """File name of a shard's own record."""
+    return f"shard-{index:05d}.json"
+
+
+def record_index(name: str) -> int | None:
+    """Number of the shard whose record has this name; None for another kind of file."""
+    stem, kind = name[: -len(".json")], name[-len(".json") :]
+    return shard_index(f"{stem}.safetensors") if kind == ".json" else None
 
 
 @dataclass(frozen=True)
@@ -161,15 +222,16 @@ class Prompts:
     embeddings: Tensor
 
 
-def write_prompts(folder: Path, prompts: Prompts) -> str:
+def write_prompts(folder: Path | Place, prompts: Prompts) -> str:
     """Write prompts and embeddings; return the checksum of the latter."""
-    write_json(folder / PROMPTS, {"prompts": list(prompts.texts)})
-    with replacing(folder / EMBEDDED) as temporary:
+    place = place_of(folder)
+    _write_json(place, PROMPTS, {"prompts": list(prompts.texts)})
+    with place.writing(EMBEDDED) as temporary:
         save_file({"embeddings": prompts.embeddings.contiguous()}, temporary)
-    return sha256(folder / EMBEDDED)
+        return sha256(temporary)
 
 
-def read_prompts(folder: Path, manifest: Manifest) -> Prompts | None:
+def read_prompts(folder: Path | Place, manifest: Manifest) -> Prompts | None:
     """The prompts of a folder; None for a teacher without text.
 
     Raises:
@@ -177,134 +239,132 @@ def read_prompts(folder: Path, manifest: Manifest) -> Prompts | None:
     """
     if manifest.prompts is None:
         return None
-    remedy = "run `dsno collect` again to make them"
-    texts = read_json(folder / PROMPTS, "list of prompts", remedy).get("prompts")
-    path = folder / EMBEDDED
-    if not path.is_file() or sha256(path) != manifest.prompts_sha256:
-        raise InputError(f"{path} is missing or does not match its checksum; {remedy}.")
-    embeddings = load_file(path)["embeddings"]
+    place, remedy = place_of(folder), "run `dsno collect` again to make them"
+    with place.reading(PROMPTS) as local:
+        path = place.at(PROMPTS)
+        texts = read_json(local, "list of prompts", remedy, shown=path).get("prompts")
+    with place.reading(EMBEDDED) as local:
+        if not local.is_file() or sha256(local) != manifest.prompts_sha256:
+            raise InputError(
+                f"{place.at(EMBEDDED)} is missing or does not match its checksum; {remedy}."
+            )
+        try:
+            with safe_open(local, "pt") as file:
+                embeddings = file.get_tensor("embeddings").clone()
+        except Exception as error:  # whatever a foreign file makes the library raise
+            raise InputError(f"{place.at(EMBEDDED)} cannot be read ({error}); {remedy}.") from None
     if not isinstance(texts, list) or not (len(texts) == len(embeddings) == manifest.prompts):
-        raise InputError(f"{folder / PROMPTS} does not list {manifest.prompts} prompts; {remedy}.")
+        raise InputError(f"{place.at(PROMPTS)} does not list {manifest.prompts} prompts; {remedy}.")
     return Prompts(tuple(str(t) for t in texts), embeddings)
 
 
+# ---------------------------------------------------------------------------------- shards
+
+
 def write_shard(
-    folder: Path, manifest: Manifest, index: int, tensors: Mapping[str, Tensor]
-) -> Manifest:
-    """Write one shard, then the manifest that lists it; return that manifest."""
-    path = folder / shard_name(index)
-    with replacing(path) as temporary:
+    folder: Path | Place, manifest: Manifest, index: int, tensors: Mapping[str, Tensor]
+) -> Shard:
+    """Write one shard, then its record; return that."""
+    place, name, items = place_of(folder), shard_name(index), manifest.items(index)
+    with place.writing(name) as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
-    items = manifest.items(index)
-    entry = Shard(path.name, items.start, len(items), path.stat().st_size, sha256(path))
-    shards = sorted((*manifest.shards, entry), key=lambda s: s.first)
-    manifest = dataclasses.replace(manifest, shards=tuple(shards))
-    save_manifest(folder, manifest)
+        shard = Shard(name, items.start, len(items), temporary.stat().st_size, sha256(temporary))
+    _write_json(place, record_name(index), {"tag": manifest.tag, **dataclasses.asdict(shard)})
+    return shard
+
+
+def _with_records(place: Place, manifest: Manifest) -> Manifest:
+    """The manifest with the shards that have a record of their own, which is the newer word."""
+    shards = {shard.file: shard for shard in manifest.shards}
+    for name in place.names():
+        index = record_index(name)
+        shard = None if index is None else _read_record(place, manifest, index)
+        if shard is not None:
+            shards[shard.file] = shard
+    ordered = sorted(shards.values(), key=lambda shard: shard.first)
+    return dataclasses.replace(manifest, shards=tuple(ordered))
+
+
+def _read_record(place: Place, manifest: Manifest, index: int) -> Shard | None:
+    """A shard's record; None if it is damaged or another collection's: then it is made again."""
+    try:
+        with place.reading(record_name(index)) as local:
+            if not local.exists():
+                raise FileNotFoundError(local)
+            value = read_json(local, "record", "delete it")
+        tag = value.pop("tag", None)
+        shard = TypeAdapter(Shard).validate_python(value)
+    except (InputError, ValidationError):
+        return None
+    alone = dataclasses.replace(manifest, shards=(shard,))
+    is_its = tag == manifest.tag and shard.file == shard_name(index) and not _complaint(alone)
+    return shard if is_its else None
+
+
+def compact(folder: Path | Place) -> Manifest:
+    """Once every shard is made, list them in the manifest and remove their records; return it.
+
+    Several processes may do this at once: all write the same.
+    """
+    place = place_of(folder)
+    manifest = load_manifest(place)
+    records = [name for name in place.names() if record_index(name) is not None]
+    if records and not manifest.missing:
+        save_manifest(place, manifest)
+        for name in records:
+            place.delete(name)
     return manifest
 
 
-def damaged_shards(folder: Path, manifest: Manifest) -> dict[int, str]:
-    """Index and complaint of every listed shard that is missing, truncated or edited."""
-    bad = {}
+def forget(folder: Path | Place, indices: Iterable[int]) -> Manifest:
+    """Take shards off the list, so that they are made again; return the manifest."""
+    place, bad = place_of(folder), set(indices)
+    manifest = _read_manifest(place)
+    kept = tuple(s for s in manifest.shards if s.first // manifest.shard_size not in bad)
+    if kept != manifest.shards:
+        save_manifest(place, dataclasses.replace(manifest, shards=kept))
+    for index in bad:
+        place.delete(record_name(index))
+    return load_manifest(place)
+
+
+def damaged_shards(
+    folder: Path | Place,
+    manifest: Manifest,
+    indices: Iterable[int] | None = None,
+    *,
+    reads: bool | None = None,
+) -> dict[int, str]:
+    """Index and complaint of listed shards that are missing, truncated or edited.
+
+    Args:
+        folder: where they are.
+        manifest: lists them.
+        indices: which to look at; all if None.
+        reads: whether to read each and compare its checksum, or look at sizes alone; if None they
+            are read where they lie on this machine.
+    """
+    place = place_of(folder)
+    reads = place.path is not None if reads is None else reads
+    wanted = None if indices is None else set(indices)
+    bad: dict[int, str] = {}
     for shard in manifest.shards:
-        path = folder / shard.file
-        if not path.is_file():
-            bad[shard.first // manifest.shard_size] = "is missing"
-        elif path.stat().st_size != shard.bytes:
-            bad[shard.first // manifest.shard_size] = (
-                f"has {path.stat().st_size} bytes, not {shard.bytes}"
-            )
-        elif sha256(path) != shard.sha256:
-            bad[shard.first // manifest.shard_size] = "does not match its checksum"
+        index = shard.first // manifest.shard_size
+        if wanted is None or index in wanted:
+            complaint = _damage(place, shard, reads)
+            if complaint:
+                bad[index] = complaint
     return bad
 
 
-class TrajectoryStore:
-    """Random access to a finished folder of trajectories.
-
-    Shards are memory-mapped, so only the rows asked for are read.
-
-    Args:
-        folder: with a manifest.
-        tag: the recipe and teacher expected; None for any.
-        times: the subset of stored times wanted, in order; all if None.
-
-    Raises:
-        InputError: if the folder is unfinished, of another recipe, lacks a time, or a shard is
-            missing, truncated or edited.
-    """
-
-    def __init__(
-        self, folder: Path, *, tag: str | None = None, times: Sequence[float] | None = None
-    ) -> None:
-        self.manifest = manifest = load_manifest(folder)
-        if tag is not None and manifest.tag != tag:
-            raise InputError(
-                f"The trajectories in {folder} are of another recipe; run `dsno collect` again."
-            )
-        if manifest.missing:
-            raise InputError(
-                f"{len(manifest.missing)} of {manifest.shard_count} shards in {folder} are not "
-                "made yet; run `dsno collect` again to go on."
-            )
-        for index, complaint in damaged_shards(folder, manifest).items():
-            raise InputError(
-                f"{folder / shard_name(index)} {complaint}; run `dsno collect` again to make it."
-            )
-        self.prompts = read_prompts(folder, manifest)
-        embeddings = None if self.prompts is None else self.prompts.embeddings
-        self._conditions = Conditions(prompts=embeddings)
-        self.slots = [_slot(manifest.times, t, folder) for t in (times or manifest.times)]
-        self._shards = []
-        for index in range(manifest.shard_count):
-            path = folder / shard_name(index)
-            try:
-                self._shards.append(load_file(path))
-            except (SafetensorError, OSError) as error:
-                raise InputError(
-                    f"{path} cannot be read ({error}); run `dsno collect` again."
-                ) from None
-            self._check(path, self._shards[-1], len(manifest.items(index)))
-
-    def __len__(self) -> int:
-        return self.manifest.count
-
-    def rows(self, items: Tensor) -> tuple[Tensor, Tensor, Condition | None]:
-        """Noise (n, *shape), scaled states (n, M, *shape), both float32, and the condition."""
-        size = self.manifest.shard_size
-        shard = items // size
-        parts: dict[str, Tensor] = {}
-        for index in sorted(set(shard.tolist())):
-            where = (shard == index).nonzero()[:, 0]
-            for name, tensor in self._shards[index].items():
-                picked = tensor[items[where] - index * size]
-                if name == "states":
-                    picked = picked[:, self.slots]
-                if name not in parts:
-                    parts[name] = picked.new_empty(len(items), *picked.shape[1:])
-                parts[name][where] = picked
-        noise, states = parts.pop("noise").float(), parts.pop("states").float()
-        return noise, states, self._conditions.expand(parts)
-
-    def _check(self, path: Path, tensors: Mapping[str, Tensor], count: int) -> None:
-        shape, m = self.manifest.sample_shape, len(self.manifest.times)
-        expected = {"noise": (count, *shape), "states": (count, m, *shape)}
-        if self.manifest.num_classes is not None:
-            expected[LABELS] = (count,)
-        if isinstance(self.manifest.guidance_scale, tuple):
-            expected[GUIDANCE_SCALE] = (count,)
-        if self.manifest.prompts is not None:
-            expected[PROMPT] = (count,)
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if found != expected:
-            raise InputError(f"{path} holds {found}, not {expected}; run `dsno collect` again.")
-
-
-def _slot(stored: Sequence[float], t: float, folder: Path) -> int:
-    for i, time in enumerate(stored):
-        if abs(time - t) < 1e-9:
-            return i
-    raise InputError(
-        f"The trajectories in {folder} have no state at t = {t:g}, only at "
-        f"{', '.join(f'{s:g}' for s in stored)}; let `student.slices` divide `collect.slices`."
-    )
+def _damage(place: Place, shard: Shard, reads: bool) -> str:
+    """What is wrong with a shard's file; empty if nothing is."""
+    size = place.size(shard.file)
+    if size is None:
+        return "is missing"
+    if size != shard.bytes:
+        return f"has {size} bytes, not {shard.bytes}"
+    if not reads:
+        return ""
+    with place.reading(shard.file) as local:
+        return "" if sha256(local) == shard.sha256 else "does not match its checksum"

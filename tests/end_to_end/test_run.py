@@ -104,6 +104,7 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 
 def test_a_run_leaves_the_documented_layout(digits: Path) -> None:
     assert sorted(path.name for path in digits.iterdir()) == [
+        ".lock",
         "logs",
         "recipe.yaml",
         "report",

@@ -35,13 +35,16 @@ _SPARE_TENSORS = 5_000
 _REPLACING = frozenset(
     {"quantization_config", "attn_implementation", "_attn_implementation", "experts_implementation"}
 )
+MAX_QUOTED = 300
+"""Characters of a library's error that are passed on."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, without its full stop."""
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    """The first line of an error's text, in printable characters, without its full stop."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = lines[0] if len(lines[0]) <= MAX_QUOTED else lines[0][:MAX_QUOTED] + "..."
+    return "".join(c if c.isprintable() else "?" for c in line).rstrip(".")
 
 
 def check_sample_shape(shape: Sequence[int], source: str) -> None:
@@ -197,15 +200,24 @@ def check_component(folder: Path, known: tuple[str, ...], what: str) -> str:
     if name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
         name = "DiTTransformer2DModel"
     _require_known(name, known, f"{what} in {folder}")
+    import diffusers  # seconds
+
+    check_model(folder, config, lambda: getattr(diffusers, name).from_config(config), what)
+    return name
+
+
+def check_model(
+    folder: Path, config: Mapping[str, Any], build: Callable[[], nn.Module], what: str
+) -> None:
+    """Check what lies in the folder of a diffusers model of a known class.
+
+    Raises:
+        InputError: for pickled or missing weights, or a configuration that does not belong to them.
+    """
     _refuse_replacing(config, folder)
     _refuse_pickles(folder, "diffusion_pytorch_model")
     shapes = stored_shapes(weight_files(folder, "diffusion_pytorch_model"))
-    import diffusers  # seconds
-
-    check_filled(
-        lambda: getattr(diffusers, name).from_config(config), shapes, f"{what} in {folder}"
-    )
-    return name
+    check_filled(build, shapes, f"{what} in {folder}")
 
 
 def check_text_encoder(folder: Path) -> str:

@@ -219,6 +219,8 @@ def _sentence(error: ValidationError, within: Sequence[str] = ()) -> str:
     errors = error.errors()
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     path = [*within, *_named(first["loc"])]
+    if first["type"] == "extra_forbidden":  # the file's own key, whatever characters it has
+        path = [*within, *_named(first["loc"][:-1]), str(first["loc"][-1])]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         model: Any = Recipe

@@ -187,6 +187,10 @@ class Collect(Section):
     """For a text-conditional teacher: a text file with one prompt per line, or a list."""
     negative_prompt: str = ""
     """What guidance leads away from."""
+    destination: str = ""
+    """Folder or fsspec URL (s3://, gs://, hf://) of the trajectories; the run's own if empty."""
+    cache_gb: Positive | None = None
+    """Limit of the local copies of trajectories that lie behind a URL; null for none."""
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -225,6 +229,9 @@ class Train(Optimisation):
     """Safetensors file with VGG16's weights, for `lpips_vgg` (tools/convert_vgg16.py makes it)."""
     huber_delta: Positive = 0.03
     """Error at which pseudo-Huber turns from square to absolute."""
+    shuffle_shards: Count | None = None
+    """Shards among which training rows are shuffled at a time; null for all. Fewer suit a cache
+    that cannot hold them all."""
     weight: Literal["sqrt_snr", "flat"] = "sqrt_snr"
     weight_max: Positive = 1e4
     """Cap of the sqrt-SNR weight."""
