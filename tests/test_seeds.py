@@ -112,3 +112,22 @@ def test_torch_generators_follow_seed_stream_and_index() -> None:
     base = draw(0, seeds.WEIGHTS, 3)
     assert base == draw(0, seeds.WEIGHTS, 3)
     assert base not in (draw(1, seeds.WEIGHTS, 3), draw(0, 3, 3), draw(0, seeds.WEIGHTS, 2))
+
+
+@pytest.mark.parametrize(("count", "shard", "window"), [(103, 10, 3), (100, 10, 1), (20, 5, 4)])
+def test_a_window_needs_few_shards_at_a_time_and_misses_no_item(
+    count: int, shard: int, window: int
+) -> None:
+    rows = seeds.batch_items(1, 0, 2 * count, count, shard=shard, window=window)
+    for epoch in rows.reshape(2, count):
+        assert sorted(epoch.tolist()) == list(range(count))
+        for number in range(-(-count // shard)):
+            places = (epoch // shard == number).nonzero()
+            assert int(places.max() - places.min()) < window * shard
+    assert not torch.equal(rows[:count], rows[count:])
+
+
+def test_a_window_of_every_shard_is_no_window() -> None:
+    whole = seeds.batch_items(1, 3, 16, 100)
+    assert torch.equal(whole, seeds.batch_items(1, 3, 16, 100, shard=10, window=10))
+    assert not torch.equal(whole, seeds.batch_items(1, 3, 16, 100, shard=10, window=9))

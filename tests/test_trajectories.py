@@ -12,13 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dsno.errors import InputError
+from dsno.errors import DsnoError, InputError
+from dsno.places import Place
 from dsno.trajectories import (
     MANIFEST,
     Manifest,
     compact,
     damaged_shards,
+    forget,
     load_manifest,
+    record_name,
     save_manifest,
     shard_name,
     write_shard,
@@ -271,3 +274,135 @@ def test_a_shard_is_an_ordinary_safetensors_file(folder: Path, tmp_path: Path) -
     }
     save_file(content, tmp_path / "copy.safetensors")
     assert (tmp_path / "copy.safetensors").read_bytes() == (folder / shard_name(2)).read_bytes()
+
+
+# ------------------------------------------------------------------------ records of shards
+
+
+def test_a_shard_is_listed_by_its_own_record_until_all_are_made(tmp_path: Path) -> None:
+    made = manifest()
+    save_manifest(tmp_path, made)
+    before = (tmp_path / MANIFEST).read_bytes()
+    for index in (2, 0):
+        write_shard(tmp_path, made, index, tensors(made.items(index)))
+    assert compact(tmp_path).missing == [1]
+    assert (tmp_path / MANIFEST).read_bytes() == before  # many processes may add shards
+    assert (tmp_path / record_name(2)).is_file()
+    write_shard(tmp_path, made, 1, tensors(made.items(1)))
+    found = compact(tmp_path)
+    assert found == load_manifest(tmp_path)
+    assert found.missing == []
+    assert not (tmp_path / record_name(2)).exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v.update(tag="b"),
+        lambda v: v.update(file="../shard-00001.safetensors"),
+        lambda v: v.update(first=0),
+        lambda v: v.update(count=3),
+        lambda v: v.pop("sha256"),
+        lambda v: v.clear(),
+    ],
+)
+def test_a_record_that_is_not_the_shards_is_passed_over(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    made = manifest()
+    save_manifest(tmp_path, made)
+    write_shard(tmp_path, made, 1, tensors(made.items(1)))
+    assert load_manifest(tmp_path).missing == [0, 2]
+    value = json.loads((tmp_path / record_name(1)).read_text())
+    change(value)
+    (tmp_path / record_name(1)).write_text(json.dumps(value))
+    assert load_manifest(tmp_path).missing == [0, 1, 2]
+
+
+def test_a_reader_sees_every_shard_while_another_process_compacts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = manifest()
+    save_manifest(tmp_path, made)
+    for index in range(3):
+        write_shard(tmp_path, made, index, tensors(made.items(index)))
+    names, calls = Place.names, 0
+
+    def then_compact(self: Place) -> list[str]:
+        nonlocal calls
+        found, calls = names(self), calls + 1
+        if calls == 1:
+            compact(tmp_path)
+        return found
+
+    monkeypatch.setattr(Place, "names", then_compact)
+    assert load_manifest(tmp_path).missing == []
+
+
+def test_a_forgotten_shard_is_made_again_and_the_others_stay(folder: Path) -> None:
+    before = load_manifest(folder)
+    assert forget(folder, [1]).missing == [1]
+    assert load_manifest(folder).missing == [1]
+    write_shard(folder, before, 1, tensors(before.items(1)))
+    assert compact(folder) == before
+
+
+# ---------------------------------------------------------------------------- behind a URL
+
+
+@pytest.fixture
+def far(request: pytest.FixtureRequest) -> Place:
+    """The same ten trajectories behind a URL."""
+    place: Place = filled(Place(f"memory://test_trajectories/{request.node.name}"))
+    return place
+
+
+def test_rows_behind_a_url_are_those_of_a_folder(folder: Path, far: Place, tmp_path: Path) -> None:
+    items = torch.tensor([9, 0, 5, 5, 2])
+    near = TrajectoryStore(folder).rows(items)
+    store = TrajectoryStore(far, cache=tmp_path / "cache")
+    for a, b in zip(near[:2], store.rows(items)[:2], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_shard_is_copied_once_and_when_it_is_needed(
+    far: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[str] = []
+    copy = Place.copy_to
+
+    def counting(self: Place, name: str, target: Path) -> None:
+        copied.append(name)
+        copy(self, name, target)
+
+    monkeypatch.setattr(Place, "copy_to", counting)
+    cache = tmp_path / "cache"
+    store = TrajectoryStore(far, cache=cache)
+    store.rows(torch.tensor([0, 9, 3]))
+    TrajectoryStore(far, cache=cache).rows(torch.tensor([8]))  # another process of this machine
+    shards = [name for name in copied if name.startswith("shard-")]
+    assert shards == [shard_name(0), shard_name(2)]
+
+
+def test_the_cache_keeps_to_its_limit(folder: Path, far: Place, tmp_path: Path) -> None:
+    cache, size = tmp_path / "cache", (folder / shard_name(0)).stat().st_size
+    store = TrajectoryStore(far, cache=cache, cache_bytes=2 * size)
+    whole = TrajectoryStore(folder).rows(torch.arange(10))[1]
+    for item in (0, 4, 8, 1, 5, 9):
+        assert torch.equal(store.rows(torch.tensor([item]))[1][0], whole[item])
+        assert sum(p.stat().st_size for p in cache.glob("*.safetensors")) <= 2 * size
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1] + b"\x11", lambda b: b[:-7], None])
+def test_a_damaged_copy_is_never_used(
+    folder: Path, far: Place, tmp_path: Path, damage: Callable[[bytes], bytes] | None
+) -> None:
+    if damage is None:
+        far.delete(shard_name(1))
+    else:
+        with far.writing(shard_name(1)) as temporary:
+            temporary.write_bytes(damage((folder / shard_name(1)).read_bytes()))
+    store = TrajectoryStore(far, cache=tmp_path / "cache")
+    with pytest.raises(DsnoError, match=r"shard-00001\.safetensors (does not match|is missing)"):
+        store.rows(torch.tensor([5]))
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1  # the first shard's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -433,7 +434,8 @@ def main(arguments: list[str] | None = None) -> int:
         return code
     except DsnoError as error:
         if not (IS_SILENT and error.is_shared):  # process 0 says it for all
-            typer.echo(f"dsno: {error}", err=True)
+            who = f"dsno (process {os.environ['RANK']})" if IS_SILENT else "dsno"
+            typer.echo(f"{who}: {error}", err=True)
         return error.exit_code
     return 0
 

@@ -56,7 +56,7 @@ class TrajectoryStore:
         cache_bytes: float = float("inf"),
     ) -> None:
         self.place = place = place_of(folder)
-        self.manifest = manifest = load_manifest(place)
+        self.manifest = manifest = distributed.on_main(lambda: load_manifest(place))
         if tag is not None and manifest.tag != tag:
             raise InputError(
                 f"The trajectories in {place} are of another recipe; run `dsno collect` again."
