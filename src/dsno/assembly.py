@@ -14,7 +14,7 @@ from dsno.backbones.sites import match_sites
 from dsno.conditions import Conditions
 from dsno.console import progress, say
 from dsno.data import Dataset, load_data
-from dsno.denoisers import DenoiserProtocol, Preconditioning
+from dsno.denoisers import DenoiserProtocol, Preconditioning, to_device
 from dsno.errors import InputError
 from dsno.evaluate import Decode, Draws, as_is, draw, teacher_sampler
 from dsno.importing import TeacherOptions, read_teacher
@@ -179,7 +179,7 @@ def real_data(recipe: Recipe, teacher: Teacher, draws: Draws) -> Dataset:
     """
     spec, decode = recipe.evaluate, decoder(teacher)
     if recipe.data is None:
-        denoiser = guided(recipe, teacher)
+        denoiser = to_device(guided(recipe, teacher), draws.device)
         sampler = teacher_sampler(denoiser, "dpm++2m", spec.reference_steps, "uniform", decode)
         others = dataclasses.replace(draws, seed=(draws.seed + 1) % 2**63, _cache={})
         total = spec.samples * sampler.nfe

@@ -59,6 +59,12 @@ def device() -> torch.device:
     return torch.device("cpu") if found.type == "cpu" else found  # not cpu:0, its unequal twin
 
 
+def device_name() -> str:
+    """What this process computes on, for people."""
+    where = device()
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
+
+
 def wait_for_everyone() -> None:
     """Return when every process has come here."""
     _state().wait_for_everyone()

@@ -124,7 +124,7 @@ def estimate_collection(recipe: Recipe, folder: Path) -> CollectionEstimate:
         shards=-(-spec.count // shard),
         memory_bytes=_peak_memory(device),
         shard_bytes=2 * shard * per_trajectory,  # its batches, and then the whole beside them
-        device=_device_name(device),
+        device=distributed.device_name(),
         threads=torch.get_num_threads(),
     )
 
@@ -224,10 +224,6 @@ def _peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _duration(hours: float) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from dsno import seeds
@@ -175,12 +176,21 @@ def build_reference(data: Dataset, names: Sequence[str], *, seed: int) -> Refere
 
 @dataclass
 class Draws:
-    """The noise and labels every sampler starts from: item i's depend on (seed, i) alone."""
+    """The noise and labels every sampler starts from: item i's depend on (seed, i) alone.
+
+    Attributes:
+        seed: of the draws.
+        shape: of one sample.
+        conditions: how each sample's condition is drawn.
+        batch_size: samples made at a time.
+        device: where they are made.
+    """
 
     seed: int
     shape: tuple[int, ...]
     conditions: Conditions
     batch_size: int
+    device: torch.device = torch.device("cpu")
     _cache: dict[range, tuple[Tensor, Condition | None]] = field(default_factory=dict)
 
     def batch(self, items: range) -> tuple[Tensor, Condition | None]:
@@ -188,7 +198,8 @@ class Draws:
         if items not in self._cache:
             noise = seeds.item_noise(self.seed, items, self.shape, stream=seeds.SAMPLE)
             drawn = self.conditions.draw(self.seed, items, sampling=True)
-            self._cache[items] = noise, self.conditions.expand(drawn)
+            found = noise, self.conditions.expand(drawn)
+            self._cache[items] = send_to_device(found, self.device)
         return self._cache[items]
 
     def batches(self, count: int) -> list[range]:
@@ -197,11 +208,11 @@ class Draws:
 
 
 def draw(sampler: Sampler, draws: Draws, count: int, advance: Callable[..., None]) -> Tensor:
-    """`count` samples, (count, *shape)."""
+    """`count` samples, (count, *shape), on the CPU."""
     parts = []
     with torch.no_grad():
         for items in draws.batches(count):
-            parts.append(sampler.generate(*draws.batch(items)))
+            parts.append(sampler.generate(*draws.batch(items)).cpu())
             advance(len(items) * sampler.nfe, note=f"{sampler.label} {sampler.nfe}")
     return torch.cat(parts)
 
@@ -214,10 +225,12 @@ def seconds_per_sample(
     times: list[list[float]] = [[] for _ in samplers]
     with torch.no_grad():
         samplers[0].generate(noise, condition)  # warm up
+        synchronize(draws.device)
         for _ in range(rounds):
             for taken, sampler in zip(times, samplers, strict=True):
                 start = time.perf_counter()
                 sampler.generate(noise, condition)
+                synchronize(draws.device)
                 taken.append((time.perf_counter() - start) / batch)
     return [statistics.median(taken) for taken in times]
 
@@ -309,6 +322,12 @@ def evaluate(
     return metrics, arrays
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was asked to."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 @torch.no_grad()
 def trajectory_arrays(
     denoiser: DenoiserProtocol,
@@ -323,7 +342,7 @@ def trajectory_arrays(
     """The same trajectories by the solver and the operator, also at times between its own."""
 
     def shown(states: Tensor) -> Tensor:
-        images = decode(states.flatten(0, 1))
+        images = decode(states.flatten(0, 1)).cpu()
         return images.reshape(*states.shape[:2], *images.shape[1:])
 
     noise, condition = draws.batch(range(count))
@@ -354,7 +373,7 @@ def power_spectrum(
     solution = solve(
         denoiser, noise, grid_times(spacing, points), steps=points, condition=condition
     )
-    coefficients = torch.fft.rfft(solution.states.double().flatten(2), dim=1, norm="forward")
+    coefficients = torch.fft.rfft(solution.states.cpu().double().flatten(2), dim=1, norm="forward")
     power = coefficients.abs().square().mean((0, 2))
     power[1 : (points + 1) // 2] *= 2  # both signs of the frequency
     return {"modes": list(range(len(power))), "power": (power / power.sum()).tolist()}

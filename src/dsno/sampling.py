@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsno import seeds
+from dsno import distributed, seeds
 from dsno.conditions import Conditions
 from dsno.console import progress
 from dsno.data import load_data
@@ -50,7 +50,7 @@ def sample_model(
     for path in files:
         if path.suffix not in (".png", ".npz"):
             raise InputError(f"Samples are written to a .png or .npz file, not {path.name!r}.")
-    pipeline = DSNOPipeline.from_pretrained(folder)
+    pipeline = DSNOPipeline.from_pretrained(folder).to(distributed.device())
     shape = pipeline.model.operator.sample_shape
     embeds = _embeds(pipeline, prompts)
     if len(shape) != 3 and any(path.suffix == ".png" for path in files):
@@ -75,9 +75,9 @@ def sample_model(
                 output_type="pt",
             )
             assert isinstance(made.images, Tensor)  # output_type is pt
-            parts.append(made.images)
+            parts.append(made.images.cpu())
             if made.class_labels is not None:
-                kinds.append(made.class_labels)
+                kinds.append(made.class_labels.cpu())
             advance(len(items))
     samples = torch.cat(parts)
     for path in files:
@@ -113,7 +113,8 @@ def evaluate_model(
         raise InputError(
             f"A distance needs at least 2 samples, not {samples}; give --samples 5000."
         )
-    pipeline = DSNOPipeline.from_pretrained(folder)
+    device = distributed.device()
+    pipeline = DSNOPipeline.from_pretrained(folder).to(device)
     model, operator = pipeline.model, pipeline.model.operator.eval()
     if model.config.is_textual:
         raise InputError(
@@ -127,7 +128,7 @@ def evaluate_model(
         )
     reference = build_reference(real, (), seed=0)
     conditions = Conditions(model.config.class_frequencies, model.guidance_range)
-    draws = Draws(seed, operator.sample_shape, conditions, 500)
+    draws = Draws(seed, operator.sample_shape, conditions, 500, device)
     with progress("sampling", samples, unit="sample") as advance:
         made = draw(student_sampler(operator, pipeline.decode), draws, samples, advance)
     return {

@@ -38,7 +38,13 @@ from dsno.assembly import (
 from dsno.collect import collect, scales_at
 from dsno.conditions import LABELS
 from dsno.data import Dataset
-from dsno.denoisers import Condition, Denoiser, DenoiserProtocol, evaluations_per_call
+from dsno.denoisers import (
+    Condition,
+    Denoiser,
+    DenoiserProtocol,
+    evaluations_per_call,
+    to_device,
+)
 from dsno.errors import InputError
 from dsno.evaluate import Draws, build_reference, evaluate, power_spectrum, trajectory_arrays
 from dsno.feeding import Batch
@@ -377,12 +383,15 @@ def make_metrics(task: Task) -> str:
     """Measure every sampler; return what was read and written."""
     spec, folder = task.recipe.evaluate, task.folder / "report"
     teacher = load_teacher(task.folder / "teacher")
-    operator = load_operator(task.folder)
-    denoiser, decode = guided(task.recipe, teacher), decoder(teacher)
+    device = distributed.device()
+    operator = load_operator(task.folder).to(device)
+    denoiser, decode = to_device(guided(task.recipe, teacher), device), decoder(teacher)
+    if teacher.latents is not None:
+        teacher.latents.vae.to(device)
     manifest = load_manifest(task.trajectories)
     prompts = read_prompts(task.trajectories, manifest)
     conditions = conditions_of(task.recipe, teacher, prompts)
-    draws = Draws(task.recipe.seed, denoiser.sample_shape, conditions, spec.batch_size)
+    draws = Draws(task.recipe.seed, denoiser.sample_shape, conditions, spec.batch_size, device)
     data = real_data(task.recipe, teacher, draws)
     reference = build_reference(data, spec.features, seed=spec.classifier_seed)
     metrics, arrays = evaluate(denoiser, operator, reference, draws, spec, decode)
@@ -452,7 +461,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": "cpu",
+        "device": distributed.device_name(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
 
