@@ -113,8 +113,7 @@ class Campaign:
         while landed < count:
             process = self.start(command, self.out)
             if at:
-                while process.is_alive() and not any(folder.glob(at)):
-                    pass
+                self.await_file(process, folder, at)
             else:
                 process.join(self.moments.uniform(0, self.seconds[command]))
             if process.is_alive():
@@ -136,6 +135,16 @@ class Campaign:
             "resumed_from_a_checkpoint": len(self.said("Resuming from step")) - begun,
             "slowest_exit_seconds": round(max(delays), 2),
         }
+
+    def await_file(self, process: Any, folder: Path, pattern: str) -> None:
+        """Return while a file is there, the first, second, ... or eighth time."""
+        left, was = self.moments.randrange(8), False
+        while process.is_alive():
+            now = any(folder.glob(pattern))
+            left -= now and not was
+            was = now
+            if left < 0:
+                return
 
     def said(self, what: str) -> list[str]:
         return [line for line in self.log.read_text().splitlines() if what in line]
