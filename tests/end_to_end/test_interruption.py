@@ -162,6 +162,32 @@ def test_a_killed_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert runner.contents() == whole.contents()
 
 
+@pytest.mark.parametrize(
+    ("command", "name", "pattern"),
+    [
+        ("train", "student", "student/checkpoints/.step-*.tmp"),
+        ("collect", "trajectories", "trajectories/.shard-*.tmp"),
+    ],
+)
+def test_a_run_killed_while_it_writes_ends_with_the_same_bytes(
+    whole: Runner, tmp_path: Path, command: str, name: str, pattern: str
+) -> None:
+    runner = Runner(whole.context, tmp_path / "run")
+    shutil.copytree(whole.out, runner.out)
+    shutil.rmtree(runner.out / name)
+    landed = 0
+    for _ in range(3):
+        process = runner.start(command)
+        while not runner.found(pattern):  # no pause: it is there for a moment only
+            assert process.is_alive()
+        process.kill()
+        process.join()
+        landed += len(runner.found(pattern))  # unless it was renamed that very moment
+    assert landed
+    runner.finish(command)
+    assert runner.contents() == whole.contents()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_collection_stopped_by_a_signal_goes_on(
     whole: Runner, tmp_path: Path, number: signal.Signals
