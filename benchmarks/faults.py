@@ -64,6 +64,14 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
+def files(folder: Path, pattern: str) -> list[Path]:
+    """The files there are; a folder may vanish while it is read."""
+    try:
+        return list(folder.glob(pattern))
+    except FileNotFoundError:
+        return []
+
+
 class Campaign:
     """One run's folder, the undisturbed one beside it, and what was counted."""
 
@@ -140,7 +148,7 @@ class Campaign:
         """Return while a file is there, the first, second, ... or eighth time."""
         left, was = self.moments.randrange(8), False
         while process.is_alive():
-            now = any(folder.glob(pattern))
+            now = bool(files(folder, pattern))
             left -= now and not was
             was = now
             if left < 0:
@@ -179,11 +187,11 @@ class Campaign:
         for _ in range(count):
             folder = self.fresh("train")
             process = self.start("train", self.out)
-            while process.is_alive() and len(list(folder.glob("checkpoints/step-*.pt"))) < 2:
+            while process.is_alive() and len(files(folder, "checkpoints/step-*.pt")) < 2:
                 pass
             process.kill()
             process.join()
-            newest = max(folder.glob("checkpoints/step-*.pt"))
+            newest = max(files(folder, "checkpoints/step-*.pt"))
             content = bytearray(newest.read_bytes())
             if self.moments.random() < 0.5:
                 content = content[: self.moments.randrange(len(content))]
@@ -245,7 +253,7 @@ class Campaign:
             with subprocess.Popen(
                 [sys.executable, *launcher, *job], stderr=subprocess.DEVNULL
             ) as process:
-                while process.poll() is None and len(list(folder.glob("shard-*.json"))) < goal:
+                while process.poll() is None and len(files(folder, "shard-*.json")) < goal:
                     time.sleep(0.001)
                 workers = subprocess.run(
                     ["pgrep", "-P", str(process.pid)], capture_output=True, text=True

@@ -149,6 +149,8 @@ def test_a_shard_is_on_disk_before_it_is_listed(
         (lambda v: v.update(solver=None), "solver"),
         (lambda v: v.update(shards=[3]), "shards.0"),
         (lambda v: v["shards"][0].pop("sha256"), "sha256"),
+        (lambda v: v["shards"][0].update(sha256="../" * 22), "no checksum"),
+        (lambda v: v["shards"][0].update(bytes=-1), "no checksum"),
         (lambda v: v["shards"][1].update(file="../x"), "foreign shard '../x'"),
         (lambda v: v["shards"][1].update(file="/etc/passwd"), "foreign shard '/etc/passwd'"),
         (lambda v: v["shards"][1].update(file=shard_name(0)), "foreign shard"),
@@ -317,6 +319,11 @@ def test_a_record_that_is_not_the_shards_is_passed_over(
     change(value)
     (tmp_path / record_name(1)).write_text(json.dumps(value))
     assert load_manifest(tmp_path).missing == [0, 1, 2]
+
+
+def test_a_record_that_is_no_file_is_said(folder: Path) -> None:
+    (folder / record_name(1)).symlink_to(folder / "nowhere")
+    assert "remove it" in refusal(folder)
 
 
 def test_a_reader_sees_every_shard_while_another_process_compacts(

@@ -12,6 +12,7 @@ on disk.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -38,6 +39,8 @@ PROMPTS = "prompts.json"
 EMBEDDED = "prompts.safetensors"
 MAX_SHARDS, MAX_ELEMENTS, MAX_TIMES = 2**20, 2**26, 2**12
 """More a manifest may not claim: of shards, numbers in a state, and states."""
+ATTEMPTS = 10
+"""To read a folder that others are changing."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +131,14 @@ def load_manifest(folder: Path | Place) -> Manifest:
         InputError: if it is missing, damaged, of another format, or names files outside the folder.
     """
     place = place_of(folder)
-    while True:
+    for _ in range(ATTEMPTS):
         manifest = _read_manifest(place)
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return _with_records(place, manifest)
-        except FileNotFoundError:  # another process has just moved a record into the manifest
-            continue
+        # Another process has just moved a record into the manifest.
+    raise InputError(
+        f"A record of a shard in {place} is listed there but cannot be read; remove it."
+    )
 
 
 def _read_manifest(place: Place) -> Manifest:
@@ -182,6 +187,8 @@ def _complaint(manifest: Manifest) -> str:
         index = shard.first // m.shard_size
         if shard.file != shard_name(index) or not 0 <= index < m.shard_count:
             return f"names a foreign shard {shard.file!r}"
+        if not re.fullmatch("[0-9a-f]{64}", shard.sha256) or shard.bytes < 0:
+            return f"gives {shard.file} no checksum"
         if range(shard.first, shard.first + shard.count) != m.items(index):
             return f"gives {shard.file} other trajectories than it has"
     return ""
