@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from dsno import seeds
 from dsno.errors import InputError, WorkError
 from dsno.feeding import Batch
+from dsno.files import sha256
 from dsno.objectives import Objective
 from dsno.training import Plan, train
 
@@ -253,7 +254,9 @@ def test_an_interrupted_run_saves_its_step_and_resumes_from_it(
 
 def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
     fit(network(), loss, PLAN, tmp_path, tag="a")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020.pt", "step-00000024.pt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"step-000000{step}.{kind}" for step in (20, 24) for kind in ("pt", "sha256")
+    ]
 
 
 def break_by_truncation(path: Path) -> None:
@@ -268,12 +271,29 @@ def break_by_garbage(path: Path) -> None:
     path.write_bytes(b"garbage" * 100)
 
 
+def break_by_flipping_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def break_by_another_shape(path: Path) -> None:
     torch.save({"tag": "a", "state": {}, "model": {}, "average": {}, "optimizer": {}}, path)
+    seal(path)
 
 
 def break_by_another_content(path: Path) -> None:
     torch.save([1, 2, 3], path)
+    seal(path)
+
+
+def break_by_losing_its_checksum(path: Path) -> None:
+    path.with_suffix(".sha256").unlink()
+
+
+def seal(path: Path) -> None:
+    """Write the checksum that belongs to a file."""
+    path.with_suffix(".sha256").write_text(sha256(path))
 
 
 @pytest.mark.parametrize(
@@ -282,6 +302,8 @@ def break_by_another_content(path: Path) -> None:
         break_by_truncation,
         break_by_emptying,
         break_by_garbage,
+        break_by_flipping_a_bit,
+        break_by_losing_its_checksum,
         break_by_another_shape,
         break_by_another_content,
     ],
@@ -316,6 +338,8 @@ def test_a_checkpoint_never_runs_code(
     folder.mkdir()
     (folder / "step-00000016.pt").write_bytes(pickle.dumps(Attack()))
     torch.save({"tag": "a", "state": Attack()}, folder / "step-00000012.pt")
+    for path in list(folder.iterdir()):
+        seal(path)
     average, _ = fit(network(), loss, PLAN, folder, tag="a")
     assert not mark.exists()
     assert same(average, whole[1])
@@ -358,7 +382,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(
     assert "\n" not in text
     assert text.count(". ") == 0
     assert caught.value.exit_code == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000004.pt", "step-00000008.pt"]
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["step-00000004.pt", "step-00000008.pt"]
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Checkpoints of a training run: the newest few and the best, each whole or not there."""
+"""Checkpoints of a training run: the newest few and the best, each whole or not there.
+
+Beside each lies its checksum: torch reads a file with flipped bits without complaint.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 import torch
 
 from dsno.console import say
-from dsno.files import replacing
+from dsno.files import replacing, sha256, write_text
 
 # What a damaged or foreign file raises when it is read or put back.
 DAMAGED = (
@@ -59,14 +62,19 @@ class Checkpoints:
         path = self.path(step)
         with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save({"tag": self.tag, **content}, file)  # a path would hide why a write failed
+            file.flush()
+            write_text(_checksum_of(path), sha256(temporary))
         ours = [p for p in self.paths() if p <= path]  # later ones are another tag's
         for old in ours[self.keep :]:
             if old != self.path(best):
                 old.unlink()
+                _checksum_of(old).unlink(missing_ok=True)
 
     def read(self, path: Path) -> Mapping[str, Any] | None:
         """What a checkpoint holds; None if it is damaged or another recipe's, which is said."""
         try:
+            if _checksum_of(path).read_text(encoding="utf-8") != sha256(path):
+                raise ValueError
             saved: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             tag = saved["tag"]
         except DAMAGED:
@@ -80,3 +88,7 @@ class Checkpoints:
     def say_damaged(self, path: Path) -> None:
         """Tell that a checkpoint is passed over."""
         say(f"Checkpoint {path} is damaged and is not used; going back to the one before.")
+
+
+def _checksum_of(path: Path) -> Path:
+    return path.with_suffix(".sha256")
