@@ -44,7 +44,7 @@ def test_every_other_python_example_runs(index: int) -> None:
 
 
 def test_every_command_of_the_table_exists(capsys: pytest.CaptureFixture[str]) -> None:
-    commands = set(re.findall(r"^\| `dsno (\w+)", README, re.MULTILINE))
+    commands = set(re.findall(r"^\| `dsno (trajectories \w+|\w+)", README, re.MULTILINE))
     assert {
         "teacher",
         "collect",
@@ -54,9 +54,11 @@ def test_every_command_of_the_table_exists(capsys: pytest.CaptureFixture[str]) -
         "run",
         "sample",
         "import",
+        "trajectories info",
+        "trajectories verify",
     } == commands
     for command in sorted(commands):
-        assert main([command, "--help"]) == 0
+        assert main([*command.split(), "--help"]) == 0
 
 
 def test_every_link_to_a_file_leads_somewhere() -> None:
