@@ -3,7 +3,7 @@
     python benchmarks/faults.py --out results/faults.json
 
 A tiny digits run is made once without disturbance. Then its stages are run again and again and
-killed, pre-empted, damaged or denied disk, and continued by the same command; at the end every byte
+killed, preempted, damaged or denied disk, and continued by the same command; at the end every byte
 of the stage is compared with the undisturbed run's. Moments are random and seeded, but what a
 process is doing then differs from machine to machine. Disks are filled in a small file system in
 memory, which only root may mount; elsewhere that part is left out and said to be.

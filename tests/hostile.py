@@ -5,31 +5,39 @@ Used by `tests/test_hostile_files.py` (hypothesis) and `tools/fuzz.py` (coverage
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
+import io
 import json
 import resource
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from tests import foreign, makers
 
-from dsno import data, lmdb_import
+from dsno import cli, data, lmdb_import, partials, trajectories
 from dsno.backbones import registry
 from dsno.backbones.edm import SongUNet
 from dsno.backbones.folders import stored_shapes
 from dsno.denoisers import Preconditioning
-from dsno.errors import DsnoError
-from dsno.files import read_json
+from dsno.errors import DsnoError, InputError, WorkError
+from dsno.files import read_json, sha256
+from dsno.objectives import Objective
 from dsno.operator import DSNO
 from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
+from dsno.places import Place
 from dsno.recipes.load import load_recipe, shipped_recipes
+from dsno.runs import Run, saved_recipe
 from dsno.schedules import CosineSchedule
 from dsno.teachers.edm import load_edm
 from dsno.teachers.flax_checkpoint import read_flax
@@ -39,6 +47,9 @@ from dsno.teachers.store import Teacher, denoiser_of, load_teacher, save_teacher
 from dsno.teachers.unet import build_unet
 from dsno.teachers.weights import read_tensors
 from dsno.text import read_prompts
+from dsno.training import Plan, train
+from dsno.trajectories import Manifest, Prompts
+from dsno.trajectory_store import TrajectoryStore
 
 MEMORY = 400 * 2**20
 """Bytes that a damaged copy of these tiny files may make a process grow by."""
@@ -137,7 +148,7 @@ def images() -> list[bytes]:
     """One small picture in every format that is read."""
     made = []
     for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM"):
-        buffer = BytesIO()
+        buffer = io.BytesIO()
         Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(buffer, kind)
         made.append(buffer.getvalue())
     return made
@@ -154,6 +165,175 @@ def _student(folder: Path) -> Path:
     operator = DSNO.from_teacher(denoiser, sites)
     save_pipeline(DSNOModel.from_operator(operator), folder / "student")
     return folder / "student"
+
+
+def manifest_of(**changes: Any) -> Manifest:
+    """Five trajectories with every kind of condition, in shards of two."""
+    values: dict[str, Any] = {
+        "tag": "a",
+        "count": 5,
+        "shard_size": 2,
+        "sample_shape": (1, 2, 2),
+        "times": (0.5, 0.0),
+        "scales": (1.5, 1.0),
+        "dtype": "float16",
+        "seed": 0,
+        "num_classes": 5,
+        "solver": {"method": "ddim", "steps": 4, "spacing": "uniform", "nfe": 4},
+        "guidance_scale": (1.0, 2.0),
+        "prompts": 3,
+    }
+    return Manifest(**{**values, **changes})
+
+
+def rows_of(items: range) -> dict[str, torch.Tensor]:
+    """What a shard of `manifest_of` holds for some items."""
+    count = len(items)
+    return {
+        "noise": torch.ones(count, 1, 2, 2).half(),
+        "states": torch.ones(count, 2, 1, 2, 2).half(),
+        "class_labels": torch.arange(count),
+        "guidance_scale": torch.ones(count),
+        "prompt_index": torch.zeros(count, dtype=torch.int32),
+    }
+
+
+def _recorded(folder: Path) -> Path:
+    """Trajectories whose shards have records of their own still."""
+    prompts = Prompts(("a cat", "a dog", "none"), torch.ones(3, 4, 2).half())
+    checksum = trajectories.write_prompts(folder, prompts)
+    manifest = manifest_of(prompts_sha256=checksum)
+    trajectories.save_manifest(folder, manifest)
+    for index in range(manifest.shard_count):
+        trajectories.write_shard(folder, manifest, index, rows_of(manifest.items(index)))
+    return folder
+
+
+def _trajectories(folder: Path) -> Path:
+    trajectories.compact(_recorded(folder))
+    return folder
+
+
+def _partial(folder: Path) -> Path:
+    partials.save_partial(Place(folder), manifest_of(), 0, rows_of(range(1)))
+    return folder
+
+
+def _run(folder: Path) -> Path:
+    """A run with a finished teacher and trajectories."""
+    run = Run(load_recipe("digits"), folder / "run")
+    (folder / "run" / "trajectories").mkdir(parents=True)
+    _trajectories(folder / "run" / "trajectories")
+    (run.folder / "recipe.yaml").write_text(yaml.safe_dump(run.values, sort_keys=False))
+    with run._books():
+        run._begin("teacher")
+    run._close("teacher", 1.5, finished=True)
+    return run.folder
+
+
+class _Line(Objective):
+    """Training of the smallest network, on what is always the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = torch.nn.Linear(2, 1)
+
+    @property
+    def network(self) -> torch.nn.Module:
+        return self.model
+
+    def forward(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        error: torch.Tensor = self.model(torch.ones(1, 2)).square()
+        return error.mean(), error.detach().mean(0)
+
+
+def _train(folder: Path) -> None:
+    """Train from the newest checkpoint that can be used."""
+    plan = Plan(steps=3, learning_rate=0.1, batch_size=1, checkpoint_every=2, log_every=1)
+    with contextlib.redirect_stderr(io.StringIO()):
+        train(_Line(), lambda step, places: {}, plan, folder, tag="a")
+
+
+def _train_from(checkpoint: Path) -> None:
+    """Train from one checkpoint, whose checksum is right whatever it holds."""
+    if not checkpoint.is_file():  # it has no checksum then
+        return _train(checkpoint.parent)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copy(checkpoint, folder))
+        copy.with_suffix(".sha256").write_text(sha256(copy))
+        _train(Path(folder))
+
+
+def _checkpoint(folder: Path) -> Path:
+    (folder / "checkpoints").mkdir()
+    _train(folder / "checkpoints")
+    return folder / "checkpoints"
+
+
+def _checkpoint_state(folder: Path) -> Path:
+    saved = torch.load(_checkpoint(folder) / "step-00000002.pt", weights_only=True)
+    (folder / "checkpoints" / "state.json").write_text(json.dumps(saved["state"]))
+    return folder / "checkpoints"
+
+
+# ---- their readers -----------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> str:
+    """What a command prints; its refusal is raised."""
+    out, err = io.BytesIO(), io.BytesIO()
+    with (
+        contextlib.redirect_stdout(io.TextIOWrapper(out, "utf-8", write_through=True)),
+        contextlib.redirect_stderr(io.TextIOWrapper(err, "utf-8", write_through=True)),
+    ):
+        code = cli.main(list(arguments))
+        shown, said = out.getvalue().decode(), err.getvalue().decode()
+    assert all(line.isprintable() for line in shown.split("\n")), repr(shown)
+    assert code in (0, 1, 2)
+    if said.startswith("dsno: "):
+        raise (WorkError if code == 1 else InputError)(said.removeprefix("dsno: ").rstrip("\n"))
+    assert code < 2, said
+    return shown
+
+
+def _read_trajectories(path: Path) -> None:
+    command("trajectories", "verify", str(path))
+    command("trajectories", "info", str(path))
+    store = TrajectoryStore(path)
+    store.rows(torch.arange(len(store)))
+
+
+def _read_signed(path: Path) -> None:
+    """Shards and embeddings whose checksums are right whatever they hold."""
+    manifest = trajectories._read_manifest(Place(path))
+    shards = tuple(
+        dataclasses.replace(s, bytes=(path / s.file).stat().st_size, sha256=sha256(path / s.file))
+        if (path / s.file).is_file()
+        else s
+        for s in manifest.shards
+    )
+    signed = dataclasses.replace(manifest, shards=shards)
+    if (path / trajectories.EMBEDDED).is_file():
+        checksum = sha256(path / trajectories.EMBEDDED)
+        signed = dataclasses.replace(signed, prompts_sha256=checksum)
+    trajectories.save_manifest(path, signed)
+    _read_trajectories(path)
+
+
+def _read_run(path: Path) -> None:
+    with contextlib.redirect_stderr(io.StringIO()):
+        run = Run(saved_recipe(path), path)
+        if run._prepare("teacher"):
+            run._close("teacher", 1.0, finished=False)
+        run.require("teacher")
+
+
+def _train_from_state(path: Path) -> None:
+    saved = torch.load(path / "step-00000002.pt", weights_only=True)
+    saved["state"] = read_json(path / "state.json", "state", "mend it")
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(saved, Path(folder) / "step-00000002.pt")
+        _train_from(Path(folder) / "step-00000002.pt")
 
 
 def _read_data(source: str) -> Callable[[Path], object]:
@@ -184,6 +364,22 @@ TARGETS: dict[str, Target] = {
     "npz": Target(_npz, _read_data("npz")),
     "image": Target(_image, _read_data("folder"), "a.png"),
     "prompts": Target(_prompts, read_prompts),
+    "manifest": Target(_trajectories, _read_trajectories, "manifest.json", is_json=True),
+    "record": Target(_recorded, _read_trajectories, "shard-00001.json", is_json=True),
+    "shard": Target(_trajectories, _read_signed, "shard-00000.safetensors"),
+    "list of prompts": Target(_trajectories, _read_trajectories, "prompts.json", is_json=True),
+    "embeddings": Target(_trajectories, _read_signed, "prompts.safetensors"),
+    "partial": Target(
+        _partial,
+        lambda path: partials.load_partial(Place(path), manifest_of(), 0, 1),
+        "partial-00000.safetensors",
+    ),
+    "checkpoint": Target(
+        _checkpoint, lambda path: _train_from(path / "step-00000002.pt"), "step-00000002.pt"
+    ),
+    "state": Target(_checkpoint_state, _train_from_state, "state.json", is_json=True),
+    "stages": Target(_run, _read_run, "stages.json", is_json=True),
+    "run": Target(_run, lambda path: command("trajectories", "info", str(path)), "recipe.yaml"),
     "student": Target(_student, DSNOPipeline.from_pretrained, "model/config.json", is_json=True),
     "student index": Target(
         _student, DSNOPipeline.from_pretrained, "model_index.json", is_json=True
@@ -225,7 +421,7 @@ def _largest() -> int:
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 3, 7, 2**15, 2**31, 2**62, 2**64, 10**30),
     *(0.5, -0.5, 1e-320, 1e308, float("inf"), float("nan")),
-    *("", "x", "../../x", "/dev/zero", "a\nb", "\x00", "1e9", "a" * 5_000),
+    *("", "x", "\ud800", "\x1b[2J", "../../x", "/dev/zero", "a\nb", "\x00", "1e9", "a" * 5_000),
     *([], {}, [1], [0, -1], [[1]] * 3, [10**6] * 6, [1] * 3_000, {"a": {"b": []}}),
     *("AutoencoderKL", "UNet2DConditionModel", "CLIPTextModel", ["os", "system"]),
 )

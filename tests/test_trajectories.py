@@ -231,6 +231,25 @@ def test_a_shard_with_other_tensors_is_refused(
     assert "holds" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "complaint"),
+    [
+        ("class_labels", torch.tensor([0, 1, 2, 5]), "has other labels than the 5 there are"),
+        ("class_labels", torch.tensor([0, -1, 2, 3]), "has other labels than the 5 there are"),
+        ("class_labels", torch.ones(4), "has class_labels of type float32"),
+        ("noise", torch.ones(4, 2, 3), "has noise of type float32"),
+        ("noise", torch.tensor(1.0).half(), "holds {"),
+    ],
+)
+def test_a_shard_with_values_that_cannot_be_is_refused(
+    tmp_path: Path, name: str, tensor: Tensor, complaint: str
+) -> None:
+    made = manifest(count=4)
+    save_manifest(tmp_path, made)
+    write_shard(tmp_path, made, 0, {**tensors(made.items(0)), name: tensor})
+    assert complaint in refusal(tmp_path)
+
+
 def test_trajectories_of_another_recipe_are_refused(folder: Path) -> None:
     assert "of another recipe" in refusal(folder, tag="b")
     assert len(TrajectoryStore(folder, tag="a")) == 10

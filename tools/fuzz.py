@@ -2,6 +2,7 @@
 
     pip install atheris
     python tools/fuzz.py recipe --seconds 60        (or: edm, flax, image, labels, npz, ...)
+    python tools/fuzz.py all --seconds 60 --out results/fuzz.json
 
 It starts from valid files and damages them for as long as told. Whatever is in a file, its reader
 must return or raise one of this package's errors in one printable sentence, and the process must
@@ -18,10 +19,15 @@ exit code is 1 if there is a finding. The same targets run in `tests/test_hostil
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
+import operator
 import os
+import random
+import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -73,7 +79,8 @@ class Campaign:
         self.corpus.mkdir()
         seeds = [self.valid]
         if self.target.is_json:  # choices of values, which have no better start than any
-            seeds = [bytes((i * k) % 256 for i in range(24)) for k in (1, 7, 31)]
+            chance = random.Random(1)
+            seeds = [chance.randbytes(48) for _ in range(64)]
         elif self.name == "image":
             seeds = self.hostile.images()
         for i, content in enumerate(seeds):
@@ -84,19 +91,26 @@ class Campaign:
         if not self.target.is_json:
             return content
         tree = json.loads(self.valid)
-        for _ in range(provider.ConsumeIntInRange(1, EDITS)):
+        for edit in range(EDITS):
             places = list(self.hostile.places(tree))
-            if not places:
+            if not places or (edit and provider.ConsumeIntInRange(0, 2)):
                 break
             place = provider.PickValueInList(places)
-            value = provider.PickValueInList([*self.hostile.VALUES, *self._own(provider)])
+            own = self._own(provider, functools.reduce(operator.getitem, place, tree))
+            value = provider.PickValueInList([*self.hostile.VALUES, *own])
             drop = provider.ConsumeIntInRange(0, 7) == 1
             tree = self.hostile.with_value(tree, place, value, drop=drop)
         return bytes(self.hostile.dumped(tree))
 
-    def _own(self, provider: Any) -> list[Any]:
-        """Values that libFuzzer makes up."""
-        return [provider.ConsumeInt(8), provider.ConsumeFloat(), provider.ConsumeUnicode(12)]
+    def _own(self, provider: Any, valid: Any) -> list[Any]:
+        """Values that libFuzzer makes up, most of them close to the valid one."""
+        made = [provider.ConsumeInt(8), provider.ConsumeFloat(), provider.ConsumeUnicode(12)]
+        if isinstance(valid, list):
+            return made + [valid[1:], valid + valid, valid[::-1]]
+        if isinstance(valid, int | float):
+            step = provider.ConsumeIntInRange(-3, 3)
+            return made + [valid + step, valid - step, valid * step, -valid] * 3
+        return made
 
     def attack(self, content: bytes, provider: Any) -> None:
         """Try one input; note what it finds."""
@@ -167,16 +181,41 @@ def fuzz(name: str, seconds: float, keep: Path | None, seed: int) -> None:
     atheris.Fuzz()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def fuzz_all(seconds: float, keep: Path | None, seed: int, out: Path | None) -> int:
+    """Attack every target in turn, each in its own process; return the exit code."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    hostile: Any = importlib.import_module("tests.hostile")
+    records = []
+    for name in sorted(hostile.TARGETS):
+        command = [sys.executable, __file__, name, "--seconds", str(seconds), "--seed", str(seed)]
+        command += [] if keep is None else ["--keep", str(keep)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = done.stdout.strip().splitlines()
+        if not lines:  # the process died: that is a finding too
+            records.append({"target": name, "findings": [done.stderr[-300:]]})
+        else:
+            records.append(json.loads(lines[-1]))
+        print(json.dumps(records[-1]), flush=True)
+    if out is not None:
+        found = {"command": shlex.join(["python", *sys.argv]), "targets": records}
+        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 1 if any(record["findings"] for record in records) else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("target", help="what to attack; a wrong name lists them all")
+    parser.add_argument("target", help="what to attack, or all; a wrong name lists them")
     parser.add_argument("--seconds", type=float, default=60, help="how long (60)")
     parser.add_argument("--keep", type=Path, help="folder for the inputs that found something")
     parser.add_argument("--seed", type=int, default=1, help="of libFuzzer's random numbers (1)")
+    parser.add_argument("--out", type=Path, help="with all: where to write what was done, as JSON")
     given = parser.parse_args(arguments)
+    if given.target == "all":
+        return fuzz_all(given.seconds, given.keep, given.seed, given.out)
     fuzz(given.target, given.seconds, given.keep, given.seed)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -73,8 +73,11 @@ class Checkpoints:
     def read(self, path: Path) -> Mapping[str, Any] | None:
         """What a checkpoint holds; None if it is damaged or another recipe's, which is said."""
         try:
-            if _checksum_of(path).read_text(encoding="utf-8") != sha256(path):
-                raise ValueError
+            if not _checksum_of(path).is_file():
+                raise FileNotFoundError
+            with _checksum_of(path).open(encoding="utf-8") as file:
+                if file.read(65) != sha256(path):
+                    raise ValueError
             saved: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             tag = saved["tag"]
         except DAMAGED:

@@ -210,9 +210,9 @@ class _Work:
             self.denoiser,
             noise.to(place).float(),
             self.times,
-            method=manifest.solver["method"],
-            steps=manifest.solver["steps"],
-            spacing=manifest.solver["spacing"],
+            method=str(manifest.solver["method"]),
+            steps=int(manifest.solver["steps"]),
+            spacing=str(manifest.solver["spacing"]),
             condition=send_to_device(self.conditions.expand(drawn), place),
         )
         states = (solution.states / self.scales).to(kind).cpu()

@@ -13,6 +13,9 @@ class DsnoError(Exception):
     is_shared = False
     """Whether process 0 of several raised it and reports it for all."""
 
+    def __init__(self, sentence: str) -> None:
+        super().__init__(one_line(sentence))
+
 
 class InputError(DsnoError, ValueError):
     """The user's input (argument, recipe, file, folder) is wrong. Exit code 2."""
@@ -22,6 +25,12 @@ class InputError(DsnoError, ValueError):
 
 class WorkError(DsnoError, RuntimeError):
     """The work itself failed (NaN loss, full disk). Exit code 1."""
+
+
+def one_line(text: str) -> str:
+    """`text` without what a terminal would obey or cannot show; names in files may hold such."""
+    shown = (c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in text)
+    return "".join(shown)
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -187,7 +187,13 @@ def _number(text: str) -> int | float:
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
+    """Hex SHA-256 of a file.
+
+    Raises:
+        OSError: if it is none, or cannot be read.
+    """
+    if path.exists() and not path.is_file():  # a pipe or device would never end
+        raise OSError(f"{path} is no file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

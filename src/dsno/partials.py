@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dsno.places import Place
-from dsno.trajectories import Manifest, shard_index, shard_name
+from dsno.trajectories import Manifest, misfit, shard_index, shard_name
 
 
 def partial_name(index: int) -> str:
@@ -47,13 +47,14 @@ def load_partial(
             with safe_open(local, "pt") as file:
                 told = file.metadata() or {}
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            rows = len(tensors["noise"])
         except Exception:  # whatever a damaged file makes the library raise
             return None
-    rows, count = {len(tensor) for tensor in tensors.values()}, len(manifest.items(index))
-    if told.get("tag") != manifest.tag or told.get("sha256") != _checksum(tensors):
+    is_cut_there = rows < len(manifest.items(index)) and rows % batch_size == 0
+    if not is_cut_there or misfit(manifest, tensors, rows):
         return None
-    is_cut_there = len(rows) == 1 and max(rows) < count and max(rows) % batch_size == 0
-    return tensors if is_cut_there else None
+    is_its = told.get("tag") == manifest.tag and told.get("sha256") == _checksum(tensors)
+    return tensors if is_its else None
 
 
 def drop_partial(place: Place, index: int) -> None:

@@ -12,8 +12,10 @@ recipe changed is started again, and the change is named.
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,8 @@ NEUTRAL = {
 }
 # Keys that name a file whose content does.
 FILES = {"prompts", "vgg16"}
+MAX_SECONDS = 1e10
+"""Longer than any stage can have taken."""
 VERSION = 3  # raise when a stage's results change for the same recipe
 
 
@@ -227,12 +231,18 @@ class Run:
         remedy = "delete it to run the stages again"
         stages = read_json(path, "record of stages", remedy)
         try:
-            return TypeAdapter(dict[str, StageRecord]).validate_python(stages, strict=True)
+            found = TypeAdapter(dict[str, StageRecord]).validate_python(stages, strict=True)
         except ValidationError as error:
             where = ".".join(str(part) for part in error.errors()[0]["loc"])
             raise InputError(
                 f"The record of stages {path} is damaged at {where!r}; {remedy}."
             ) from None
+        for name, record in found.items():
+            if not 0 <= record["seconds"] < MAX_SECONDS or not _is_finite(record["inputs"]):
+                raise InputError(
+                    f"The record of stages {path} is damaged at {name!r:.60}; {remedy}."
+                )
+        return found
 
     def _write_stage(self, name: str, record: StageRecord | None) -> None:
         stages = {k: v for k, v in self._stages().items() if k != name}
@@ -319,6 +329,15 @@ class Run:
             shutil.rmtree(self.folder / FOLDERS[stage], ignore_errors=True)
         # What is half made from here on belongs to this recipe.
         self._write_stage(stage, begun)
+
+
+def _is_finite(values: Mapping[str, Any]) -> bool:
+    """Whether values are JSON that can be written again: none is infinite."""
+    try:
+        json.dumps(values, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _content(path: str) -> str:

@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import torch
 from accelerate.utils import send_to_device
+from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from typing_extensions import TypedDict
 
 from dsno import distributed, seeds
 from dsno.checkpoints import DAMAGED, Checkpoints
@@ -122,18 +124,46 @@ class Plan:
         return [range(first + i * size, first + (i + 1) * size) for i in range(self.accumulation)]
 
 
+_Float32 = Annotated[float, Field(ge=-1e39, le=1e39)]
+
+
+class Row(TypedDict):
+    """What is recorded of the steps since the last record."""
+
+    step: int
+    loss: _Float32
+    learning_rate: _Float32
+    gradient_norm: _Float32
+    per_time: NotRequired[list[_Float32]]
+
+
 @dataclass
 class _State:
     """Where a run stands: the step, the records so far and the sums since the last of them."""
 
     step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    per_time: list[list[float]] = field(default_factory=list)
-    since_checkpoint: list[float] = field(default_factory=list)
+    history: list[Row] = field(default_factory=list)
+    losses: list[_Float32] = field(default_factory=list)
+    norms: list[_Float32] = field(default_factory=list)
+    per_time: list[list[_Float32]] = field(default_factory=list)
+    since_checkpoint: list[_Float32] = field(default_factory=list)
     best_step: int = 0
     best_loss: float = math.inf
+
+    @classmethod
+    def read(cls, value: Any) -> _State:
+        """The state that a checkpoint holds; a ValueError if it is none."""
+        state = TypeAdapter(cls).validate_python(value)
+        steps = [0, *(row["step"] for row in state.history), state.step + 1]
+        times = [*state.per_time, *(row["per_time"] for row in state.history if "per_time" in row)]
+        is_possible = (
+            steps == sorted(set(steps))
+            and 0 <= state.best_step <= state.step
+            and len(set(map(len, times))) <= 1
+        )
+        if not is_possible:
+            raise ValueError("no state")
+        return state
 
     def add(self, loss: float, per_time: list[float], norm: float) -> None:
         self.step += 1
@@ -144,7 +174,7 @@ class _State:
             self.per_time.append(per_time)
 
     def close_window(self, rate: float) -> None:
-        row: dict[str, Any] = {
+        row: Row = {
             "step": self.step,
             "loss": _mean(self.losses),
             "learning_rate": rate,
@@ -187,7 +217,7 @@ def train(
     label: str = "training",
     log_folder: Path | None = None,
     preview: Preview | None = None,
-) -> tuple[nn.Module, list[dict[str, Any]]]:
+) -> tuple[nn.Module, list[Row]]:
     """Train `objective.model`, from its newest checkpoint if there is one.
 
     Under a launcher every process calls this; all return the same.
@@ -256,7 +286,7 @@ class _Training:
         self.log = Log(self.engine.accelerator, name, self.state.step)
         self.window_start, self.window_waited = time.perf_counter(), 0.0
 
-    def run(self) -> tuple[nn.Module, list[dict[str, Any]]]:
+    def run(self) -> tuple[nn.Module, list[Row]]:
         plan, state = self.plan, self.state
         self.objective.train()
         pieces = (
@@ -391,7 +421,9 @@ class _Training:
                 continue
             start = start or copy.deepcopy(self.engine.states(*parts))
             try:
-                state = _State(**saved["state"])
+                state = _State.read(saved["state"])
+                if self.checkpoints.path(state.step) != path or state.step > self.plan.steps:
+                    raise ValueError("another step's")
                 self.engine.load(saved, *parts)
             except DAMAGED:
                 self.checkpoints.say_damaged(path)

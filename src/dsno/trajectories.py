@@ -28,6 +28,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dsno.conditions import LABELS, PROMPT
+from dsno.denoisers import GUIDANCE_SCALE
 from dsno.errors import InputError
 from dsno.files import read_json, sha256
 from dsno.places import Place, place_of
@@ -41,6 +43,8 @@ MAX_SHARDS, MAX_ELEMENTS, MAX_TIMES = 2**20, 2**26, 2**12
 """More a manifest may not claim: of shards, numbers in a state, and states."""
 ATTEMPTS = 10
 """To read a folder that others are changing."""
+MAX_TEXT = 200
+"""Characters of a tag or of what the manifest says of the solver."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Manifest:
     dtype: str
     seed: int
     num_classes: int | None
-    solver: Mapping[str, Any]
+    solver: Mapping[str, str | int | float]
     guidance_scale: float | tuple[float, float] | None = None
     prompts: int | None = None
     prompts_sha256: str = ""
@@ -96,6 +100,18 @@ class Manifest:
         """The items of shard `index`."""
         first = index * self.shard_size
         return range(first, min(first + self.shard_size, self.count))
+
+    def entries(self, count: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what a shard holds for so many items."""
+        shape = self.sample_shape
+        found = {"noise": (count, *shape), "states": (count, len(self.times), *shape)}
+        if self.num_classes is not None:
+            found[LABELS] = (count,)
+        if isinstance(self.guidance_scale, tuple):
+            found[GUIDANCE_SCALE] = (count,)
+        if self.prompts is not None:
+            found[PROMPT] = (count,)
+        return found
 
     @property
     def shard_count(self) -> int:
@@ -183,6 +199,13 @@ def _complaint(manifest: Manifest) -> str:
         return f"has {len(m.times)} times, {len(m.scales)} scales and {m.prompts} prompts"
     if not all(math.isfinite(t) for t in m.times + m.scales) or min(m.scales) <= 0:
         return "has times or scales that are no such numbers"
+    if (1 if m.num_classes is None else m.num_classes) < 1:
+        return f"has {m.num_classes} classes"
+    texts = [m.tag, *m.solver, *(v for v in m.solver.values() if isinstance(v, str))]
+    if not all(text.isprintable() and len(text) <= MAX_TEXT for text in texts):
+        return "has a tag or solver that is no such text"
+    if not {"method", "steps", "spacing", "nfe"} <= m.solver.keys():
+        return "does not say how its solver worked"
     for shard in m.shards:
         index = shard.first // m.shard_size
         if shard.file != shard_name(index) or not 0 <= index < m.shard_count:
@@ -260,6 +283,8 @@ def read_prompts(folder: Path | Place, manifest: Manifest) -> Prompts | None:
                 embeddings = file.get_tensor("embeddings").clone()
         except Exception as error:  # whatever a foreign file makes the library raise
             raise InputError(f"{place.at(EMBEDDED)} cannot be read ({error}); {remedy}.") from None
+    if embeddings.ndim != 3 or not embeddings.is_floating_point():
+        raise InputError(f"{place.at(EMBEDDED)} holds no embeddings of prompts; {remedy}.")
     if not isinstance(texts, list) or not (len(texts) == len(embeddings) == manifest.prompts):
         raise InputError(f"{place.at(PROMPTS)} does not list {manifest.prompts} prompts; {remedy}.")
     return Prompts(tuple(str(t) for t in texts), embeddings)
@@ -278,6 +303,23 @@ def write_shard(
         shard = Shard(name, items.start, len(items), temporary.stat().st_size, sha256(temporary))
     _write_json(place, record_name(index), {"tag": manifest.tag, **dataclasses.asdict(shard)})
     return shard
+
+
+def misfit(manifest: Manifest, tensors: Mapping[str, Tensor], count: int) -> str:
+    """What makes tensors no shard of so many items; empty if nothing does."""
+    expected = manifest.entries(count)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        return f"holds {found!r:.300}, not {expected}"
+    kinds = {LABELS: torch.int64, PROMPT: torch.int32, GUIDANCE_SCALE: torch.float32}
+    for name, tensor in tensors.items():
+        if tensor.dtype != kinds.get(name, DTYPES[manifest.dtype]):
+            return f"has {name} of type {str(tensor.dtype).removeprefix('torch.')}"
+    limits = (LABELS, "labels", manifest.num_classes), (PROMPT, "prompts", manifest.prompts)
+    for name, what, limit in limits:
+        if limit is not None and not bool(((tensors[name] >= 0) & (tensors[name] < limit)).all()):
+            return f"has other {what} than the {limit} there are"
+    return ""
 
 
 def _with_records(place: Place, manifest: Manifest) -> Manifest:

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dsno import distributed
-from dsno.conditions import LABELS, PROMPT, Conditions
-from dsno.denoisers import GUIDANCE_SCALE, Condition
+from dsno.conditions import Conditions
+from dsno.denoisers import Condition
 from dsno.errors import InputError, WorkError
 from dsno.files import locked, replacing, sha256
 from dsno.places import Place, place_of
@@ -20,6 +20,7 @@ from dsno.trajectories import (
     Shard,
     damaged_shards,
     load_manifest,
+    misfit,
     read_prompts,
     shard_name,
 )
@@ -130,20 +131,8 @@ class TrajectoryStore:
         return tensors
 
     def _check(self, address: str, tensors: Mapping[str, Tensor], count: int) -> None:
-        shape, m = self.manifest.sample_shape, len(self.manifest.times)
-        expected = {"noise": (count, *shape), "states": (count, m, *shape)}
-        if self.manifest.num_classes is not None:
-            expected[LABELS] = (count,)
-        if isinstance(self.manifest.guidance_scale, tuple):
-            expected[GUIDANCE_SCALE] = (count,)
-        if self.manifest.prompts is not None:
-            expected[PROMPT] = (count,)
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if found != expected:
-            raise InputError(_again(address, f"holds {found}, not {expected}"))
-        rows = self.manifest.prompts
-        if rows is not None and not bool(((tensors[PROMPT] >= 0) & (tensors[PROMPT] < rows)).all()):
-            raise InputError(_again(address, f"has other prompts than the {rows} there are"))
+        if complaint := misfit(self.manifest, tensors, count):
+            raise InputError(_again(address, complaint))
 
 
 def _again(address: str, complaint: str) -> str:
