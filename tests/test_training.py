@@ -278,7 +278,19 @@ def break_by_flipping_a_bit(path: Path) -> None:
 
 
 def break_by_another_shape(path: Path) -> None:
-    torch.save({"tag": "a", "state": {}, "model": {}, "average": {}, "optimizer": {}}, path)
+    saved = torch.load(path, weights_only=True)
+    torch.save({**saved, "model": {}, "average": {}, "optimizer": {}}, path)
+    seal(path)
+
+
+def break_by_another_state(path: Path) -> None:
+    saved = torch.load(path, weights_only=True)
+    torch.save({**saved, "state": {**saved["state"], "step": -3}}, path)
+    seal(path)
+
+
+def break_by_a_number_cut_short(path: Path) -> None:
+    path.write_bytes(b"\x80\x02J")  # the reader's own error is none of torch's
     seal(path)
 
 
@@ -306,6 +318,8 @@ def seal(path: Path) -> None:
         break_by_losing_its_checksum,
         break_by_another_shape,
         break_by_another_content,
+        break_by_another_state,
+        break_by_a_number_cut_short,
     ],
 )
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(

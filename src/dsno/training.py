@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from typing_extensions import TypedDict
 
 from dsno import distributed, seeds
-from dsno.checkpoints import DAMAGED, Checkpoints
+from dsno.checkpoints import Checkpoints
 from dsno.console import progress, say
 from dsno.errors import InputError, WorkError, one_of
 from dsno.feeding import Batch, Feed, fed
@@ -124,6 +124,8 @@ class Plan:
         return [range(first + i * size, first + (i + 1) * size) for i in range(self.accumulation)]
 
 
+# What the content of a foreign checkpoint raises when it is put back.
+DAMAGED = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 _Float32 = Annotated[float, Field(ge=-1e39, le=1e39)]
 
 
