@@ -204,7 +204,7 @@ DRY_RUN = {
         "destination",
         "cache_gb",
     ],
-    "student": ["slices", "modes", "output", "sites"],
+    "student": ["slices", "modes", "output", "sites", "lifted_from", "shared_levels", "shared"],
     "train": [
         "steps",
         "batch_size",

@@ -17,7 +17,8 @@ from torch.nn import functional
 from dsno.backbones.edm import DhariwalUNet, SongUNet, call_edm, edm_sites
 from dsno.denoisers import Denoiser
 from dsno.errors import InputError
-from dsno.operator import DSNO, lift
+from dsno.lifting import lift
+from dsno.operator import DSNO
 from dsno.schedules import EDMSchedule
 from dsno.teachers.edm import load_edm
 from dsno.temporal import Slices

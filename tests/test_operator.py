@@ -13,9 +13,10 @@ from dsno.backbones.sites import match_sites
 from dsno.denoisers import Denoiser, Preconditioning
 from dsno.errors import InputError
 from dsno.grids import SPACINGS, Spacing
+from dsno.lifting import Lifted
 from dsno.mixtures import Gaussian
 from dsno.objectives import slice_weights, trajectory_loss
-from dsno.operator import DSNO, OUTPUTS, Lifted
+from dsno.operator import DSNO, OUTPUTS
 from dsno.schedules import SCHEDULES, BetaSchedule, CosineSchedule
 from dsno.temporal import Slices
 

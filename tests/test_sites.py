@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from dsno.backbones.unet import call_condition_unet, call_unet, unet_sites
 from dsno.denoisers import Denoiser
 from dsno.errors import InputError
-from dsno.operator import DSNO, Lifted, lift
+from dsno.lifting import Lifted, lift
+from dsno.operator import DSNO
 from dsno.schedules import CosineSchedule
 from dsno.temporal import Slices
 

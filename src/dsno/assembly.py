@@ -10,7 +10,7 @@ from torch import nn
 
 from dsno import seeds
 from dsno.backbones.registry import backbone_of
-from dsno.backbones.sites import match_sites
+from dsno.backbones.sites import inside, match_sites
 from dsno.conditions import Conditions
 from dsno.console import progress, say
 from dsno.data import Dataset, load_data
@@ -206,10 +206,20 @@ def new_operator(recipe: Recipe, teacher: Teacher) -> DSNO:
     """
     spec, network = recipe.student, teacher.denoiser.network
     kind = backbone_of(network)
+    levels = kind.levels(network)
+    for key, asked in ("lifted_from", spec.lifted_from), ("shared_levels", spec.shared_levels):
+        if asked > len(levels):
+            raise InputError(
+                f"student.{key} = {asked}, but the {kind.name} has {len(levels)} levels to choose; "
+                "for other networks name submodules in student.sites and student.shared."
+            )
+    shared = [name for level in levels[: spec.shared_levels] for name in level.encoder]
     sites = list(spec.sites)
     if "default" in sites:
         sites.remove("default")
-        sites = kind.sites(network) + (match_sites(network, sites) if sites else [])
+        above = [n for level in levels[: spec.lifted_from] for n in level.encoder + level.decoder]
+        core = [site for site in kind.sites(network) if not inside(site, above)]
+        sites = core + (match_sites(network, sites) if sites else [])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_torch_seed(recipe.seed, 1))
         operator = DSNO.from_teacher(
@@ -222,6 +232,7 @@ def new_operator(recipe: Recipe, teacher: Teacher) -> DSNO:
             output=spec.output,
             condition=teacher.example_condition(),
             guidance=recipe.collect.guidance_range is not None,
+            shared=[*shared, *spec.shared],
         )
     return operator
 

@@ -1,24 +1,21 @@
-"""The operator: a teacher's backbone with time made a dimension of the data.
+"""The operator: noise in, the whole trajectory out, in one evaluation of a lifted backbone.
 
-`lift` attaches temporal layers behind named submodules of any network without touching its code.
-`DSNO` owns a lifted backbone and maps noise to the whole trajectory in one forward pass: the noise
-is fed once per output time, each copy told its own time, spatial layers see B * M rows and temporal
-layers mix the M slices of each sample (parallel decoding; arXiv 2211.13449, section 4).
+`DSNO` owns a backbone with time made a dimension of its data (`dsno.lifting`): the noise is fed
+once per output time, each copy told its own time, spatial layers see B * M rows and temporal layers
+mix the M slices of each sample (parallel decoding; arXiv 2211.13449, section 4).
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dsno.backbones.registry import call_plain
-from dsno.backbones.sites import match_sites
 from dsno.denoisers import (
     GUIDANCE_SCALE,
     Condition,
@@ -27,149 +24,23 @@ from dsno.denoisers import (
     Preconditioning,
     first_channels,
 )
-from dsno.errors import InputError, closest, one_of
+from dsno.errors import InputError, one_of
 from dsno.grids import Spacing, grid_times
-from dsno.modulation import SiteShifts
+from dsno.lifting import Lifted, lift, trace
+from dsno.rows import Rows
 from dsno.schedules import signal_and_noise
-from dsno.temporal import Slices, TemporalLayer
+from dsno.temporal import Slices
 
 OUTPUTS = ("denoised", "state")
 
 
-class _Layout:
-    """What the layers of one lifted network share: the batch in flight and the guidance input.
-
-    Attributes:
-        slices: of the batch.
-        shifts: turns the guidance's embedding into a bias per site; None without that input.
-        embedding: of the guidance scale, a row per row of the batch; None without that input.
-    """
-
-    def __init__(self, slices: Slices, shifts: SiteShifts | None) -> None:
-        self.slices = slices
-        self.shifts = shifts
-        self.embedding: Tensor | None = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Layout:
-        """Copy all but the embedding, which belongs to a forward pass of the original."""
-        return _Layout(copy.deepcopy(self.slices, memo), copy.deepcopy(self.shifts, memo))
-
-
-class _TemporalHook:
-    """A forward hook that owns its layer, so that `deepcopy` (EMA) copies both together."""
-
-    def __init__(self, index: int, layer: TemporalLayer, layout: _Layout) -> None:
-        self.index = index
-        self.layer = layer
-        self.layout = layout
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (self._mix(output[0]), *output[1:])
-        return self._mix(output)
-
-    def _mix(self, u: Tensor) -> Tensor:
-        mixed: Tensor = self.layer(u, self.layout.slices)
-        if self.layout.shifts is None or self.layout.embedding is None:
-            return mixed
-        dim = self.layer.conv.channel_dim
-        return mixed + self.layout.shifts.at(self.index, self.layout.embedding, mixed, dim)
-
-
-class Lifted(nn.Module):
-    """A network with temporal layers behind its sites; built by `lift`.
-
-    `network` keeps its own parameter names; the temporal layers are `temporal.0`, `temporal.1`, ...
-    in the order of `sites`. With `guidance`, the guidance scale is one more input: `shifts` turns
-    it into a bias behind every site.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        sites: Sequence[str],
-        channels: Sequence[int],
-        *,
-        slices: int,
-        modes: int,
-        channel_dim: int = 1,
-        guidance: bool = False,
-    ) -> None:
-        super().__init__()
-        if guidance and not sites:
-            raise InputError(
-                "The guidance scale enters where time is mixed, so a student with that input needs "
-                "at least one site; name some in `student.sites`."
-            )
-        self.network = network
-        self.sites = tuple(sites)
-        self.channels = tuple(channels)
-        self.slices, self.modes, self.channel_dim = slices, modes, channel_dim
-        self.shifts = SiteShifts(channels) if guidance else None
-        self.layout = _Layout(Slices(slices), self.shifts)
-        self.temporal = nn.ModuleList(
-            TemporalLayer(c, modes, slices, channel_dim=channel_dim) for c in channels
-        )
-        modules = dict(network.named_modules())
-        for index, (site, layer) in enumerate(zip(self.sites, self.temporal, strict=True)):
-            if site not in modules:
-                raise InputError(f"The network has no submodule {site!r}: {closest(site, modules)}")
-            assert isinstance(layer, TemporalLayer)
-            modules[site].register_forward_hook(_TemporalHook(index, layer, self.layout))
-
-    def zero_temporal(self) -> None:
-        """Set every temporal kernel to zero: the network is then the original one."""
-        for parameter in self.temporal.parameters():
-            nn.init.zeros_(parameter)
-
-
-def _probe(
-    denoiser: Denoiser, condition: Condition | None, watched: Iterable[str]
-) -> dict[str, Tensor]:
-    """Run the network once on zeros; return the watched submodules' outputs in running order."""
-    seen: dict[str, Tensor] = {}
-    modules = dict(denoiser.network.named_modules())
-
-    def recorder(name: str) -> Any:
-        def record(module: nn.Module, args: Any, output: Any) -> None:
-            seen.pop(name, None)
-            seen[name] = output[0] if isinstance(output, tuple) else output
-
-        return record
-
-    handles = [modules[name].register_forward_hook(recorder(name)) for name in watched]
-    try:
-        parameter = next(denoiser.network.parameters())
-        x = torch.zeros(1, *denoiser.sample_shape, dtype=parameter.dtype, device=parameter.device)
-        with torch.no_grad():
-            denoiser(x, _one(), condition)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
-def site_channels(
-    denoiser: Denoiser, sites: Sequence[str], condition: Condition | None, channel_dim: int
-) -> list[int]:
-    """Channels of the output of each site, found by running the network once.
-
-    Raises:
-        InputError: if a site never runs or its output is not a tensor with channels.
-    """
-    seen = _probe(denoiser, condition, sites)
-    for site in sites:
-        if site not in seen:
-            raise InputError(f"Site {site!r} is never run by the network's forward pass.")
-        if not isinstance(seen[site], Tensor) or seen[site].ndim < 2:
-            raise InputError(f"The output of site {site!r} is not a tensor with channels.")
-    return [seen[site].shape[channel_dim] for site in sites]
-
-
 def _last_layer(network: nn.Module, denoiser: Denoiser, condition: Condition | None) -> nn.Module:
     """Of a copy of the teacher's network, the last submodule with its own parameters to run."""
+    calls = trace(denoiser, condition)
     owners = [n for n, m in denoiser.network.named_modules() if list(m.parameters(recurse=False))]
-    return network.get_submodule(list(_probe(denoiser, condition, owners))[-1])
+    return network.get_submodule(
+        max((n for n in owners if n in calls), key=lambda n: calls[n][-1].end)
+    )
 
 
 def _keep_first_half(layer: nn.Module) -> None:
@@ -191,45 +62,6 @@ def _keep_first_half(layer: nn.Module) -> None:
         layer.out_channels = half
     else:
         layer.out_features = half
-
-
-def lift(
-    denoiser: Denoiser,
-    sites: Sequence[str],
-    *,
-    slices: int,
-    modes: int,
-    channel_dim: int = 1,
-    condition: Condition | None = None,
-    guidance: bool = False,
-) -> Lifted:
-    """Copy a denoiser's network and attach temporal layers behind the submodules named by `sites`.
-
-    Args:
-        denoiser: the teacher; it is not changed.
-        sites: names or patterns of submodules, see `match_sites` (a `Backbone` of the registry
-            knows its own).
-        slices: M.
-        modes: Fourier modes kept.
-        channel_dim: where the sites' outputs have their channels: 1, or -1 for tokens.
-        condition: one row of conditioning for a network that needs it to run.
-        guidance: whether the guidance scale becomes an input.
-
-    Raises:
-        InputError: for a site that matches nothing, never runs or has no channels.
-    """
-    names = match_sites(denoiser.network, sites)
-    channels = site_channels(denoiser, names, condition, channel_dim)
-    network = copy.deepcopy(denoiser.network).requires_grad_(True)  # a teacher may be frozen
-    return Lifted(
-        network,
-        names,
-        channels,
-        slices=slices,
-        modes=modes,
-        channel_dim=channel_dim,
-        guidance=guidance,
-    )
 
 
 class DSNO(nn.Module):
@@ -282,6 +114,7 @@ class DSNO(nn.Module):
         output: str = "denoised",
         condition: Condition | None = None,
         guidance: bool = False,
+        shared: Sequence[str] = (),
     ) -> DSNO:
         """Lift a copy of the teacher's network; see `lift` and the class for the arguments."""
         lifted = lift(
@@ -292,6 +125,7 @@ class DSNO(nn.Module):
             channel_dim=channel_dim,
             condition=condition,
             guidance=guidance,
+            shared=shared,
         )
         preconditioning = denoiser.preconditioning
         if preconditioning.prediction_type == "epsilon":
@@ -324,6 +158,8 @@ class DSNO(nn.Module):
         noise: Float[Tensor, "batch *shape"],
         condition: Condition | None = None,
         times: Float[Tensor, " queries"] | None = None,
+        *,
+        last_only: bool = False,
     ) -> Float[Tensor, "batch slices *shape"]:
         """Return the states at the trained times, or at `times` if given, in one evaluation.
 
@@ -332,11 +168,15 @@ class DSNO(nn.Module):
             condition: tensors with a leading batch dimension; `guidance_scale` (batch,) for a
                 student with that input.
             times: (Q,) in [0, 1]; computed beside the trained slices, which they do not change.
+            last_only: return the state at t = 0 alone, (batch, 1, *shape), and compute only what it
+                depends on; not together with `times`.
 
         Raises:
-            InputError: for noise of another shape, times outside [0, 1], or a guidance scale that
-                is missing or not an input.
+            InputError: for noise of another shape, times outside [0, 1] or with `last_only`, or a
+                guidance scale that is missing or not an input.
         """
+        if last_only and times is not None:
+            raise InputError("Ask for the last state alone or for the states at other times.")
         if tuple(noise.shape[1:]) != self.sample_shape:
             raise InputError(
                 f"This model makes samples of shape {self.sample_shape}, but the noise has "
@@ -360,11 +200,13 @@ class DSNO(nn.Module):
         embedding = self._embed_guidance(given.pop(GUIDANCE_SCALE, None))
         kind = torch.promote_types(noise.dtype, torch.float32)
         told = self.preconditioning.c_noise(every).to(noise.device, kind).repeat(batch)
-        # Set, not restored: gradient checkpointing runs the network again during backward.
-        self.lifted.layout.slices, self.lifted.layout.embedding = slices, embedding
-        f = first_channels(self.call(self.lifted.network, rows, told, given), rows)
-        f = f.to(noise.dtype)
-        f = f.reshape(batch, count, *self.sample_shape)
+        layout = self.lifted.layout
+        layout.set(slices, batch, last_only=last_only, embedding=embedding)
+        f = self.call(self.lifted.network, rows, told, given)
+        if last_only:
+            f, every = layout.bring(f, Rows.LAST), every[-1:]
+        f = first_channels(f, x if last_only else rows)
+        f = f.to(noise.dtype).reshape(batch, -1, *self.sample_shape)
         if times is not None:
             f, every = f[:, self.slices :], every[self.slices :]
         return self._states(x[:, None], f, every)
@@ -394,9 +236,29 @@ class DSNO(nn.Module):
         return _per_slice(ratio, f) * x + _per_slice(rest, f) * clean
 
     def sample(self, noise: Tensor, condition: Condition | None = None) -> Tensor:
-        """The state at t = 0, (batch, *shape): one network evaluation."""
-        states: Tensor = self(noise, condition)
-        return states[:, -1]
+        """The state at t = 0, (batch, *shape): `forward(...)[:, -1]`, for less computation."""
+        states: Tensor = self(noise, condition, last_only=True)
+        return states[:, 0]
+
+
+def sampling_cost(operator: DSNO, denoiser: Denoiser, condition: Condition | None = None) -> float:
+    """Multiply-adds of one sample, in evaluations of the teacher's network.
+
+    Convolutions, matrix products and attention are counted; what is done per element is not.
+
+    Args:
+        operator: the student.
+        denoiser: its teacher.
+        condition: one row of conditioning for networks that need it to run.
+    """
+    place = next(operator.parameters())
+    noise = torch.zeros(1, *operator.sample_shape, dtype=place.dtype, device=place.device)
+    told = {k: v for k, v in (condition or {}).items() if k != GUIDANCE_SCALE}
+    with torch.no_grad(), FlopCounterMode(display=False) as sample:
+        operator.sample(noise, condition)
+    with torch.no_grad(), FlopCounterMode(display=False) as evaluation:
+        denoiser(noise, _one(), told)
+    return float(sample.get_total_flops() / evaluation.get_total_flops())
 
 
 def _one() -> Tensor:

@@ -36,7 +36,9 @@ from dsno.files import read_json
 from dsno.hub import download, looks_like_hub_id
 from dsno.images import to_pil, to_uint8
 from dsno.latents import Latents
-from dsno.operator import DSNO, Lifted
+from dsno.lifting import Lifted
+from dsno.operator import DSNO
+from dsno.rows import Parts
 from dsno.text import TextEncoder
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -65,6 +67,7 @@ class DSNOModel(ModelMixin, ConfigMixin):
         guidance_scale: of the teacher's classifier-free guidance, distilled in: a number, or the
             range of those it was trained at, which makes the scale an input; None for none.
         is_textual: whether it is conditioned on embedded prompts.
+        parts: which submodules do not see every slice, see `dsno.rows.Parts`; None if all do.
     """
 
     @register_to_config
@@ -84,6 +87,7 @@ class DSNOModel(ModelMixin, ConfigMixin):
         class_frequencies: Sequence[float] | None = None,
         guidance_scale: float | Sequence[float] | None = None,
         is_textual: bool = False,
+        parts: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         kind = registry.backbone(backbone)
@@ -97,6 +101,7 @@ class DSNOModel(ModelMixin, ConfigMixin):
             modes=modes,
             channel_dim=channel_dim,
             guidance=guidance_scale is not None and not isinstance(guidance_scale, int | float),
+            parts=Parts.from_config(parts),
         )
         self.operator = DSNO(
             lifted,
@@ -138,6 +143,7 @@ class DSNOModel(ModelMixin, ConfigMixin):
                 if isinstance(guidance_scale, Sequence)
                 else given,
                 is_textual=is_textual,
+                parts=lifted.parts.to_config(),
             )
         model.operator = operator
         return model
@@ -149,15 +155,16 @@ class DSNOModel(ModelMixin, ConfigMixin):
         times: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         guidance_scale: Tensor | None = None,
+        last_only: bool = False,
     ) -> Tensor:
-        """States (batch, M, *shape) of the trajectory from unit noise (batch, *shape)."""
+        """States (batch, M, *shape) of the trajectory from unit noise; see `DSNO.forward`."""
         given = {
             LABELS: class_labels,
             EMBEDDINGS: encoder_hidden_states,
             GUIDANCE_SCALE: guidance_scale,
         }
         condition = {name: value for name, value in given.items() if value is not None}
-        states: Tensor = self.operator(noise, condition or None, times)
+        states: Tensor = self.operator(noise, condition or None, times, last_only=last_only)
         return states
 
     @property
@@ -331,7 +338,7 @@ class DSNOPipeline(DiffusionPipeline):
         condition = {k: None if v is None else v.to(model.device) for k, v in condition.items()}
         asked = operator.times
         if times is None:
-            states = model(noise, **condition)
+            states = model(noise, last_only=not return_trajectory, **condition)
         else:  # the sample is the state at one more time, of the same evaluation
             asked = torch.as_tensor(times, dtype=torch.float64)
             every = torch.cat([asked, torch.zeros_like(asked[:1])])

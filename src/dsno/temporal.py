@@ -6,9 +6,9 @@ to the slices:
 
     K u = F^-1 (R . F u),        layer(u) = u + LeakyReLU(K u)
 
-(arXiv 2211.13449, section 4.2). It is computed as: project on the retained cosines and sines, one
-real channel-mixing matrix product per mode, project back. No FFT and no complex tensor is needed,
-so half precision, compilers and exporters all work.
+(arXiv 2211.13449, section 4.2). It is computed as: project on the retained cosines and sines, mix
+the channels by three real matrix products per mode, project back. No FFT and no complex tensor is
+needed, so half precision, compilers and exporters all work.
 
 The layer is an operator on functions of time. The M *carrier* slices lie at phases j / M of the
 period and supply the Fourier coefficients. *Query* slices at any other phase only read those
@@ -54,30 +54,45 @@ def modes_kept(modes: int, carriers: int) -> int:
 def _bases(
     slices: Slices, modes: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Analysis (P, M) and synthesis (count, P) matrices, P = 1 + 2 (modes - 1).
+    """Analysis (P, M) and synthesis (count, P) matrices; P = 1 for each mode without sine, else 3.
 
-    Rows of P: DC, then cosine and minus-sine of each harmonic, i.e. real and imaginary part of the
-    coefficient. The Nyquist mode has no sine; its column is zero, as in `torch.fft.irfft`.
+    A component is what one real (C, C) matrix acts on. The constant mode is one; so is the Nyquist
+    mode, which has no sine (as in `torch.fft.irfft`). Of a harmonic with coefficient x + iy, which
+    is multiplied by a + ib, they are x + y, x and y: from a (x + y), (b - a) x and (a + b) y follow
+    real part (the first less the third) and imaginary part (the first plus the second), with three
+    products instead of four (Gauss).
     """
     m = slices.carriers
     phases = torch.tensor([j / m for j in range(m)] + list(slices.queries), dtype=torch.float64)
-    analysis, synthesis = [torch.ones(m)], [torch.ones(slices.count).double() / m]
+    analysis: list[Tensor] = [torch.ones(m).double()]
+    synthesis: list[Tensor] = [torch.ones(slices.count).double() / m]
     for k in range(1, modes):
-        nyquist = 2 * k == m
         turn = 2 * math.pi * k * phases
-        weight = (1 if nyquist else 2) / m
-        analysis += [turn[:m].cos(), torch.zeros(m) if nyquist else -turn[:m].sin()]
-        synthesis += [
-            weight * turn.cos(),
-            torch.zeros(slices.count) if nyquist else -weight * turn.sin(),
-        ]
+        cosine, sine = turn.cos(), -turn.sin()
+        x, y = cosine[:m], sine[:m]
+        if 2 * k == m:
+            analysis.append(x)
+            synthesis.append(cosine / m)
+        else:
+            analysis += [x + y, x, y]
+            synthesis += [2 / m * (cosine + sine), 2 / m * sine, -2 / m * cosine]
     return (
-        torch.stack([row.double() for row in analysis]).to(dtype=dtype, device=device),
-        torch.stack([column.double() for column in synthesis], 1).to(dtype=dtype, device=device),
+        torch.stack(analysis).to(dtype=dtype, device=device),
+        torch.stack(synthesis, 1).to(dtype=dtype, device=device),
     )
 
 
 _cached_bases = functools.lru_cache(maxsize=256)(_bases)
+
+
+def _may_overwrite() -> bool:
+    """Whether a tensor that is done with can take the next result: memory that is fresh costs time.
+
+    Autocast does not cast for such calls, and a compiler sees to its own memory.
+    """
+    return not (
+        torch.is_grad_enabled() or torch.is_autocast_enabled() or torch.compiler.is_compiling()
+    )
 
 
 class FourierTemporalConv(nn.Module):
@@ -116,8 +131,12 @@ class FourierTemporalConv(nn.Module):
         for part in (self.real, self.imag):
             nn.init.uniform_(part, 0, 1 / self.channels**2, generator=generator)
 
-    def forward(self, u: Tensor, slices: Slices | None = None) -> Tensor:
+    def forward(
+        self, u: Tensor, slices: Slices | None = None, *, last_only: bool = False
+    ) -> Tensor:
         """Return K u, shaped like u: (B * count, C, ...) or (B * count, ..., C).
+
+        With `last_only` it is returned at the last carrier alone: (B, C, ...) or (B, ..., C).
 
         Raises:
             InputError: if the rows are not a whole number of samples, or a trained Nyquist mode
@@ -137,34 +156,28 @@ class FourierTemporalConv(nn.Module):
         # tensors made under a tracer are not real ones: they must not enter the cache
         bases = _bases if torch.compiler.is_compiling() else _cached_bases
         analysis, synthesis = bases(slices, modes, u.dtype, u.device)
-        tokens = self.channel_dim not in (1, 1 - u.ndim)
+        if last_only:
+            synthesis = synthesis[slices.carriers - 1 : slices.carriers]
         rows = u.reshape(-1, slices.count, *u.shape[1:])
         carriers = rows[:, : slices.carriers].flatten(2)  # (B, M, C * N)
-        spectrum = analysis @ carriers  # (B, P, C * N)
-        # (B, P, C, N), or (B, P, N, C) for tokens
-        shape = (-1, self.channels) if tokens else (self.channels, -1)
-        spectrum = spectrum.reshape(*spectrum.shape[:2], *shape)
-        mixed = self._mix_tokens(spectrum, modes) if tokens else self._mix(spectrum, modes)
-        return (synthesis @ mixed.flatten(2)).reshape(u.shape)
+        components = analysis @ carriers  # (B, P, C * N)
+        matrices = self._matrices(modes, slices.carriers).to(u.dtype)  # (P, C_in, C_out)
+        if self.channel_dim in (1, 1 - u.ndim):
+            mixed = matrices.mT @ components.reshape(*components.shape[:2], self.channels, -1)
+        else:
+            mixed = components.reshape(*components.shape[:2], -1, self.channels) @ matrices
+        reused = components if synthesis.shape == analysis.shape and _may_overwrite() else None
+        made: Tensor = torch.matmul(synthesis, mixed.flatten(2), out=reused)
+        return made.reshape(-1, *u.shape[1:])
 
-    def _harmonics(self, modes: int, dtype: torch.dtype) -> Tensor:
-        """R_k as real matrices on stacked (real, imaginary) channels: (modes - 1, 2 C, 2 C)."""
-        a, b = self.real[1:modes].to(dtype), self.imag[1:modes].to(dtype)
-        return torch.cat([torch.cat([a, b], 2), torch.cat([-b, a], 2)], 1)
-
-    def _mix(self, spectrum: Tensor, modes: int) -> Tensor:
-        """(B, P, C, N) -> the same: one product of (C, C) and one of (2 C, 2 C) per harmonic."""
-        constant = self.real[0].to(spectrum.dtype).T @ spectrum[:, 0]
-        if modes == 1:
-            return constant[:, None]
-        b, _, c, n = spectrum.shape
-        pairs = spectrum[:, 1:].reshape(b, modes - 1, 2 * c, n)
-        pairs = self._harmonics(modes, spectrum.dtype).mT @ pairs
-        return torch.cat([constant[:, None], pairs.reshape(b, 2 * (modes - 1), c, n)], 1)
-
-    def _mix_tokens(self, spectrum: Tensor, modes: int) -> Tensor:
-        """(B, P, N, C) -> the same."""
-        return self._mix(spectrum.mT, modes).mT
+    def _matrices(self, modes: int, carriers: int) -> Tensor:
+        """What each component's channels are mixed by: (P, C_in, C_out); see `_bases`."""
+        a, b = self.real[:modes], self.imag[:modes]
+        kept = [0]
+        for k in range(1, modes):
+            kept += [3 * k] if 2 * k == carriers else [3 * k, 3 * k + 1, 3 * k + 2]
+        # chosen from all, so that every parameter has a gradient, which launched training expects
+        return torch.stack([a, b - a, a + b], 1).flatten(0, 1)[kept]
 
 
 class TemporalLayer(nn.Module):
@@ -176,9 +189,13 @@ class TemporalLayer(nn.Module):
     def __init__(self, channels: int, modes: int, slices: int, *, channel_dim: int = 1) -> None:
         super().__init__()
         self.conv = FourierTemporalConv(channels, modes, slices, channel_dim=channel_dim)
-        self.activation = nn.LeakyReLU()
+        self.activation = nn.LeakyReLU(inplace=True)
 
-    def forward(self, u: Tensor, slices: Slices) -> Tensor:
-        """(B * count, ...) -> the same shape."""
-        mixed: Tensor = self.activation(self.conv(u, slices))
-        return u + mixed
+    def forward(self, u: Tensor, slices: Slices, *, last_only: bool = False) -> Tensor:
+        """(B * count, ...) -> the same shape, or (B, ...) of the last carriers."""
+        # in place: the activation's input is not needed again, not even by backward
+        mixed: Tensor = self.activation(self.conv(u, slices, last_only=last_only))
+        before = u[slices.carriers - 1 :: slices.count] if last_only else u
+        if before.stride() == mixed.stride() and _may_overwrite():
+            return mixed.add_(before)
+        return before + mixed

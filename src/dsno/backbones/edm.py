@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dsno.backbones.sites import Level
 from dsno.errors import InputError, one_of
 
 LABELS = "class_labels"
@@ -702,3 +703,22 @@ def edm_sites(network: nn.Module) -> list[str]:
         for name, block in parts.items()
         if isinstance(block, UNetBlock) and not block.resize and _part(name) != "in1"
     ]
+
+
+def edm_levels(network: nn.Module) -> list[Level]:
+    """The submodules of each resolution, from the highest down; the two in the middle left out.
+
+    A downsampling layer counts with the resolution it leads to, and so does an upsampling one.
+
+    Raises:
+        InputError: for another kind of network.
+    """
+    if not isinstance(network, _EDMNetwork):
+        raise InputError(f"A {type(network).__name__} is no network of EDM.")
+
+    def at(parts: nn.ModuleDict, side: str, size: str) -> tuple[str, ...]:
+        names = (name for name in parts if name.partition("_")[0] == size)
+        return tuple(f"{side}.{name}" for name in names if _part(name) not in ("in0", "in1"))
+
+    sizes = dict.fromkeys(name.partition("_")[0] for name in network.enc)
+    return [Level(at(network.enc, "enc", s), at(network.dec, "dec", s)) for s in sizes]

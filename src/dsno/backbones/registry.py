@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dsno.backbones import edm, transformer, unet
-from dsno.backbones.sites import match_sites
+from dsno.backbones.sites import Level, match_sites
 from dsno.errors import InputError, closest
 
 
@@ -29,6 +29,7 @@ class Backbone:
         call: (network, c_in x, c_noise (batch,), condition) -> F.
         sites: network -> names of the submodules behind which time is mixed.
         channel_dim: where those submodules' outputs have their channels: 1, or -1 for tokens.
+        levels: network -> its submodules at each resolution, from the highest; none if it has one.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Backbone:
     call: Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
     sites: Callable[[nn.Module], list[str]]
     channel_dim: int = 1
+    levels: Callable[[nn.Module], list[Level]] = lambda network: []
 
 
 def _build_diffusers(name: str) -> Callable[[Mapping[str, Any]], nn.Module]:
@@ -66,6 +68,7 @@ BACKBONES: dict[str, Backbone] = {
             _diffusers_config,
             unet.call_unet,
             unet.unet_sites,
+            levels=unet.unet_levels,
         ),
         Backbone(
             "UNet2DConditionModel",
@@ -73,6 +76,7 @@ BACKBONES: dict[str, Backbone] = {
             _diffusers_config,
             unet.call_condition_unet,
             unet.unet_sites,
+            levels=unet.unet_levels,
         ),
         Backbone(
             "DiTTransformer2DModel",
@@ -88,6 +92,7 @@ BACKBONES: dict[str, Backbone] = {
             _own_config,
             edm.call_edm,
             edm.edm_sites,
+            levels=edm.edm_levels,
         ),
         Backbone(
             "DhariwalUNet",
@@ -95,6 +100,7 @@ BACKBONES: dict[str, Backbone] = {
             _own_config,
             edm.call_edm,
             edm.edm_sites,
+            levels=edm.edm_levels,
         ),
     )
 }

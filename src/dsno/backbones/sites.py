@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -37,3 +38,21 @@ def _translate(pattern: str) -> re.Pattern[str]:
     rules = {"**.": r"(?:.*\.)?", "**": ".*", "*": r"[^.]*", "?": r"[^.]"}
     pieces = re.split(r"(\*\*\.|\*\*|\*|\?)", pattern)
     return re.compile("".join(rules.get(piece, re.escape(piece)) for piece in pieces))
+
+
+def inside(name: str, parents: Iterable[str]) -> bool:
+    """Whether a submodule is one of the parents or a part of one."""
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a U-Net does at one resolution.
+
+    Attributes:
+        encoder: names of the submodules on the way down.
+        decoder: names of those on the way up.
+    """
+
+    encoder: tuple[str, ...]
+    decoder: tuple[str, ...]

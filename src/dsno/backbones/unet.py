@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from dsno.backbones.sites import Level
 from dsno.errors import InputError
 
 
@@ -79,6 +80,22 @@ def unet_sites(network: nn.Module) -> list[str]:
         for i, block in enumerate(part.children()):
             found += [f"{side}.{i}.{site}" for site in _block_sites(block)]
     return found
+
+
+def unet_levels(network: nn.Module) -> list[Level]:
+    """The submodules of each resolution, from the highest down; the middle block is in none.
+
+    A block's down- or upsampling layer counts with the block.
+    """
+    down = len(_list(network, "down_blocks"))
+    up = len(_list(network, "up_blocks"))
+    return [
+        Level(
+            encoder=(*(("conv_in",) if i == 0 else ()), f"down_blocks.{i}"),
+            decoder=(f"up_blocks.{up - 1 - i}",),
+        )
+        for i in range(min(down, up))
+    ]
 
 
 def _block_sites(block: nn.Module) -> list[str]:

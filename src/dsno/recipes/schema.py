@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 SpacingName = Literal["uniform", "quadratic", "karras"]
@@ -219,6 +220,13 @@ class Student(Section):
     sites: tuple[str, ...] = ("default",)
     """Where time is mixed: `default` (the paper's sites), or names or patterns of submodules; empty
     for no temporal layers."""
+    lifted_from: Whole = 0
+    """Level of a U-Net from which on time is mixed at the default sites: 0 for the highest
+    resolution and so on. The decoder above it serves the last slice alone when sampling."""
+    shared_levels: Whole = 0
+    """Levels whose encoder is computed once for all slices."""
+    shared: tuple[str, ...] = ()
+    """Names or patterns of other submodules that are; they must run before time is mixed."""
 
 
 class Train(Optimisation):

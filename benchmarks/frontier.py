@@ -1,0 +1,397 @@
+"""Quality against sampling time on the digits recipe: every lift, and what one would use instead.
+
+    python benchmarks/frontier.py make --seeds 0 1 2 --out runs/frontier        (an hour or so)
+    python benchmarks/frontier.py measure --seeds 0 1 2 --out runs/frontier
+    python benchmarks/frontier.py show --plot docs/images/frontier.png
+
+`make` trains, for each seed, one teacher, its trajectories, and students of all kinds from them,
+each with the training time of the shipped recipe (steps in inverse proportion to the multiply-adds
+of one). `measure` draws samples from all of them with the same noise and labels: Frechet distances
+to the real digits, multiply-adds of a sample in evaluations of the teacher's network, and wall
+time, all samplers taking turns in one process; it writes `results/frontier.json`. What is made is
+not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import os
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import consistency
+import diffusers
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from dsno.assembly import conditions_of, new_operator
+from dsno.cli import main as dsno
+from dsno.data import load_data
+from dsno.denoisers import Condition, Denoiser
+from dsno.evaluate import (
+    Draws,
+    Sampler,
+    build_reference,
+    draw,
+    seconds_per_sample,
+    student_sampler,
+    teacher_sampler,
+)
+from dsno.files import write_json
+from dsno.operator import DSNO, sampling_cost
+from dsno.recipes.load import load_recipe
+from dsno.recipes.schema import Recipe
+from dsno.stages import environment, load_operator
+from dsno.teachers.store import Teacher, load_teacher
+from dsno.training import Plan, train
+
+CORE = ("student.lifted_from=1", "student.shared_levels=1")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of student: what it changes in the recipe."""
+
+    label: str
+    changes: tuple[str, ...]
+
+
+KINDS = {
+    "all-m2": Kind("DSNO, all lifted, M = 2", ("student.slices=2",)),
+    "all-m4": Kind("DSNO, all lifted, M = 4", ("student.slices=4",)),
+    "core-m2": Kind("DSNO, core lifted, M = 2", ("student.slices=2", *CORE)),
+    "core-m4": Kind("DSNO, core lifted, M = 4", ("student.slices=4", *CORE)),
+    "plain-m1": Kind(
+        "knowledge distillation (M = 1)",
+        ("student.slices=1", "student.modes=1", "student.sites=[]"),
+    ),
+}
+CONSISTENCY = "consistency"
+CONSISTENCY_INTERVALS = 18
+SOLVERS: dict[str, Sequence[int]] = {
+    "ddim": (1, 2, 4, 8, 16, 32),
+    "dpm++2m": (1, 2, 3, 4, 6, 8, 12, 16),
+    "unipc": (2, 3, 4, 6, 8, 12, 16),
+}
+SHIPPED = ("student.slices=2", "student.lifted_from=0", "student.shared_levels=0")
+"""The lift whose training time every student is given."""
+
+
+# ---- making ------------------------------------------------------------------------------------
+
+
+def recipe_of(seed: int, changes: Sequence[str] = ()) -> Recipe:
+    """The digits recipe with changes."""
+    return load_recipe("digits", [f"seed={seed}", *changes])
+
+
+def forward_flops(operator: DSNO) -> float:
+    """Multiply-adds of a training forward pass of one sample."""
+    noise = torch.zeros(1, *operator.sample_shape)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        operator(noise, {"class_labels": torch.zeros(1, dtype=torch.long)})
+    return float(counted.get_total_flops())
+
+
+def steps_of(kind: Kind, teacher: Teacher) -> int:
+    """Steps that take the multiply-adds of the shipped lift's."""
+    recipe = recipe_of(0, SHIPPED)
+    assert recipe.train.steps is not None
+    shipped = forward_flops(new_operator(recipe, teacher))
+    own = forward_flops(new_operator(recipe_of(0, kind.changes), teacher))
+    return round(recipe.train.steps * shipped / own / 50) * 50
+
+
+def run(command: str, changes: Sequence[str], folder: Path) -> None:
+    """One stage in this process."""
+    code = dsno([command, "digits", *changes, "--out", str(folder)])
+    if code:
+        sys.exit(code)
+
+
+def make(seed: int, name: str, out: Path) -> None:
+    """Train one student; its teacher and trajectories first, if they are not there."""
+    base = out / f"seed-{seed}"
+    given = [f"seed={seed}"]
+    if name == "base":
+        for stage in ("teacher", "collect"):
+            run(stage, given, base)
+        return
+    folder = out / f"seed-{seed}-{name}"
+    teacher = load_teacher(base / "teacher")
+    if name == CONSISTENCY:
+        distill(seed, teacher, folder)
+        return
+    if not folder.exists():
+        shutil.copytree(base, folder.with_suffix(".tmp"), dirs_exist_ok=True)
+        folder.with_suffix(".tmp").rename(folder)
+    kind = KINDS[name]
+    run("train", [*given, *kind.changes, f"train.steps={steps_of(kind, teacher)}"], folder)
+
+
+def distill(seed: int, teacher: Teacher, folder: Path) -> None:
+    """Train the consistency student: a step takes as long as one of the shipped recipe's.
+
+    Per image that is a student's forward and backward pass (3 evaluations), the target's (1) and
+    the teacher's two; the shipped student's is a forward and backward pass of two slices (6).
+    """
+    path = folder / "network.safetensors"
+    if path.exists():
+        return
+    recipe = recipe_of(seed)
+    spec = recipe.train
+    assert recipe.data is not None
+    assert spec.steps is not None
+    assert spec.batch_size is not None
+    assert spec.learning_rate is not None
+    times = torch.linspace(0, 1, CONSISTENCY_INTERVALS + 1, dtype=torch.float64)
+    objective = consistency.ConsistencyObjective(teacher.denoiser, times)
+    plan = Plan(
+        steps=spec.steps,
+        batch_size=spec.batch_size,
+        learning_rate=float(os.environ.get("CONSISTENCY_RATE", CONSISTENCY_RATE)),
+        warmup_steps=spec.warmup_steps,
+        betas=spec.betas,
+        ema_decay=spec.ema_decay,
+        seed=seed,
+    )
+    data = load_data(recipe.data)
+    made = consistency.batches(data, seed, spec.batch_size, CONSISTENCY_INTERVALS)
+    averaged, _ = train(objective, made, plan, folder / "checkpoints", tag="consistency")
+    assert isinstance(averaged, Denoiser)
+    save_file({k: v.contiguous() for k, v in averaged.network.state_dict().items()}, path)
+
+
+CONSISTENCY_RATE = 2e-3
+
+
+def make_all(seeds: Sequence[int], out: Path, jobs: int) -> None:
+    """Train everything, `jobs` at a time, each on one thread."""
+    out.mkdir(parents=True, exist_ok=True)
+
+    def one(seed: int, name: str) -> None:
+        command = [sys.executable, __file__, "one", "--seeds", str(seed), "--name", name]
+        subprocess.run(
+            [*command, "--out", str(out)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=True,
+        )
+        print(f"made seed {seed}, {name}", flush=True)
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        bases = [pool.submit(one, seed, "base") for seed in seeds]
+        for base in bases:
+            base.result()
+        rest = [pool.submit(one, s, name) for s in seeds for name in (*KINDS, CONSISTENCY)]
+        for made in rest:
+            made.result()
+
+
+# ---- measuring ---------------------------------------------------------------------------------
+
+
+def unipc(denoiser: Denoiser, steps: int) -> Callable[[Tensor, Condition | None], Tensor]:
+    """diffusers' UniPC on this teacher: its schedule in a thousand steps, samples predicted."""
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    kept = denoiser.schedule.alpha(t).square()
+    betas = 1 - kept / torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
+
+    def generate(noise: Tensor, condition: Condition | None) -> Tensor:
+        scheduler = diffusers.UniPCMultistepScheduler(
+            trained_betas=betas.clamp(max=1 - 1e-9).numpy(),
+            prediction_type="sample",
+            timestep_spacing="linspace",
+            final_sigmas_type="zero",
+        )
+        scheduler.set_timesteps(steps)
+        x = noise
+        for step in scheduler.timesteps:
+            clean = denoiser(x, t[int(step)], condition)
+            x = scheduler.step(clean, step, x, return_dict=False)[0]
+        return x
+
+    return generate
+
+
+def samplers(seed: int, out: Path) -> tuple[Teacher, dict[str, tuple[Sampler, float]]]:
+    """Every sampler of a seed by name, with its multiply-adds in evaluations of the network."""
+    base = out / f"seed-{seed}"
+    teacher = load_teacher(base / "teacher")
+    denoiser = teacher.denoiser
+    assert isinstance(denoiser, Denoiser)
+    condition = {"class_labels": torch.zeros(1, dtype=torch.long)}
+    found: dict[str, tuple[Sampler, float]] = {}
+    for name, kind in KINDS.items():
+        operator = load_operator(out / f"seed-{seed}-{name}")
+        sampler = student_sampler(operator)
+        cost = sampling_cost(operator, denoiser, condition)
+        found[name] = Sampler(name, kind.label, 1, None, sampler.generate), cost
+    distilled = load_teacher(base / "teacher").denoiser
+    assert isinstance(distilled, Denoiser)
+    path = out / f"seed-{seed}-{CONSISTENCY}" / "network.safetensors"
+    distilled.network.load_state_dict(load_file(path))
+    one = torch.ones((), dtype=torch.float64)
+    found[CONSISTENCY] = (
+        Sampler(
+            CONSISTENCY, "consistency distillation", 1, None, lambda x, c: distilled(x, one, c)
+        ),
+        1.0,
+    )
+    for method, every in SOLVERS.items():
+        for steps in every:
+            if method == "unipc":
+                made = Sampler(method, "UniPC", steps, "uniform", unipc(denoiser, steps))
+            else:
+                made = teacher_sampler(denoiser, method, steps, "uniform")
+            found[f"{method}-{steps}"] = made, float(made.nfe)
+    return teacher, found
+
+
+def measure(seed: int, out: Path, count: int) -> dict[str, dict[str, float]]:
+    """Distances and times of every sampler of a seed."""
+    torch.set_num_threads(1)
+    recipe = recipe_of(seed)
+    teacher, found = samplers(seed, out)
+    conditions = conditions_of(recipe, teacher, None)
+    draws = Draws(seed, teacher.denoiser.sample_shape, conditions, 500)
+    assert recipe.data is not None
+    reference = build_reference(
+        load_data(recipe.data), recipe.evaluate.features, seed=recipe.evaluate.classifier_seed
+    )
+    rows: dict[str, dict[str, float]] = {}
+    for name, (sampler, cost) in found.items():
+        made = draw(sampler, draws, count, lambda *_, **__: None)
+        rows[name] = {"cost": cost, **reference.distances(made)}
+        print(seed, name, rows[name], flush=True)
+    bare = Sampler(
+        "bare",
+        "one evaluation",
+        1,
+        None,
+        lambda x, c: teacher.denoiser(x, torch.ones((), dtype=torch.float64), c),
+    )
+    every = [bare, *(sampler for sampler, _ in found.values())]
+    times = seconds_per_sample(every, draws, 11, 64)
+    for row, taken in zip(rows.values(), times[1:], strict=True):
+        row["time"] = taken / times[0]
+    return rows
+
+
+def summary(seeds: Sequence[int], out: Path, count: int) -> dict[str, Any]:
+    """All seeds together: mean and every seed's distance, mean cost and time."""
+    found = [measure(seed, out, count) for seed in seeds]
+    labels = {name: sampler.label for name, (sampler, _) in samplers(seeds[0], out)[1].items()}
+    rows = []
+    for name in found[0]:
+        own = [f[name] for f in found]
+        rows.append(
+            {
+                "name": name,
+                "label": labels[name],
+                "cost": own[0]["cost"],
+                "time": statistics.median(row["time"] for row in own),
+                "classifier": [row["classifier"] for row in own],
+                "pixels": [row["pixels"] for row in own],
+            }
+        )
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "environment": environment(),
+        "samples": count,
+        "seeds": list(seeds),
+        "rows": rows,
+    }
+
+
+# ---- showing -----------------------------------------------------------------------------------
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown, a row a sampler."""
+    lines = [
+        "| sampler | multiply-adds | wall time | distance, mean | each seed | pixels |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        each = ", ".join(f"{d:.3f}" for d in row["classifier"])
+        lines.append(
+            f"| {row['label']} | {row['cost']:.2f} | {row['time']:.2f} "
+            f"| {statistics.mean(row['classifier']):.3f} | {each} "
+            f"| {statistics.mean(row['pixels']):.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Distance against wall time, both on logarithmic axes."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
+
+    figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    by: dict[str, list[dict[str, Any]]] = {}
+    for row in found["rows"]:
+        by.setdefault(row["label"], []).append(row)
+    for label, rows in by.items():
+        x = [row["time"] for row in rows]
+        y = [statistics.mean(row["classifier"]) for row in rows]
+        low = [v - min(row["classifier"]) for v, row in zip(y, rows, strict=True)]
+        high = [max(row["classifier"]) - v for v, row in zip(y, rows, strict=True)]
+        style = {"marker": "o", "markersize": 4, "linewidth": 1} if len(rows) > 1 else {}
+        if len(rows) == 1:
+            style = {"marker": "*" if label.startswith("DSNO") else "s", "markersize": 10}
+            style["linestyle"] = "none"
+        axes.errorbar(x, y, yerr=[low, high], label=label, capsize=2, **style)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_ylim(0.3, 3)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.set_yticks([0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3])
+    axes.minorticks_off()
+    axes.set_xlabel("time of a sample, in evaluations of the teacher's network")
+    axes.set_ylabel("Frechet distance (classifier features)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("action", choices=["make", "one", "measure", "show"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/frontier"))
+    parser.add_argument("--name", help="with one: which student; base for what they share")
+    parser.add_argument("--jobs", type=int, default=2, help="with make: trainings at a time")
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--to", type=Path, default=Path("results/frontier.json"))
+    parser.add_argument("--plot", type=Path, help="with show: where to draw")
+    given = parser.parse_args()
+    if given.action == "one":
+        make(given.seeds[0], given.name, given.out)
+    elif given.action == "make":
+        make_all(given.seeds, given.out, given.jobs)
+    elif given.action == "measure":
+        write_json(given.to, summary(given.seeds, given.out, given.samples))
+    else:
+        found = json.loads(given.to.read_text(encoding="utf-8"))
+        print(table(found))
+        if given.plot is not None:
+            plot(found, given.plot)
+
+
+if __name__ == "__main__":
+    main()
