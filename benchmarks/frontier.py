@@ -37,9 +37,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsno.assembly import conditions_of, new_operator
+from dsno.assembly import conditions_of, load_recipe_data, new_operator
 from dsno.cli import main as dsno
-from dsno.data import load_data
 from dsno.denoisers import Condition, Denoiser
 from dsno.evaluate import (
     Draws,
@@ -168,7 +167,7 @@ def distill(seed: int, teacher: Teacher, folder: Path) -> None:
         ema_decay=spec.ema_decay,
         seed=seed,
     )
-    data = load_data(recipe.data)
+    data = load_recipe_data(recipe)
     made = consistency.batches(data, seed, spec.batch_size, CONSISTENCY_INTERVALS)
     averaged, _ = train(objective, made, plan, folder / "checkpoints", tag="consistency")
     assert isinstance(averaged, Denoiser)
@@ -269,7 +268,7 @@ def measure(seed: int, out: Path, count: int) -> dict[str, dict[str, float]]:
     draws = Draws(seed, teacher.denoiser.sample_shape, conditions, 500)
     assert recipe.data is not None
     reference = build_reference(
-        load_data(recipe.data), recipe.evaluate.features, seed=recipe.evaluate.classifier_seed
+        load_recipe_data(recipe), recipe.evaluate.features, seed=recipe.evaluate.classifier_seed
     )
     rows: dict[str, dict[str, float]] = {}
     for name, (sampler, cost) in found.items():
