@@ -1,0 +1,537 @@
+"""What the operator costs beside its own backbone, the authors' network and the teacher's solvers.
+
+    python benchmarks/speed.py --out results/bench.json      (`make bench`; half an hour, two cores)
+    python benchmarks/speed.py --show results/bench.json
+
+Every figure is a ratio of medians of works that took turns in one process (`timing.py`), beside the
+least it could be: the floor. On a GPU the same runs with CUDA events; figures that need one are
+"not run" without. For the figures against the authors' network their code must be in an ignored
+folder (`authors.py` says how). Sections can be named, and are kept in the file as each is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import resource
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import authors
+import torch
+from timing import ceilings, interleaved
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dsno import distributed
+from dsno.assembly import new_operator
+from dsno.denoisers import Denoiser, Preconditioning
+from dsno.files import write_json
+from dsno.grids import Spacing, grid_times
+from dsno.objectives import TrajectoryObjective
+from dsno.operator import DSNO, sampling_cost
+from dsno.parallel import Engine, checkpoint_activations
+from dsno.recipes.load import load_recipe
+from dsno.schedules import schedule_from_config
+from dsno.solvers import METHODS, evaluations, solve
+from dsno.stages import environment
+from dsno.teachers.store import Teacher, denoiser_of, load_teacher
+from dsno.teachers.unet import build_unet
+from dsno.training import ema_of
+
+SHAPE = (3, 32, 32)
+HERE = Path(__file__).parent
+LIFTS = {
+    "all lifted, M = 4": ("student.slices=4",),
+    "all lifted, M = 2": ("student.slices=2",),
+    "core lifted, M = 4": ("student.slices=4", "student.lifted_from=1", "student.shared_levels=1"),
+    "core lifted, M = 2": ("student.slices=2", "student.lifted_from=1", "student.shared_levels=1"),
+    "not lifted, M = 1": ("student.slices=1", "student.modes=1", "student.sites=[]"),
+}
+Row = dict[str, Any]
+
+
+def row(figure: str, setting: str, value: float | None, **more: Any) -> Row:
+    """One line of the table; a value of None was not run."""
+    print(f"{figure} ({setting}): {value}", flush=True)
+    return {"figure": figure, "setting": setting, "value": value, **more}
+
+
+# ---- the networks measured -----------------------------------------------------------------------
+
+
+def student(width: int, *changes: str) -> tuple[DSNO, Denoiser]:
+    """The CIFAR-10 recipe's student at some width and its teacher, untrained."""
+    widths = [width] * 3
+    named = [f"teacher.network.channels={widths}", "teacher.prediction_type=sample"]
+    recipe = load_recipe("cifar10", [*named, "train.vgg16=none", *changes])
+    spec = recipe.teacher
+    assert spec.network is not None
+    assert spec.schedule is not None
+    assert spec.prediction_type is not None
+    torch.manual_seed(0)
+    network = build_unet(SHAPE, **spec.network.model_dump())
+    meaning = Preconditioning(schedule_from_config(spec.schedule), spec.prediction_type)
+    denoiser = denoiser_of(network, meaning, SHAPE).eval()
+    operator = new_operator(recipe, Teacher(denoiser, None, None)).eval()
+    place = distributed.device()
+    return operator.to(place), denoiser.to(place)
+
+
+def without_mixing(width: int) -> DSNO:
+    """The same backbone on as many rows, without temporal layers."""
+    return student(width, "student.sites=[]")[0]
+
+
+def noise(batch: int) -> Tensor:
+    """Unit normal, (batch, *SHAPE)."""
+    return torch.randn(batch, *SHAPE, device=distributed.device())
+
+
+def operations(operator: DSNO, x: Tensor) -> float:
+    """Multiplications and additions of its convolutions, matrix products and attention."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        operator(x)
+    return float(counted.get_total_flops())
+
+
+def without_gradients(work: Callable[[], object]) -> Callable[[], object]:
+    """For timing."""
+
+    def run() -> object:
+        with torch.no_grad():
+            return work()
+
+    return run
+
+
+# ---- sections ------------------------------------------------------------------------------------
+
+
+def lift_rows(options: argparse.Namespace) -> list[Row]:
+    """Lifted forward over the same backbone on the batch's rows."""
+    device = distributed.device()
+    limits = ceilings(device)
+    rows = []
+    for width in options.widths:
+        operator = student(width)[0]
+        bare = without_mixing(width)
+        moved = site_bytes(operator)
+        for batch in (1, 4):
+            x = noise(batch)
+            taken = interleaved(
+                {
+                    "lifted": without_gradients(lambda o=operator, x=x: o(x)),
+                    "bare": without_gradients(lambda o=bare, x=x: o(x)),
+                },
+                options.rounds,
+                device,
+            )
+            extra = operations(operator, x) - operations(bare, x)
+            least = max(
+                extra / limits["operations_per_second_float32"],
+                batch * moved / limits["bytes_per_second"],
+            )
+            rows.append(
+                row(
+                    "lifted forward / backbone on B x M rows",
+                    f"{width} channels, batch {batch}",
+                    taken["lifted"] / taken["bare"],
+                    floor=1 + least / taken["bare"],
+                    reach=1.08,
+                    seconds=taken,
+                    ceilings=limits,
+                )
+            )
+    return rows
+
+
+def site_bytes(operator: DSNO) -> float:
+    """Bytes that temporal layers read and write at least, per sample, float32."""
+    sizes: list[int] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda _, args: sizes.append(args[0].numel()))
+        for layer in operator.lifted.temporal
+    ]
+    with torch.no_grad():
+        operator(noise(1))
+    for handle in handles:
+        handle.remove()
+    return 2 * 4.0 * sum(sizes)
+
+
+def author_rows(options: argparse.Namespace) -> list[Row]:
+    """Forward passes and training steps beside the authors', with the same weights."""
+    device = distributed.device()
+    rows = []
+    for width, batch in options.against:
+        operator = student(width)[0]
+        theirs = authors.network(width, 4).eval()
+        log_snr = operator.preconditioning.schedule.log_snr(operator.times).float()
+        authors.give_weights(operator.cpu(), theirs, log_snr)
+        operator, theirs, log_snr = operator.to(device), theirs.to(device), log_snr.to(device)
+        bare, x = without_mixing(width), noise(batch)
+        with torch.no_grad():
+            apart = float((operator(x) - theirs(x, log_snr)).abs().max())
+        works = {
+            "ours": without_gradients(lambda o=operator, x=x: o(x)),
+            "theirs": without_gradients(lambda t=theirs, x=x, s=log_snr: t(x, s)),
+            "bare": without_gradients(lambda o=bare, x=x: o(x)),
+        }
+        if device.type == "cuda":
+            works["fast"] = fast(operator, x)
+        taken = interleaved(works, options.rounds, device)
+        setting = f"{width} channels, batch {batch}"
+        floor = taken["bare"] / taken["theirs"]
+        rows.append(
+            row(
+                "student forward / the authors' network",
+                setting,
+                taken["ours"] / taken["theirs"],
+                floor=floor,
+                reach=0.85,
+                largest_difference_of_outputs=apart,
+                seconds=taken,
+            )
+        )
+        gpu = {"setting": f"{setting}, bf16, compiled, GPU", "reach": 0.4}
+        value = taken["fast"] / taken["theirs"] if "fast" in taken else None
+        rows.append(row("student forward / the authors' network", value=value, **gpu))
+        rows += training_rows(width, batch, options)
+    return rows
+
+
+def fast(operator: DSNO, x: Tensor) -> Callable[[], object]:
+    """A compiled forward pass in bfloat16, captured as a CUDA graph."""
+    compiled = torch.compile(operator, mode="reduce-overhead")
+
+    def run() -> object:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return compiled(x)
+
+    return without_gradients(run)
+
+
+def our_step(operator: DSNO, batch: int, *, bf16: bool = False) -> Callable[[], object]:
+    """A step as `dsno.training` makes it: gradient norm, fused AdamW, average."""
+    m = operator.slices
+    objective = TrajectoryObjective(operator, torch.ones(m), torch.ones(m)).train()
+    engine = Engine(mixed_precision="bf16" if bf16 else "no")
+    objective.to(engine.device)
+    average = ema_of(operator, 0.9999)
+    optimizer = engine.optimizer(operator, lr=2e-4)
+    rows = {"noise": noise(batch), "states": noise(batch * m).reshape(batch, m, *SHAPE)}
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with engine.accelerator.autocast():
+            loss, _ = objective(rows)
+        engine.backward(loss)
+        engine.clip(operator, float("inf"), optimizer)
+        engine.step(optimizer)
+        average.update_parameters(operator)
+
+    return step
+
+
+def their_step(theirs: nn.Module, log_snr: Tensor, batch: int) -> Callable[[], object]:
+    """The same work in the order of their training loop: unfused Adam, average tensor by tensor."""
+    theirs.train()
+    average = copy.deepcopy(theirs)
+    optimizer = torch.optim.Adam(theirs.parameters(), lr=2e-4)
+    x, states = noise(batch), noise(batch * len(log_snr)).reshape(batch, -1, *SHAPE)
+    weights = torch.ones(len(log_snr), device=x.device)
+
+    def step() -> None:
+        error = (theirs(x, log_snr) - states).abs().mean((0, 2, 3, 4))
+        loss = (error * weights).mean()
+        theirs.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            pairs = zip(average.parameters(), theirs.parameters(), strict=True)
+            for kept, new in pairs:
+                kept.copy_(new.lerp(kept, 0.9999))
+
+    return step
+
+
+def training_rows(width: int, batch: int, options: argparse.Namespace) -> list[Row]:
+    """A training step beside theirs."""
+    device = distributed.device()
+    operator, theirs = student(width)[0], authors.network(width, 4).to(device)
+    log_snr = operator.preconditioning.schedule.log_snr(operator.times).float().to(device)
+    works = {
+        "ours": our_step(operator, batch),
+        "theirs": their_step(theirs, log_snr, batch),
+        "bare": our_step(without_mixing(width), batch),
+    }
+    if device.type == "cuda":
+        quick = student(width)[0]
+        quick.lifted.network.compile()
+        works["fast"] = our_step(quick, batch, bf16=True)
+    taken = interleaved(works, options.rounds, device)
+    named = "training step / the authors'"
+    setting = f"{width} channels, batch {batch}"
+    value = taken["fast"] / taken["theirs"] if "fast" in taken else None
+    return [
+        row(
+            named,
+            setting,
+            taken["ours"] / taken["theirs"],
+            floor=taken["bare"] / taken["theirs"],
+            reach=0.75,
+            seconds=taken,
+        ),
+        row(named, f"{setting}, bf16, compiled, GPU", value, reach=0.35),
+    ]
+
+
+def memory_rows(options: argparse.Namespace) -> list[Row]:
+    """Peak memory of training steps, each kind in a process of its own."""
+    width, batch = options.memory
+
+    def peak(kind: str) -> float:
+        command = [sys.executable, __file__, "--peak", kind, "--memory", str(width), str(batch)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return float(done.stdout.split()[-1])
+
+    peaks = {kind: peak(kind) for kind in ("ours", "checkpointed", "theirs")}
+    # weights, gradients, two moments and the average: none of them can be done without
+    held = 5 * 4 * sum(p.numel() for p in student(width)[0].parameters())
+    words = {"ours": "", "checkpointed": ", gradient checkpointing"}
+    return [
+        row(
+            "peak training memory / the authors'",
+            f"{width} channels, batch {batch}{words[kind]}",
+            peaks[kind] / peaks["theirs"],
+            floor=held / peaks["theirs"],
+            reach=0.6,
+            bytes=peaks,
+        )
+        for kind in ("ours", "checkpointed")
+    ]
+
+
+def peak(kind: str, width: int, batch: int) -> None:
+    """Print by how many bytes two training steps let this process grow."""
+
+    def largest() -> float:
+        if torch.cuda.is_available():
+            return float(torch.cuda.max_memory_allocated())
+        return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    operator = student(32)[0]  # what libraries take before anything large is made
+    our_step(operator, 1)()
+    before = largest()
+    if kind == "theirs":
+        model = authors.network(width, 4).to(distributed.device())
+        log_snr = operator.preconditioning.schedule.log_snr(operator.times).float()
+        step = their_step(model, log_snr.to(distributed.device()), batch)
+    else:
+        operator = student(width)[0]
+        if kind == "checkpointed":
+            checkpoint_activations(operator.lifted.network)
+        step = our_step(operator, batch)
+    step()
+    step()
+    print(largest() - before)
+
+
+def sample_rows(options: argparse.Namespace) -> list[Row]:
+    """A one-step sample over one backbone evaluation, for every lift."""
+    device, width, batch = distributed.device(), 128, 4 if not torch.cuda.is_available() else 64
+    rows = []
+    for name, changes in LIFTS.items():
+        operator, denoiser = student(width, *changes)
+        x, one = noise(batch), torch.ones((), dtype=torch.float64)
+        taken = interleaved(
+            {
+                "sample": without_gradients(lambda o=operator, x=x: o.sample(x)),
+                "evaluation": without_gradients(lambda d=denoiser, x=x, t=one: d(x, t)),
+            },
+            options.rounds,
+            device,
+        )
+        rows.append(
+            row(
+                "one-step sample / one backbone evaluation",
+                f"{name}; {width} channels, batch {batch}",
+                taken["sample"] / taken["evaluation"],
+                floor=sampling_cost(operator, denoiser),
+                reach=1.8,
+                seconds=taken,
+            )
+        )
+    value = None
+    if device.type == "cuda":
+        operator, denoiser = student(256)
+        x, one = noise(1), torch.ones((), dtype=torch.float64, device=device)
+        evaluation = torch.compile(denoiser, mode="reduce-overhead")
+        sample = torch.compile(operator.sample, mode="reduce-overhead")
+        taken = interleaved(
+            {
+                "sample": without_gradients(lambda: sample(x)),
+                "evaluation": without_gradients(lambda: evaluation(x, one)),
+            },
+            options.rounds,
+            device,
+        )
+        value = taken["sample"] / taken["evaluation"]
+    named = "one-step sample / one backbone evaluation"
+    rows.append(row(named, "256 channels, batch 1, CUDA graphs, GPU", value, reach=1.3))
+    return rows
+
+
+def collection_rows(options: argparse.Namespace) -> list[Row]:
+    """What collecting costs over bare evaluations."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        command = [sys.executable, str(HERE / "collection_overhead.py"), "--rounds", "3"]
+        subprocess.run([*command, "--out", str(out)], check=True)
+        found = json.loads(out.read_text())
+    kind = "processor" if distributed.device().type == "cpu" else "wall"
+    return [
+        row(
+            "collection / bare backbone evaluations",
+            "64-128-128 channels, batch 64, DPM-Solver++(2M) with 16 steps",
+            found["ratio"][kind]["median"],
+            floor=1.0,
+            reach=1.05,
+            found=found["ratio"],
+        )
+    ]
+
+
+def solver_rows(options: argparse.Namespace) -> list[Row]:
+    """Evaluations to come as near the exact trajectory as the paper's 512 DDIM steps."""
+    folder = Path("runs/bench-teacher")
+    code = subprocess.run(
+        [sys.executable, "-m", "dsno", "teacher", "digits", "--out", str(folder)], check=False
+    ).returncode
+    if code:
+        sys.exit(code)
+    denoiser = load_teacher(folder / "teacher").denoiser
+    assert isinstance(denoiser, Denoiser)
+    times = grid_times(Spacing("quadratic", denoiser.schedule), 4)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, *denoiser.sample_shape, generator=generator)
+    labels = {"class_labels": torch.arange(64) % 10}
+
+    def states(method: str, steps: int, spacing: str) -> Tensor:
+        return solve(
+            denoiser, x, times, method=method, steps=steps, spacing=spacing, condition=labels
+        ).states
+
+    exact = states("heun", 800, "quadratic")
+
+    def error(method: str, steps: int, spacing: str) -> Tensor:
+        gap = states(method, steps, spacing) - exact
+        return gap.square().mean((0, *range(2, gap.ndim))).sqrt()
+
+    goal = error("ddim", 512, "uniform")
+    rows = []
+    for method in METHODS:
+        if method == "ddim":
+            continue
+        needed = {
+            spacing: least(lambda k, s=spacing, m=method: bool((error(m, k, s) <= goal).all()))
+            for spacing in ("uniform", "quadratic", "karras")
+        }
+        spacing = min(needed, key=lambda s: needed[s])
+        rows.append(
+            row(
+                "evaluations to come as near the exact trajectory as 512 DDIM steps",
+                f"digits, {method}, {spacing}",
+                evaluations(method, needed[spacing]),
+                reach=24,
+                steps=needed,
+                goal=goal.tolist(),
+            )
+        )
+    return rows
+
+
+def least(good: Callable[[int], bool]) -> int:
+    """The least number of steps, of those tried, that is good."""
+    for steps in (*range(4, 40), *range(40, 100, 4), *range(100, 260, 10)):
+        if good(steps):
+            return steps
+    return 512
+
+
+SECTIONS: Mapping[str, Callable[[argparse.Namespace], list[Row]]] = {
+    "lift": lift_rows,
+    "authors": author_rows,
+    "memory": memory_rows,
+    "sample": sample_rows,
+    "collection": collection_rows,
+    "solver": solver_rows,
+}
+NEED_AUTHORS = ("authors", "memory")
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Markdown, a row a figure."""
+    lines = ["| figure | setting | measured | floor | asked for |", "|---|---|---|---|---|"]
+    for section in SECTIONS:
+        for r in found["sections"].get(section, {}).get("rows", ()):
+            floor = f"{r['floor']:.2f}" if r.get("floor") is not None else ""
+            value = "not run" if r["value"] is None else f"{r['value']:.2f}".removesuffix(".00")
+            lines.append(
+                f"| {r['figure']} | {r['setting']} | {value} | {floor} | <= {r['reach']} |"
+            )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all by default")
+    parser.add_argument("--out", type=Path, default=Path("results/bench.json"))
+    parser.add_argument("--show", type=Path, help="print the table in this file and do nothing")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument(
+        "--against",
+        type=json.loads,
+        default=[[128, 1], [128, 4], [256, 1]],
+        help="[[width, batch]]",
+    )
+    parser.add_argument("--memory", type=int, nargs=2, default=[256, 4], help="width and batch")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if options.show is not None:
+        print(table(json.loads(options.show.read_text(encoding="utf-8"))))
+        return
+    if options.peak:
+        peak(options.peak, *options.memory)
+        return
+    found = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    sections = found.get("sections", {})
+    for name in options.sections or SECTIONS:
+        if name in NEED_AUTHORS and not authors.available():
+            print(f"{name}: not run, see benchmarks/authors.py", flush=True)
+            continue
+        rows = SECTIONS[name](options)
+        command = shlex.join(["python", *sys.argv])
+        sections[name] = {"command": command, "environment": environment(), "rows": rows}
+        options.out.parent.mkdir(exist_ok=True)
+        write_json(options.out, {"sections": sections})
+    print(table({"sections": sections}))
+
+
+if __name__ == "__main__":
+    main()
