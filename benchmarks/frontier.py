@@ -73,6 +73,10 @@ KINDS = {
     "all-m4": Kind("DSNO, all lifted, M = 4", ("student.slices=4",)),
     "core-m2": Kind("DSNO, core lifted, M = 2", ("student.slices=2", *CORE)),
     "core-m4": Kind("DSNO, core lifted, M = 4", ("student.slices=4", *CORE)),
+    "middle-m2": Kind(
+        "DSNO, middle lifted, M = 2",
+        ("student.slices=2", "student.sites=[mid_block]", "student.shared_levels=2"),
+    ),
     "plain-m1": Kind(
         "knowledge distillation (M = 1)",
         ("student.slices=1", "student.modes=1", "student.sites=[]"),
@@ -152,7 +156,6 @@ def distill(seed: int, teacher: Teacher, folder: Path) -> None:
         return
     recipe = recipe_of(seed)
     spec = recipe.train
-    assert recipe.data is not None
     assert spec.steps is not None
     assert spec.batch_size is not None
     assert spec.learning_rate is not None
@@ -259,14 +262,14 @@ def samplers(seed: int, out: Path) -> tuple[Teacher, dict[str, tuple[Sampler, fl
     return teacher, found
 
 
-def measure(seed: int, out: Path, count: int) -> dict[str, dict[str, float]]:
-    """Distances and times of every sampler of a seed."""
+def measure(seed: int, out: Path, count: int, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Distances and times of the samplers named, or of all, of a seed."""
     torch.set_num_threads(1)
     recipe = recipe_of(seed)
     teacher, found = samplers(seed, out)
+    found = {name: made for name, made in found.items() if not names or name in names}
     conditions = conditions_of(recipe, teacher, None)
     draws = Draws(seed, teacher.denoiser.sample_shape, conditions, 500)
-    assert recipe.data is not None
     reference = build_reference(
         load_recipe_data(recipe), recipe.evaluate.features, seed=recipe.evaluate.classifier_seed
     )
@@ -289,11 +292,13 @@ def measure(seed: int, out: Path, count: int) -> dict[str, dict[str, float]]:
     return rows
 
 
-def summary(seeds: Sequence[int], out: Path, count: int) -> dict[str, Any]:
-    """All seeds together: mean and every seed's distance, mean cost and time."""
-    found = [measure(seed, out, count) for seed in seeds]
+def summary(
+    seeds: Sequence[int], out: Path, count: int, names: Sequence[str], others: Sequence[Any]
+) -> dict[str, Any]:
+    """All seeds together: every seed's distances, cost, median time; after the rows of `others`."""
+    found = [measure(seed, out, count, names) for seed in seeds]
     labels = {name: sampler.label for name, (sampler, _) in samplers(seeds[0], out)[1].items()}
-    rows = []
+    rows = [row for row in others if row["name"] not in found[0]]
     for name in found[0]:
         own = [f[name] for f in found]
         rows.append(
@@ -374,6 +379,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/frontier"))
     parser.add_argument("--name", help="with one: which student; base for what they share")
+    parser.add_argument(
+        "--names", nargs="+", default=[], help="with measure: of the samplers to measure again"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="with make: trainings at a time")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--to", type=Path, default=Path("results/frontier.json"))
@@ -384,7 +392,9 @@ def main() -> None:
     elif given.action == "make":
         make_all(given.seeds, given.out, given.jobs)
     elif given.action == "measure":
-        write_json(given.to, summary(given.seeds, given.out, given.samples))
+        kept = json.loads(given.to.read_text(encoding="utf-8"))["rows"] if given.names else []
+        found = summary(given.seeds, given.out, given.samples, given.names, kept)
+        write_json(given.to, found)
     else:
         found = json.loads(given.to.read_text(encoding="utf-8"))
         print(table(found))
