@@ -5,11 +5,11 @@
     python benchmarks/frontier.py show --plot docs/images/frontier.png
 
 `make` trains, for each seed, one teacher, its trajectories, and students of all kinds from them,
-each with the training time of the shipped recipe (steps in inverse proportion to the multiply-adds
-of one). `measure` draws samples from all of them with the same noise and labels: Frechet distances
-to the real digits, multiply-adds of a sample in evaluations of the teacher's network, and wall
-time, all samplers taking turns in one process; it writes `results/frontier.json`. What is made is
-not made again.
+each with the same training time (steps in inverse proportion to the multiply-adds of one; twice
+that where a kind says so). `measure` draws samples from all of them with the same noise and labels:
+Frechet distances to the real digits, multiply-adds of a sample in evaluations of the teacher's
+network, and wall time, all samplers taking turns in one process; it writes `results/frontier.json`.
+What is made is not made again.
 """
 
 from __future__ import annotations
@@ -58,14 +58,17 @@ from dsno.teachers.store import Teacher, load_teacher
 from dsno.training import Plan, train
 
 CORE = ("student.lifted_from=1", "student.shared_levels=1")
+MIDDLE = ("student.slices=2", "student.sites=[mid_block]", "student.shared_levels=2")
+PLAIN = ("student.slices=1", "student.modes=1", "student.sites=[]")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of student: what it changes in the recipe."""
+    """A kind of student: what it changes in the recipe, and its training over the others'."""
 
     label: str
     changes: tuple[str, ...]
+    training: int = 1
 
 
 KINDS = {
@@ -73,14 +76,14 @@ KINDS = {
     "all-m4": Kind("DSNO, all lifted, M = 4", ("student.slices=4",)),
     "core-m2": Kind("DSNO, core lifted, M = 2", ("student.slices=2", *CORE)),
     "core-m4": Kind("DSNO, core lifted, M = 4", ("student.slices=4", *CORE)),
-    "middle-m2": Kind(
-        "DSNO, middle lifted, M = 2",
-        ("student.slices=2", "student.sites=[mid_block]", "student.shared_levels=2"),
+    "middle-m2": Kind("DSNO, middle lifted, M = 2", MIDDLE),
+    "training-m2": Kind(
+        "slices only in training, M = 2",
+        ("student.slices=2", "student.sites=[]", "student.shared_levels=1"),
     ),
-    "plain-m1": Kind(
-        "knowledge distillation (M = 1)",
-        ("student.slices=1", "student.modes=1", "student.sites=[]"),
-    ),
+    "plain-m1": Kind("knowledge distillation (M = 1)", PLAIN),
+    "middle-m2-long": Kind("DSNO, middle lifted, M = 2, twice the training", MIDDLE, 2),
+    "plain-m1-long": Kind("knowledge distillation (M = 1), twice the training", PLAIN, 2),
 }
 CONSISTENCY = "consistency"
 CONSISTENCY_INTERVALS = 18
@@ -89,8 +92,9 @@ SOLVERS: dict[str, Sequence[int]] = {
     "dpm++2m": (1, 2, 3, 4, 6, 8, 12, 16),
     "unipc": (2, 3, 4, 6, 8, 12, 16),
 }
-SHIPPED = ("student.slices=2", "student.lifted_from=0", "student.shared_levels=0")
-"""The lift whose training time every student is given."""
+REFERENCE = ("student.slices=2", "student.lifted_from=0", "student.shared_levels=0")
+REFERENCE_STEPS = 2400
+"""Every student is given the training time of this lift with so many steps."""
 
 
 # ---- making ------------------------------------------------------------------------------------
@@ -110,12 +114,10 @@ def forward_flops(operator: DSNO) -> float:
 
 
 def steps_of(kind: Kind, teacher: Teacher) -> int:
-    """Steps that take the multiply-adds of the shipped lift's."""
-    recipe = recipe_of(0, SHIPPED)
-    assert recipe.train.steps is not None
-    shipped = forward_flops(new_operator(recipe, teacher))
+    """Steps that take the multiply-adds of the reference lift's, times `kind.training`."""
+    reference = forward_flops(new_operator(recipe_of(0, REFERENCE), teacher))
     own = forward_flops(new_operator(recipe_of(0, kind.changes), teacher))
-    return round(recipe.train.steps * shipped / own / 50) * 50
+    return kind.training * round(REFERENCE_STEPS * reference / own / 50) * 50
 
 
 def run(command: str, changes: Sequence[str], folder: Path) -> None:
@@ -146,23 +148,22 @@ def make(seed: int, name: str, out: Path) -> None:
 
 
 def distill(seed: int, teacher: Teacher, folder: Path) -> None:
-    """Train the consistency student: a step takes as long as one of the shipped recipe's.
+    """Train the consistency student: a step takes as long as one of the reference lift's.
 
     Per image that is a student's forward and backward pass (3 evaluations), the target's (1) and
-    the teacher's two; the shipped student's is a forward and backward pass of two slices (6).
+    the teacher's two; that lift's is a forward and backward pass of two slices (6).
     """
     path = folder / "network.safetensors"
     if path.exists():
         return
     recipe = recipe_of(seed)
     spec = recipe.train
-    assert spec.steps is not None
     assert spec.batch_size is not None
     assert spec.learning_rate is not None
     times = torch.linspace(0, 1, CONSISTENCY_INTERVALS + 1, dtype=torch.float64)
     objective = consistency.ConsistencyObjective(teacher.denoiser, times)
     plan = Plan(
-        steps=spec.steps,
+        steps=REFERENCE_STEPS,
         batch_size=spec.batch_size,
         learning_rate=float(os.environ.get("CONSISTENCY_RATE", CONSISTENCY_RATE)),
         warmup_steps=spec.warmup_steps,

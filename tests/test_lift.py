@@ -237,6 +237,57 @@ def test_each_part_sees_the_rows_it_needs() -> None:
         assert rows_seen(operator, list(names), last_only=last_only) == expected
 
 
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_layers_that_time_does_not_reach_are_computed_once(
+    unet_teacher: Any, scale_shift: bool
+) -> None:
+    """In a U-Net: up to where the first block adds its time embedding, or scales by it."""
+    denoiser = unet_teacher(time_scale_shift=scale_shift)
+    for parameter in denoiser.network.time_embedding.parameters():
+        nn.init.zeros_(parameter)  # untrained, so that no output changes with time yet
+    operator = DSNO.from_teacher(denoiser, backbone_of(denoiser.network).sites(denoiser.network))
+    block = "down_blocks.0.resnets.0"
+    expected = ["conv_in", f"{block}.norm1", f"{block}.conv1"]
+    assert operator.lifted.parts.constant == (*expected, *([f"{block}.norm2"] * scale_shift))
+    rows: list[int] = []
+    network = operator.lifted.network
+    network.conv_in.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    network.down_blocks[0].resnets[0].register_forward_pre_hook(
+        lambda _, args: rows.append(len(args[0]))
+    )
+    operator(torch.randn(2, 1, 8, 8))
+    assert rows == [2, 2 * 4]
+
+
+class Tabled(nn.Module):
+    """Time enters by a table, which autograd does not see, and, if `seen`, as a number."""
+
+    def __init__(self, *, seen: bool) -> None:
+        super().__init__()
+        self.seen = seen
+        self.table = nn.Embedding(2, 4)
+        self.enter, self.early, self.late = (nn.Conv2d(c, 4, 1) for c in (3, 4, 4))
+        self.leave = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        h = self.enter(x)
+        told = self.table((t > t.new_tensor(400)).long())
+        h = self.early(h + told[:, :, None, None])
+        if self.seen:
+            h = h + t[:, None, None, None]
+        return self.leave(self.late(h))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("seen", "found"), [(True, ("enter",)), (False, ())])
+def test_a_table_of_times_does_not_hide_where_time_enters(
+    seen: bool, found: tuple[str, ...]
+) -> None:
+    denoiser = Denoiser(
+        Tabled(seen=seen), CosineSchedule(), prediction_type="v_prediction", sample_shape=SHAPE
+    )
+    assert DSNO.from_teacher(denoiser, ["late"]).lifted.parts.constant == found
+
+
 def test_the_layout_of_a_network_that_combines_parts_itself_is_restored() -> None:
     assert build("EDM, core")[0].lifted.parts.restores
     assert not build("U-Net, core")[0].lifted.parts.restores
@@ -330,7 +381,7 @@ def test_a_student_saved_before_there_were_parts_is_read(tmp_path: Path) -> None
     [{"shared": "conv_in"}, {"shared": [3]}, {"last_site": 1}, {"restores": "yes"}, {"other": []}],
 )
 def test_parts_of_another_kind_are_refused(parts: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"wrong entry parts\.\w+; it must hold shared, lifted"):
+    with pytest.raises(InputError, match=r"wrong entry parts\.\w+; it must hold constant, shared"):
         Parts.from_config(parts)
 
 

@@ -1,9 +1,9 @@
 """Lifting: time made a dimension of any network's data, without touching the network's code.
 
 `lift` attaches temporal layers behind named submodules (`sites`), and finds out by running the
-network once which of its submodules need not see every slice (`dsno.rows`): those named as `shared`
-are computed once per sample, and those that run after time was mixed for the last time serve the
-last slice alone when only t = 0 is asked for.
+network which of its submodules need not see every slice (`dsno.rows`): those that time does not
+reach and those named as `shared` are computed once per sample, and those that run after time was
+mixed for the last time serve the last slice alone when only t = 0 is asked for.
 """
 
 from __future__ import annotations
@@ -62,10 +62,15 @@ class Lifted(nn.Module):
             TemporalLayer(c, modes, slices, channel_dim=channel_dim) for c in channels
         )
         modules = dict(network.named_modules())
-        named = ((Rows.SHARED, parts.shared), (Rows.ALL, parts.lifted), (Rows.LAST, parts.final))
-        for rows, names in named:
+        named = (
+            (Rows.SHARED, parts.constant, dataclasses.replace(parts, restores=True)),
+            (Rows.SHARED, parts.shared, parts),
+            (Rows.ALL, parts.lifted, parts),
+            (Rows.LAST, parts.final, parts),
+        )
+        for rows, names, how in named:
             for name in names:
-                PartHooks(rows, self.layout, parts).attach(_module(modules, name))
+                PartHooks(rows, self.layout, how).attach(_module(modules, name))
         for index, (site, layer) in enumerate(zip(self.sites, self.temporal, strict=True)):
             assert isinstance(layer, TemporalLayer)
             is_last = site == parts.last_site
@@ -204,7 +209,74 @@ def find_parts(
                 sort(name, child)
 
     sort("", network)
-    return Parts(tuple(shared), tuple(lifted), tuple(final), last)
+    return Parts(shared=tuple(shared), lifted=tuple(lifted), final=tuple(final), last_site=last)
+
+
+def find_constant(
+    denoiser: Denoiser,
+    condition: Condition | None,
+    calls: Mapping[str, Sequence[Call]],
+    sites: Sequence[str],
+    parts: Parts,
+) -> tuple[str, ...]:
+    """Layers that neither the time a network is told nor the mixing of times reaches.
+
+    In a U-Net they are the first convolution and that of the first block in front of its time
+    embedding. Looked for among layers with weights and without submodules, outside of other parts.
+    Two runs tell: nothing a layer puts out may be a function of the time in autograd's graph, which
+    weights of zero do not hide, nor change with it, which a table of times does not hide. None are
+    found in a network whose own output is no differentiable function of time.
+    """
+    if not sites:
+        return ()
+    mixed = min(calls[site][0].end for site in sites)
+    taken = (*parts.shared, *parts.final)
+    network = copy.deepcopy(denoiser.network).requires_grad_(False)
+    candidates = {
+        name: layer
+        for name, layer in network.named_modules()
+        if not list(layer.children())
+        and list(layer.parameters())
+        and name in calls
+        and calls[name][-1].end < mixed
+        and not inside(name, taken)
+    }
+    made: dict[str, list[Tensor]] = {}
+    reached: set[str] = set()
+    rows = 2
+
+    def behind(name: str) -> Any:
+        def record(module: nn.Module, args: Any, output: Any) -> None:
+            entered = args[0] if args else None
+            whole = all(
+                isinstance(x, Tensor) and x.ndim > 2 and x.shape[0] == rows
+                for x in (entered, output)
+            )
+            if whole and not output.requires_grad:
+                made.setdefault(name, []).append(output)
+            else:
+                reached.add(name)
+
+        return record
+
+    for name, layer in candidates.items():
+        layer.register_forward_hook(behind(name))
+    x = _zeros(denoiser, rows)
+    x = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    given = {k: v.expand(rows, *v.shape[1:]) for k, v in (condition or {}).items()}
+    given.pop(GUIDANCE_SCALE, None)
+    for moment in (0.25, 0.75):
+        told = denoiser.preconditioning.c_noise(torch.tensor([moment] * rows).double())
+        told = told.to(x.device, torch.promote_types(x.dtype, torch.float32))
+        with torch.enable_grad():
+            output = denoiser.call(network, x, told.requires_grad_(), given)
+        if not output.requires_grad:
+            return ()
+    return tuple(
+        name
+        for name, (first, *others) in made.items()
+        if name not in reached and len(others) == 1 and first.equal(others[0])
+    )
 
 
 class _Trial(nn.Module):
@@ -282,6 +354,8 @@ def lift(
     calls = trace(denoiser, condition)
     channels = site_channels(calls, names, channel_dim)
     parts = find_parts(base, calls, names, once)
+    constant = find_constant(denoiser, condition, calls, names, parts)
+    parts = dataclasses.replace(parts, constant=constant)
 
     def build(parts: Parts) -> Lifted:
         network = copy.deepcopy(base).requires_grad_(True)  # a teacher may be frozen

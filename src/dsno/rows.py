@@ -2,6 +2,7 @@
 
 A batch has a row for every slice of every sample. Not every part of a network needs all of them:
 
+* `constant` parts, which nothing about time reaches, see each sample once; that changes nothing;
 * `shared` parts see each sample once, at the time of its first slice;
 * `lifted` parts see every slice;
 * `final` parts see the last slice alone when nothing but t = 0 is wanted. They run after time is
@@ -34,6 +35,7 @@ class Parts:
     """The submodules of a network whose rows are not just as they come; by default there are none.
 
     Attributes:
+        constant: names of those that see each sample once, with all rows restored behind them.
         shared: names of those that see each sample once.
         lifted: names of those that see every slice, where they might be given shared tensors.
         final: names of those that may see the last slice alone.
@@ -42,6 +44,7 @@ class Parts:
         restores: whether all rows are restored behind shared and final parts.
     """
 
+    constant: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     lifted: tuple[str, ...] = ()
     final: tuple[str, ...] = ()
