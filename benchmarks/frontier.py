@@ -5,8 +5,8 @@
     python benchmarks/frontier.py show --plot docs/images/frontier.png
 
 `make` trains, for each seed, one teacher, its trajectories, and students of all kinds from them,
-each with the same training time (steps in inverse proportion to the multiply-adds of one; twice
-that where a kind says so). `measure` draws samples from all of them with the same noise and labels:
+with the same training time (steps in inverse proportion to the multiply-adds of one; twice that
+where a kind says so). `measure` draws samples from all of them with the same noise and labels:
 Frechet distances to the real digits, multiply-adds of a sample in evaluations of the teacher's
 network, and wall time, all samplers taking turns in one process; it writes `results/frontier.json`.
 What is made is not made again.
@@ -57,34 +57,45 @@ from dsno.stages import environment, load_operator
 from dsno.teachers.store import Teacher, load_teacher
 from dsno.training import Plan, train
 
-CORE = ("student.lifted_from=1", "student.shared_levels=1")
-MIDDLE = ("student.slices=2", "student.sites=[mid_block]", "student.shared_levels=2")
-PLAIN = ("student.slices=1", "student.modes=1", "student.sites=[]")
+ALL = ("student.sites=[default]", "student.shared_levels=0")
+CORE = ("student.sites=[default]", "student.lifted_from=1", "student.shared_levels=1")
+MIDDLE = ("student.sites=[mid_block]", "student.shared_levels=2")
+PLAIN = (
+    "student.slices=1",
+    "student.modes=1",
+    "student.sites=[]",
+    "student.shared_levels=0",
+)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of student: what it changes in the recipe, and its training over the others'."""
+    """A kind of student: what it changes in the recipe."""
 
     label: str
+    steps: int
     changes: tuple[str, ...]
-    training: int = 1
 
 
 KINDS = {
-    "all-m2": Kind("DSNO, all lifted, M = 2", ("student.slices=2",)),
-    "all-m4": Kind("DSNO, all lifted, M = 4", ("student.slices=4",)),
-    "core-m2": Kind("DSNO, core lifted, M = 2", ("student.slices=2", *CORE)),
-    "core-m4": Kind("DSNO, core lifted, M = 4", ("student.slices=4", *CORE)),
-    "middle-m2": Kind("DSNO, middle lifted, M = 2", MIDDLE),
+    "all-m2": Kind("DSNO, all lifted, M = 2", 2400, ("student.slices=2", *ALL)),
+    "all-m4": Kind("DSNO, all lifted, M = 4", 1200, ("student.slices=4", *ALL)),
+    "core-m2": Kind("DSNO, core lifted, M = 2", 2550, ("student.slices=2", *CORE)),
+    "core-m4": Kind("DSNO, core lifted, M = 4", 1300, ("student.slices=4", *CORE)),
+    "middle-m2": Kind("DSNO, middle lifted, M = 2", 2700, ("student.slices=2", *MIDDLE)),
     "training-m2": Kind(
         "slices only in training, M = 2",
+        2600,
         ("student.slices=2", "student.sites=[]", "student.shared_levels=1"),
     ),
-    "plain-m1": Kind("knowledge distillation (M = 1)", PLAIN),
-    "middle-m2-long": Kind("DSNO, middle lifted, M = 2, twice the training", MIDDLE, 2),
-    "plain-m1-long": Kind("knowledge distillation (M = 1), twice the training", PLAIN, 2),
+    "plain-m1": Kind("knowledge distillation (M = 1)", 4950, PLAIN),
+    "middle-m2-long": Kind(
+        "DSNO, middle lifted, M = 2, twice the training", 5400, ("student.slices=2", *MIDDLE)
+    ),
+    "plain-m1-long": Kind("knowledge distillation (M = 1), twice the training", 9900, PLAIN),
 }
+"""Steps are such that training takes about as many multiply-adds; `training` in the results says
+how many, over knowledge distillation's."""
 CONSISTENCY = "consistency"
 CONSISTENCY_INTERVALS = 18
 SOLVERS: dict[str, Sequence[int]] = {
@@ -92,9 +103,6 @@ SOLVERS: dict[str, Sequence[int]] = {
     "dpm++2m": (1, 2, 3, 4, 6, 8, 12, 16),
     "unipc": (2, 3, 4, 6, 8, 12, 16),
 }
-REFERENCE = ("student.slices=2", "student.lifted_from=0", "student.shared_levels=0")
-REFERENCE_STEPS = 2400
-"""Every student is given the training time of this lift with so many steps."""
 
 
 # ---- making ------------------------------------------------------------------------------------
@@ -113,11 +121,14 @@ def forward_flops(operator: DSNO) -> float:
     return float(counted.get_total_flops())
 
 
-def steps_of(kind: Kind, teacher: Teacher) -> int:
-    """Steps that take the multiply-adds of the reference lift's, times `kind.training`."""
-    reference = forward_flops(new_operator(recipe_of(0, REFERENCE), teacher))
-    own = forward_flops(new_operator(recipe_of(0, kind.changes), teacher))
-    return kind.training * round(REFERENCE_STEPS * reference / own / 50) * 50
+def training(kind: Kind, teacher: Teacher) -> float:
+    """Multiply-adds of its training, over those of knowledge distillation."""
+    plain = KINDS["plain-m1"]
+    own, base = (
+        k.steps * forward_flops(new_operator(recipe_of(0, k.changes), teacher))
+        for k in (kind, plain)
+    )
+    return own / base
 
 
 def run(command: str, changes: Sequence[str], folder: Path) -> None:
@@ -144,14 +155,14 @@ def make(seed: int, name: str, out: Path) -> None:
         shutil.copytree(base, folder.with_suffix(".tmp"), dirs_exist_ok=True)
         folder.with_suffix(".tmp").rename(folder)
     kind = KINDS[name]
-    run("train", [*given, *kind.changes, f"train.steps={steps_of(kind, teacher)}"], folder)
+    run("train", [*given, *kind.changes, f"train.steps={kind.steps}"], folder)
 
 
 def distill(seed: int, teacher: Teacher, folder: Path) -> None:
-    """Train the consistency student: a step takes as long as one of the reference lift's.
+    """Train the consistency student: a step takes as long as one with all lifted, M = 2.
 
     Per image that is a student's forward and backward pass (3 evaluations), the target's (1) and
-    the teacher's two; that lift's is a forward and backward pass of two slices (6).
+    the teacher's two; that one's is a forward and backward pass of two slices (6).
     """
     path = folder / "network.safetensors"
     if path.exists():
@@ -163,7 +174,7 @@ def distill(seed: int, teacher: Teacher, folder: Path) -> None:
     times = torch.linspace(0, 1, CONSISTENCY_INTERVALS + 1, dtype=torch.float64)
     objective = consistency.ConsistencyObjective(teacher.denoiser, times)
     plan = Plan(
-        steps=REFERENCE_STEPS,
+        steps=KINDS["all-m2"].steps,
         batch_size=spec.batch_size,
         learning_rate=float(os.environ.get("CONSISTENCY_RATE", CONSISTENCY_RATE)),
         warmup_steps=spec.warmup_steps,
@@ -298,26 +309,26 @@ def summary(
 ) -> dict[str, Any]:
     """All seeds together: every seed's distances, cost, median time; after the rows of `others`."""
     found = [measure(seed, out, count, names) for seed in seeds]
-    labels = {name: sampler.label for name, (sampler, _) in samplers(seeds[0], out)[1].items()}
-    rows = [row for row in others if row["name"] not in found[0]]
+    teacher, every = samplers(seeds[0], out)
+    rows = {row["name"]: row for row in others}
     for name in found[0]:
         own = [f[name] for f in found]
-        rows.append(
-            {
-                "name": name,
-                "label": labels[name],
-                "cost": own[0]["cost"],
-                "time": statistics.median(row["time"] for row in own),
-                "classifier": [row["classifier"] for row in own],
-                "pixels": [row["pixels"] for row in own],
-            }
-        )
+        rows[name] = {
+            "name": name,
+            "label": every[name][0].label,
+            "cost": own[0]["cost"],
+            "time": statistics.median(row["time"] for row in own),
+            "classifier": [row["classifier"] for row in own],
+            "pixels": [row["pixels"] for row in own],
+        }
+    for name in KINDS:
+        rows[name]["training"] = training(KINDS[name], teacher)
     return {
         "command": shlex.join(["python", *sys.argv]),
         "environment": environment(),
         "samples": count,
         "seeds": list(seeds),
-        "rows": rows,
+        "rows": [rows[name] for name in every],
     }
 
 
@@ -327,13 +338,17 @@ def summary(
 def table(found: dict[str, Any]) -> str:
     """Markdown, a row a sampler."""
     lines = [
-        "| sampler | multiply-adds | wall time | distance, mean | each seed | pixels |",
-        "|---|---|---|---|---|---|",
+        "| sampler | training | multiply-adds | wall time | distance, mean | each seed | pixels |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
+        label = row["label"]
+        if row["name"].split("-")[0] in SOLVERS:
+            label += f", {row['cost']:.0f}"
         each = ", ".join(f"{d:.3f}" for d in row["classifier"])
+        training = f"{row['training']:.2f}" if "training" in row else ""
         lines.append(
-            f"| {row['label']} | {row['cost']:.2f} | {row['time']:.2f} "
+            f"| {label} | {training} | {row['cost']:.2f} | {row['time']:.2f} "
             f"| {statistics.mean(row['classifier']):.3f} | {each} "
             f"| {statistics.mean(row['pixels']):.3f} |"
         )
