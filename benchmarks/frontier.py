@@ -358,31 +358,37 @@ def table(found: dict[str, Any]) -> str:
 def plot(found: dict[str, Any], path: Path) -> None:
     """Distance against wall time, both on logarithmic axes."""
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import FormatStrFormatter
 
-    figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
     by: dict[str, list[dict[str, Any]]] = {}
     for row in found["rows"]:
         by.setdefault(row["label"], []).append(row)
+    colours = iter(plt.get_cmap("tab10").colors)  # type: ignore[attr-defined]
+    greys = iter(["0.75", "0.5", "0.2"])
     for label, rows in by.items():
         x = [row["time"] for row in rows]
         y = [statistics.mean(row["classifier"]) for row in rows]
         low = [v - min(row["classifier"]) for v, row in zip(y, rows, strict=True)]
         high = [max(row["classifier"]) - v for v, row in zip(y, rows, strict=True)]
-        style = {"marker": "o", "markersize": 4, "linewidth": 1} if len(rows) > 1 else {}
-        if len(rows) == 1:
-            style = {"marker": "*" if label.startswith("DSNO") else "s", "markersize": 10}
-            style["linestyle"] = "none"
+        style: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1}
+        if len(rows) > 1:
+            style["color"] = next(greys)
+        else:
+            style |= {"marker": "*" if label.startswith("DSNO") else "s", "linestyle": "none"}
+            style |= {"color": next(colours), "markersize": 11 if style["marker"] == "*" else 7}
         axes.errorbar(x, y, yerr=[low, high], label=label, capsize=2, **style)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_ylim(0.3, 3)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.set_yticks([0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3])
+    axes.set_ylim(0.25, 2.5)
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.set_yticks([0.25, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2])
     axes.minorticks_off()
     axes.set_xlabel("time of a sample, in evaluations of the teacher's network")
     axes.set_ylabel("Frechet distance (classifier features)")
+    seeds = len(found["seeds"])
+    axes.set_title(f"8x8 digits; {seeds} seeds: their mean and their range", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)

@@ -55,6 +55,11 @@ LIFTS = {
     "all lifted, M = 2": ("student.slices=2",),
     "core lifted, M = 4": ("student.slices=4", "student.lifted_from=1", "student.shared_levels=1"),
     "core lifted, M = 2": ("student.slices=2", "student.lifted_from=1", "student.shared_levels=1"),
+    "middle lifted, M = 2": (
+        "student.slices=2",
+        "student.sites=[mid_block]",
+        "student.shared_levels=3",
+    ),
     "not lifted, M = 1": ("student.slices=1", "student.modes=1", "student.sites=[]"),
 }
 CORE = LIFTS["core lifted, M = 4"]
