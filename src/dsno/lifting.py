@@ -225,9 +225,10 @@ def find_constant(
     embedding. Looked for among layers with weights and without submodules, outside of other parts.
     Two runs tell: nothing a layer puts out may be a function of the time in autograd's graph, which
     weights of zero do not hide, nor change with it, which a table of times does not hide. None are
-    found in a network whose own output is no differentiable function of time.
+    found in a network whose own output is no differentiable function of time, or without data.
     """
-    if not sites:
+    x = _zeros(denoiser, 2)
+    if not sites or x.is_meta:
         return ()
     mixed = min(calls[site][0].end for site in sites)
     taken = (*parts.shared, *parts.final)
@@ -243,14 +244,12 @@ def find_constant(
     }
     made: dict[str, list[Tensor]] = {}
     reached: set[str] = set()
-    rows = 2
 
     def behind(name: str) -> Any:
         def record(module: nn.Module, args: Any, output: Any) -> None:
             entered = args[0] if args else None
             whole = all(
-                isinstance(x, Tensor) and x.ndim > 2 and x.shape[0] == rows
-                for x in (entered, output)
+                isinstance(x, Tensor) and x.ndim > 2 and len(x) == 2 for x in (entered, output)
             )
             if whole and not output.requires_grad:
                 made.setdefault(name, []).append(output)
@@ -261,12 +260,11 @@ def find_constant(
 
     for name, layer in candidates.items():
         layer.register_forward_hook(behind(name))
-    x = _zeros(denoiser, rows)
     x = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
-    given = {k: v.expand(rows, *v.shape[1:]) for k, v in (condition or {}).items()}
+    given = {k: v.expand(2, *v.shape[1:]) for k, v in (condition or {}).items()}
     given.pop(GUIDANCE_SCALE, None)
     for moment in (0.25, 0.75):
-        told = denoiser.preconditioning.c_noise(torch.tensor([moment] * rows).double())
+        told = denoiser.preconditioning.c_noise(torch.tensor([moment] * 2).double())
         told = told.to(x.device, torch.promote_types(x.dtype, torch.float32))
         with torch.enable_grad():
             output = denoiser.call(network, x, told.requires_grad_(), given)
