@@ -8,7 +8,7 @@
 with the same training time (steps in inverse proportion to the multiply-adds of one; twice that
 where a kind says so). `measure` draws samples from all of them with the same noise and labels:
 Frechet distances to the real digits, multiply-adds of a sample in evaluations of the teacher's
-network, and wall time, all samplers taking turns in one process; it writes `results/frontier.json`.
+network, and time, all samplers taking turns in one process; it writes `results/frontier.json`.
 What is made is not made again.
 """
 
@@ -34,6 +34,7 @@ import consistency
 import diffusers
 import torch
 from safetensors.torch import load_file, save_file
+from timing import interleaved
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -45,7 +46,6 @@ from dsno.evaluate import (
     Sampler,
     build_reference,
     draw,
-    seconds_per_sample,
     student_sampler,
     teacher_sampler,
 )
@@ -274,62 +274,82 @@ def samplers(seed: int, out: Path) -> tuple[Teacher, dict[str, tuple[Sampler, fl
     return teacher, found
 
 
-def measure(seed: int, out: Path, count: int, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Distances and times of the samplers named, or of all, of a seed."""
-    torch.set_num_threads(1)
+def prepared(seed: int, teacher: Teacher) -> Draws:
+    """Noise and labels, the same for all samplers."""
+    conditions = conditions_of(recipe_of(seed), teacher, None)
+    return Draws(seed, teacher.denoiser.sample_shape, conditions, 500)
+
+
+def distances(
+    seed: int, out: Path, count: int, names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Distances and multiply-adds of the samplers named, or of all, of a seed."""
     recipe = recipe_of(seed)
     teacher, found = samplers(seed, out)
-    found = {name: made for name, made in found.items() if not names or name in names}
-    conditions = conditions_of(recipe, teacher, None)
-    draws = Draws(seed, teacher.denoiser.sample_shape, conditions, 500)
+    draws = prepared(seed, teacher)
     reference = build_reference(
         load_recipe_data(recipe), recipe.evaluate.features, seed=recipe.evaluate.classifier_seed
     )
     rows: dict[str, dict[str, float]] = {}
     for name, (sampler, cost) in found.items():
+        if names and name not in names:
+            continue
         made = draw(sampler, draws, count, lambda *_, **__: None)
         rows[name] = {"cost": cost, **reference.distances(made)}
         print(seed, name, rows[name], flush=True)
-    bare = Sampler(
-        "bare",
-        "one evaluation",
-        1,
-        None,
-        lambda x, c: teacher.denoiser(x, torch.ones((), dtype=torch.float64), c),
-    )
-    every = [bare, *(sampler for sampler, _ in found.values())]
-    times = seconds_per_sample(every, draws, 11, 64)
-    for row, taken in zip(rows.values(), times[1:], strict=True):
-        row["time"] = taken / times[0]
     return rows
 
 
+def times(seed: int, out: Path) -> dict[str, float]:
+    """Time of a sample of every sampler, 64 at a time, over one evaluation of the network."""
+    teacher, found = samplers(seed, out)
+    noise, condition = prepared(seed, teacher).batch(range(64))
+    one = torch.ones((), dtype=torch.float64)
+
+    def work(generate: Any) -> Callable[[], object]:
+        return lambda: generate(noise, condition)
+
+    works = {name: work(sampler.generate) for name, (sampler, _) in found.items()}
+    works["bare"] = lambda: teacher.denoiser(noise, one, condition)
+    with torch.no_grad():
+        taken = interleaved(works, 15, noise.device)
+    return {name: value / taken["bare"] for name, value in taken.items() if name != "bare"}
+
+
 def summary(
-    seeds: Sequence[int], out: Path, count: int, names: Sequence[str], others: Sequence[Any]
+    seeds: Sequence[int], out: Path, count: int, names: Sequence[str], before: dict[str, Any]
 ) -> dict[str, Any]:
-    """All seeds together: every seed's distances, cost, median time; after the rows of `others`."""
-    found = [measure(seed, out, count, names) for seed in seeds]
+    """All seeds together: every seed's distances, cost, median time.
+
+    Distances of samplers not named are those measured `before`; times are all measured now.
+    """
+    torch.set_num_threads(1)
+    about = {"samples": count, "seeds": list(seeds)}
+    if any(before.get(key, value) != value for key, value in about.items()):
+        sys.exit(f"What was measured before has not {about}; measure all again.")
+    command = shlex.join(["python", *sys.argv])
+    found = [distances(seed, out, count, names) for seed in seeds]
+    taken = [times(seed, out) for seed in seeds]
     teacher, every = samplers(seeds[0], out)
-    rows = {row["name"]: row for row in others}
+    rows = {row["name"]: row for row in before.get("rows", ())}
     for name in found[0]:
         own = [f[name] for f in found]
         rows[name] = {
             "name": name,
             "label": every[name][0].label,
             "cost": own[0]["cost"],
-            "time": statistics.median(row["time"] for row in own),
             "classifier": [row["classifier"] for row in own],
             "pixels": [row["pixels"] for row in own],
+            "command": command,
         }
+    for name in every:
+        rows[name]["time"] = statistics.median(t[name] for t in taken)
     for name in KINDS:
         rows[name]["training"] = training(KINDS[name], teacher)
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "environment": environment(),
-        "samples": count,
-        "seeds": list(seeds),
-        "rows": [rows[name] for name in every],
-    }
+    # an image's step is six evaluations' work (`distill`), knowledge distillation's three
+    passes = 6 * KINDS["all-m2"].steps / (3 * KINDS["plain-m1"].steps)
+    rows[CONSISTENCY]["training"] = passes
+    return {"environment": environment(), **about, "rows": [rows[name] for name in every]}
 
 
 # ---- showing -----------------------------------------------------------------------------------
@@ -338,7 +358,7 @@ def summary(
 def table(found: dict[str, Any]) -> str:
     """Markdown, a row a sampler."""
     lines = [
-        "| sampler | training | multiply-adds | wall time | distance, mean | each seed | pixels |",
+        "| sampler | training | multiply-adds | time | distance, mean | each seed | pixels |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
@@ -356,7 +376,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Distance against wall time, both on logarithmic axes."""
+    """Distance against time, both on logarithmic axes."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FormatStrFormatter
 
@@ -402,7 +422,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/frontier"))
     parser.add_argument("--name", help="with one: which student; base for what they share")
     parser.add_argument(
-        "--names", nargs="+", default=[], help="with measure: of the samplers to measure again"
+        "--names",
+        nargs="+",
+        default=[],
+        help="with measure: samplers to measure again, the others are kept (times are not)",
     )
     parser.add_argument("--jobs", type=int, default=2, help="with make: trainings at a time")
     parser.add_argument("--samples", type=int, default=10_000)
@@ -414,8 +437,8 @@ def main() -> None:
     elif given.action == "make":
         make_all(given.seeds, given.out, given.jobs)
     elif given.action == "measure":
-        kept = json.loads(given.to.read_text(encoding="utf-8"))["rows"] if given.names else []
-        found = summary(given.seeds, given.out, given.samples, given.names, kept)
+        before = json.loads(given.to.read_text(encoding="utf-8")) if given.names else {}
+        found = summary(given.seeds, given.out, given.samples, given.names, before)
         write_json(given.to, found)
     else:
         found = json.loads(given.to.read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ Work = Callable[[], object]
 
 
 def seconds(work: Work, device: torch.device) -> float:
-    """Of one call: between CUDA events on a GPU, else this thread's processor time.
+    """Of one call: between CUDA events on a GPU, else this process's processor time.
 
     Processor time leaves out that the machine gave the core to somebody else. Nothing measured by
     it waits for anything, and torch is held to one thread.

@@ -141,9 +141,14 @@ def attention(s: Weights, name: str, x: Tensor, heads: int, eps: float) -> Tenso
 
 
 def written_out(
-    kind: type[nn.Module], config: Mapping[str, Any], s: Weights, labels: Tensor | None, mix: Mix
+    kind: type[nn.Module],
+    config: Mapping[str, Any],
+    s: Weights,
+    labels: Tensor | None,
+    mix: Mix,
+    x: Tensor = X,
 ) -> Tensor:
-    """F at `X` and `TOLD`; `mix(name, h)` is called after every block where time is mixed."""
+    """F at x and `TOLD`; `mix(name, h)` is called after every block where time is mixed."""
     adm = kind is DhariwalUNet
     taps = config.get("resample_filter", [1, 1])
     eps, factor = (1e-5, 1.0) if adm else (1e-6, 0.5**0.5)
@@ -191,7 +196,7 @@ def written_out(
 
     # down
     levels = [config["img_resolution"] >> i for i in range(len(config["channel_mult"]))]
-    h, aux, skips = X, X, []
+    h, aux, skips = x, x, []
     for level, size in enumerate(levels):
         at = f"enc.{size}x{size}_"
         h = block(at + "down", h, down) if level else conv(s, at + "conv", h)
@@ -423,10 +428,11 @@ def test_hooks_are_the_papers_placement_written_out(case: str) -> None:
         return layers[name](h, Slices(2))
 
     exact = {k: v.double() for k, v in network.state_dict().items()}
+    x, labels = X[:1].expand_as(X), LABELS[:1].expand_as(LABELS)  # one sample at two times
     with torch.no_grad():
-        expected = written_out(type(network), network.config, exact, LABELS, mix)
-        plain = written_out(type(network), network.config, exact, LABELS, unmixed)
-        got = call_edm(lifted.network, X, TOLD, {"class_labels": LABELS})
+        expected = written_out(type(network), network.config, exact, labels, mix, x)
+        plain = written_out(type(network), network.config, exact, labels, unmixed, x)
+        got = call_edm(lifted.network, x, TOLD, {"class_labels": labels})
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)
     assert (got - plain).abs().mean() > 0.01 * plain.abs().mean()
     assert used == edm_sites(network)

@@ -259,33 +259,137 @@ def test_layers_that_time_does_not_reach_are_computed_once(
     assert rows == [2, 2 * 4]
 
 
-class Tabled(nn.Module):
-    """Time enters by a table, which autograd does not see, and, if `seen`, as a number."""
+class Convs(nn.Module):
+    """Two convolutions, then the time, then two more."""
 
-    def __init__(self, *, seen: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.seen = seen
-        self.table = nn.Embedding(2, 4)
-        self.enter, self.early, self.late = (nn.Conv2d(c, 4, 1) for c in (3, 4, 4))
-        self.leave = nn.Conv2d(4, 3, 1)
+        self.enter, self.early, self.middle, self.late = (nn.Conv2d(3, 3, 1) for _ in range(4))
+        self.table = nn.Embedding(2, 3)
+        self.told = nn.Linear(1, 3)
+        nn.init.zeros_(self.told.weight)  # untrained, so that nothing changes with time yet
+        nn.init.zeros_(self.told.bias)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        h = self.enter(x)
-        told = self.table((t > t.new_tensor(400)).long())
-        h = self.early(h + told[:, :, None, None])
-        if self.seen:
-            h = h + t[:, None, None, None]
-        return self.leave(self.late(h))  # type: ignore[no-any-return]
+        h = self.early(self.between(self.enter(x), t))
+        h = self.middle(h + self.told(t[:, None])[:, :, None, None])
+        return self.late(h)  # type: ignore[no-any-return]
+
+    def between(self, h: Tensor, t: Tensor) -> Tensor:
+        return h
 
 
-@pytest.mark.parametrize(("seen", "found"), [(True, ("enter",)), (False, ())])
-def test_a_table_of_times_does_not_hide_where_time_enters(
-    seen: bool, found: tuple[str, ...]
-) -> None:
-    denoiser = Denoiser(
-        Tabled(seen=seen), CosineSchedule(), prediction_type="v_prediction", sample_shape=SHAPE
+class Tabled(Convs):
+    """Time enters by a table too, which autograd does not see."""
+
+    def between(self, h: Tensor, t: Tensor) -> Tensor:
+        return h + self.table((t > 100).long())[:, :, None, None]
+
+
+class InPlace(Convs):
+    """What a layer puts out is changed in place."""
+
+    def between(self, h: Tensor, t: Tensor) -> Tensor:
+        return torch.nn.functional.relu(h, inplace=True).add_(t[:, None, None, None] / 1000)
+
+
+def of_convs(network: nn.Module, sites: list[str], **options: Any) -> DSNO:
+    torch.manual_seed(0)
+    teacher = Denoiser(
+        network, CosineSchedule(), prediction_type="v_prediction", sample_shape=SHAPE
     )
-    assert DSNO.from_teacher(denoiser, ["late"]).lifted.parts.constant == found
+    operator = DSNO.from_teacher(teacher, sites, **options)
+    nn.init.normal_(operator.lifted.network.get_submodule("told").weight)
+    return operator
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [(Convs, ("enter", "early")), (Tabled, ("enter",)), (InPlace, ("enter",))],
+)
+def test_time_is_found_wherever_it_enters(kind: type[Convs], found: tuple[str, ...]) -> None:
+    operator = of_convs(kind(), ["middle"], slices=4)
+    assert operator.lifted.parts.constant == found
+    for batch in (1, 2, 5):
+        noise = makers.seeded((batch, *SHAPE))
+        torch.testing.assert_close(operator(noise), every_row(operator, noise))
+
+
+def every_row(operator: DSNO, noise: Tensor) -> Tensor:
+    """The same with no part of the network but its sites treated apart."""
+    plain = copy.deepcopy(operator)
+    lifted = operator.lifted
+    network = type(lifted.network)()
+    network.load_state_dict(lifted.network.state_dict())
+    plain.lifted = Lifted(
+        network, lifted.sites, lifted.channels, slices=lifted.slices, modes=lifted.modes
+    )
+    plain.lifted.temporal.load_state_dict(lifted.temporal.state_dict())
+    found: Tensor = plain(noise)
+    return found
+
+
+class Ends(Convs):
+    """A submodule whose last step is another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 1))
+
+    def between(self, h: Tensor, t: Tensor) -> Tensor:
+        return self.block(h)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("slices", [2, 4])
+def test_a_site_that_ends_with_a_shared_part_mixes_all_rows(slices: int) -> None:
+    options = {"slices": slices, "shared": ["enter", "block.1"]}
+    operator = of_convs(Ends(), ["block"], **options)
+    for batch in (1, 2, 3, 4):
+        noise = makers.seeded((batch, *SHAPE))
+        torch.testing.assert_close(operator(noise), every_row(operator, noise))
+
+
+class Positions(nn.Module):
+    """Its blocks are given a table of positions beside the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.told = nn.Linear(3, 8), nn.Linear(1, 8)
+        self.blocks = nn.ModuleList(AddTable() for _ in range(3))
+        self.leave = nn.Linear(8, 3)
+        self.table = nn.Parameter(torch.randn(8, 8, generator=torch.Generator().manual_seed(1)))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        h = self.enter(x) + self.told(t[:, None] / 1000)[:, None]
+        for block in self.blocks:
+            h = block(h, self.table)
+        return self.leave(h)  # type: ignore[no-any-return]
+
+
+class AddTable(nn.Module):
+    """Tokens (B, 8, C) and a table (8, C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, h: Tensor, table: Tensor) -> Tensor:
+        return h + torch.tanh(self.linear(h + table))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 8])
+def test_a_table_as_long_as_the_batch_is_not_taken_for_rows(batch: int) -> None:
+    teacher = Denoiser(
+        Positions(), CosineSchedule(), prediction_type="v_prediction", sample_shape=(8, 3)
+    )
+    operator = DSNO.from_teacher(
+        teacher, ["blocks.1"], slices=4, channel_dim=-1, shared=["enter", "blocks.0"]
+    ).eval()
+    assert set(operator.lifted.parts.fixed) >= {"blocks.0 < 1", "blocks.1 < 1", "blocks.2 < 1"}
+    noise = makers.seeded((batch, 8, 3))
+    with torch.no_grad():
+        torch.testing.assert_close(operator.sample(noise), operator(noise)[:, -1])
+        torch.testing.assert_close(operator(noise), operator(noise.repeat(3, 1, 1))[:batch])
 
 
 def test_the_layout_of_a_network_that_combines_parts_itself_is_restored() -> None:
@@ -378,7 +482,14 @@ def test_a_student_saved_before_there_were_parts_is_read(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "parts",
-    [{"shared": "conv_in"}, {"shared": [3]}, {"last_site": 1}, {"restores": "yes"}, {"other": []}],
+    [
+        {"shared": "conv_in"},
+        {"shared": [3]},
+        {"last_site": 1},
+        {"restores": "yes"},
+        {"fixed": ["conv_in < x"]},
+        {"other": []},
+    ],
 )
 def test_parts_of_another_kind_are_refused(parts: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"wrong entry parts\.\w+; it must hold constant, shared"):

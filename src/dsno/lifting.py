@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dsno.backbones.sites import inside, match_sites
-from dsno.denoisers import GUIDANCE_SCALE, Condition, Denoiser
+from dsno.denoisers import Condition, Denoiser
 from dsno.errors import InputError, closest
 from dsno.modulation import SiteShifts
 from dsno.rows import Layout, PartHooks, Parts, Rows, TemporalHook
 from dsno.temporal import Slices, TemporalLayer
+from dsno.tracing import (
+    find_constant,
+    find_fixed,
+    find_parts,
+    runs_unrestored,
+    site_channels,
+    trace,
+)
 
 
 class Lifted(nn.Module):
@@ -30,7 +35,8 @@ class Lifted(nn.Module):
 
     `network` keeps its own parameter names; the temporal layers are `temporal.0`, `temporal.1`, ...
     in the order of `sites`. With `guidance`, the guidance scale is one more input: `shifts` turns
-    it into a bias behind every site. `parts` says which submodules do not see every slice.
+    it into a bias behind every site. `parts` says which submodules do not see every slice; where it
+    names any, all slices of a sample must be given the same input and condition.
     """
 
     def __init__(
@@ -63,14 +69,15 @@ class Lifted(nn.Module):
         )
         modules = dict(network.named_modules())
         named = (
-            (Rows.SHARED, parts.constant, dataclasses.replace(parts, restores=True)),
-            (Rows.SHARED, parts.shared, parts),
-            (Rows.ALL, parts.lifted, parts),
-            (Rows.LAST, parts.final, parts),
+            (Rows.SHARED, parts.constant, True),
+            (Rows.SHARED, parts.shared, parts.restores),
+            (Rows.ALL, parts.lifted, parts.restores),
+            (Rows.LAST, parts.final, parts.restores),
         )
-        for rows, names, how in named:
+        for rows, names, restores in named:
             for name in names:
-                PartHooks(rows, self.layout, how).attach(_module(modules, name))
+                hooks = PartHooks(rows, self.layout, parts, name, restores=restores)
+                hooks.attach(_module(modules, name))
         for index, (site, layer) in enumerate(zip(self.sites, self.temporal, strict=True)):
             assert isinstance(layer, TemporalLayer)
             is_last = site == parts.last_site
@@ -87,233 +94,6 @@ def _module(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
     if name not in modules:
         raise InputError(f"The network has no submodule {name!r}: {closest(name, modules)}")
     return modules[name]
-
-
-# ---------------------------------------------------------------- what a network does when it runs
-
-
-class Call(NamedTuple):
-    """One call of a submodule.
-
-    Attributes:
-        start, end: its places in the order of all starts and ends.
-        shape: of its output, or the first of them; None if that is no tensor.
-    """
-
-    start: int
-    end: int
-    shape: tuple[int, ...] | None
-
-
-def trace(denoiser: Denoiser, condition: Condition | None) -> dict[str, list[Call]]:
-    """Run the network once on zeros; return the calls of each of its submodules that ran."""
-    calls: dict[str, list[Call]] = {}
-    begun: list[int] = []
-    clock = 0
-
-    def before(module: nn.Module, args: Any) -> None:
-        nonlocal clock
-        begun.append(clock)
-        clock += 1
-
-    def behind(name: str) -> Any:
-        def record(module: nn.Module, args: Any, output: Any) -> None:
-            nonlocal clock
-            first = output[0] if isinstance(output, tuple) else output
-            shape = tuple(first.shape) if isinstance(first, Tensor) else None
-            calls.setdefault(name, []).append(Call(begun.pop(), clock, shape))
-            clock += 1
-
-        return record
-
-    handles = []
-    for name, module in denoiser.network.named_modules():
-        handles.append(module.register_forward_pre_hook(before))
-        handles.append(module.register_forward_hook(behind(name)))
-    try:
-        with torch.no_grad():
-            denoiser(_zeros(denoiser, 1), _one(), condition)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
-def site_channels(
-    calls: Mapping[str, Sequence[Call]], sites: Sequence[str], channel_dim: int
-) -> list[int]:
-    """Channels of the output of each site.
-
-    Raises:
-        InputError: if a site never runs or its output is not a tensor with channels.
-    """
-    channels = []
-    for site in sites:
-        if site not in calls:
-            raise InputError(f"Site {site!r} is never run by the network's forward pass.")
-        shape = calls[site][-1].shape
-        if shape is None or len(shape) < 2:
-            raise InputError(f"The output of site {site!r} is not a tensor with channels.")
-        channels.append(shape[channel_dim])
-    return channels
-
-
-# ----------------------------------------------------------------------- shared, lifted and final
-
-
-def find_parts(
-    network: nn.Module,
-    calls: Mapping[str, Sequence[Call]],
-    sites: Sequence[str],
-    shared: Sequence[str],
-) -> Parts:
-    """Sort a network's submodules by the slices they have to see; each as a whole where it can be.
-
-    Nothing is final if the site that runs last runs more than once.
-
-    Raises:
-        InputError: for a shared submodule that never runs, or not before time is first mixed.
-    """
-    for name in shared:
-        if name not in calls:
-            raise InputError(
-                f"The shared part {name!r} is never run by the network's forward pass."
-            )
-        if sites and calls[name][-1].end > min(calls[site][0].end for site in sites):
-            raise InputError(
-                f"The shared part {name!r} runs after time was mixed, so its input is not the same "
-                "for all slices; share parts that run earlier, or mix time later."
-            )
-    last, end = "", -1.0
-    if sites:
-        last = max(sites, key=lambda site: calls[site][-1].end)
-        end = calls[last][-1].end
-        if len(calls[last]) > 1:
-            last, end = "", math.inf
-    lifted: list[str] = []
-    final: list[str] = []
-
-    def sort(parent: str, module: nn.Module) -> None:
-        for child_name, child in module.named_children():
-            name = f"{parent}.{child_name}" if parent else child_name
-            runs = calls.get(name, ())
-            if name in shared:
-                continue
-            if runs and runs[0].start > end:
-                final.append(name)
-                continue
-            holds_shared = any(inside(part, [name]) for part in shared)
-            if runs and shared and not holds_shared:
-                lifted.append(name)
-            if not runs or holds_shared or any(run.start < end < run.end for run in runs):
-                sort(name, child)
-
-    sort("", network)
-    return Parts(shared=tuple(shared), lifted=tuple(lifted), final=tuple(final), last_site=last)
-
-
-def find_constant(
-    denoiser: Denoiser,
-    condition: Condition | None,
-    calls: Mapping[str, Sequence[Call]],
-    sites: Sequence[str],
-    parts: Parts,
-) -> tuple[str, ...]:
-    """Layers that neither the time a network is told nor the mixing of times reaches.
-
-    In a U-Net they are the first convolution and that of the first block in front of its time
-    embedding. Looked for among layers with weights and without submodules, outside of other parts.
-    Two runs tell: nothing a layer puts out may be a function of the time in autograd's graph, which
-    weights of zero do not hide, nor change with it, which a table of times does not hide. None are
-    found in a network whose own output is no differentiable function of time, or without data.
-    """
-    x = _zeros(denoiser, 2)
-    if not sites or x.is_meta:
-        return ()
-    mixed = min(calls[site][0].end for site in sites)
-    taken = (*parts.shared, *parts.final)
-    network = copy.deepcopy(denoiser.network).requires_grad_(False)
-    candidates = {
-        name: layer
-        for name, layer in network.named_modules()
-        if not list(layer.children())
-        and list(layer.parameters())
-        and name in calls
-        and calls[name][-1].end < mixed
-        and not inside(name, taken)
-    }
-    made: dict[str, list[Tensor]] = {}
-    reached: set[str] = set()
-
-    def behind(name: str) -> Any:
-        def record(module: nn.Module, args: Any, output: Any) -> None:
-            entered = args[0] if args else None
-            whole = all(
-                isinstance(x, Tensor) and x.ndim > 2 and len(x) == 2 for x in (entered, output)
-            )
-            if whole and not output.requires_grad:
-                made.setdefault(name, []).append(output)
-            else:
-                reached.add(name)
-
-        return record
-
-    for name, layer in candidates.items():
-        layer.register_forward_hook(behind(name))
-    x = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
-    given = {k: v.expand(2, *v.shape[1:]) for k, v in (condition or {}).items()}
-    given.pop(GUIDANCE_SCALE, None)
-    for moment in (0.25, 0.75):
-        told = denoiser.preconditioning.c_noise(torch.tensor([moment] * 2).double())
-        told = told.to(x.device, torch.promote_types(x.dtype, torch.float32))
-        with torch.enable_grad():
-            output = denoiser.call(network, x, told.requires_grad_(), given)
-        if not output.requires_grad:
-            return ()
-    return tuple(
-        name
-        for name, (first, *others) in made.items()
-        if name not in reached and len(others) == 1 and first.equal(others[0])
-    )
-
-
-class _Trial(nn.Module):
-    """A lifted network and how it is called, as one module."""
-
-    def __init__(self, lifted: Lifted, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.lifted, self.call = lifted, denoiser.call
-
-    def forward(self, x: Tensor, told: Tensor, condition: Condition) -> Tensor:
-        return self.call(self.lifted.network, x, told, condition)
-
-
-def runs_unrestored(lifted: Lifted, denoiser: Denoiser, condition: Condition | None) -> bool:
-    """Whether the network's own code never combines tensors of different rows.
-
-    Tried on tensors without data, so that it costs nothing: two samples, whose rows cannot be taken
-    for all slices by broadcasting.
-    """
-    layout, count = lifted.layout, lifted.slices
-    x = _zeros(denoiser, 2 * count).to("meta")
-    given = {k: v.to("meta") for k, v in (condition or {}).items() if k != GUIDANCE_SCALE}
-    given = {k: v.expand(2 * count, *v.shape[1:]) for k, v in given.items()}
-    trial = _Trial(lifted, denoiser)
-    tensors = {**dict(trial.named_parameters()), **dict(trial.named_buffers())}
-    nothing = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-    for last_only in (False, True):
-        layout.set(Slices(count), 2, last_only=last_only, embedding=None)
-        told = torch.zeros(2 * count, device="meta")
-        try:
-            with torch.no_grad():
-                made = torch.func.functional_call(trial, nothing, (x, told, given))
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
-            return False
-        finally:
-            layout.set(Slices(count), 1, embedding=None)
-        if made.shape[0] not in ((2, 2 * count) if last_only else (2 * count,)):
-            return False
-    return True
 
 
 def lift(
@@ -354,6 +134,7 @@ def lift(
     parts = find_parts(base, calls, names, once)
     constant = find_constant(denoiser, condition, calls, names, parts)
     parts = dataclasses.replace(parts, constant=constant)
+    parts = dataclasses.replace(parts, fixed=find_fixed(denoiser, condition, parts))
 
     def build(parts: Parts) -> Lifted:
         network = copy.deepcopy(base).requires_grad_(True)  # a teacher may be frozen
@@ -369,15 +150,6 @@ def lift(
         )
 
     lifted = build(parts)
-    if runs_unrestored(lifted, denoiser, condition):
+    if runs_unrestored(lifted, lifted.network, lifted.layout, denoiser, condition):
         return lifted
     return build(dataclasses.replace(parts, restores=True))
-
-
-def _zeros(denoiser: Denoiser, rows: int) -> Tensor:
-    place = next(denoiser.network.parameters())
-    return torch.zeros(rows, *denoiser.sample_shape, dtype=place.dtype, device=place.device)
-
-
-def _one() -> Tensor:
-    return torch.ones((), dtype=torch.float64)

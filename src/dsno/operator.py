@@ -26,10 +26,11 @@ from dsno.denoisers import (
 )
 from dsno.errors import InputError, one_of
 from dsno.grids import Spacing, grid_times
-from dsno.lifting import Lifted, lift, trace
+from dsno.lifting import Lifted, lift
 from dsno.rows import Rows
 from dsno.schedules import signal_and_noise
 from dsno.temporal import Slices
+from dsno.tracing import trace
 
 OUTPUTS = ("denoised", "state")
 

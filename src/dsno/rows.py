@@ -2,7 +2,8 @@
 
 A batch has a row for every slice of every sample. Not every part of a network needs all of them:
 
-* `constant` parts, which nothing about time reaches, see each sample once; that changes nothing;
+* `constant` parts, which nothing about time reaches, see each sample once; the numbers stay the
+  same but for rounding;
 * `shared` parts see each sample once, at the time of its first slice;
 * `lifted` parts see every slice;
 * `final` parts see the last slice alone when nothing but t = 0 is wanted. They run after time is
@@ -17,13 +18,14 @@ of two kinds of part between its submodules (EDM's networks concatenate skips th
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dsno.errors import InputError
 from dsno.modulation import SiteShifts
@@ -41,6 +43,9 @@ class Parts:
         final: names of those that may see the last slice alone.
         last_site: where time is mixed for the last time; empty if it is not mixed, or if its last
             time cannot be told.
+        fixed: tensors given to or by a part that have no row per sample, whatever their length (a
+            table of positions): `name < i` is the i-th of a part's arguments, `name > i` of what it
+            returns, both flattened.
         restores: whether all rows are restored behind shared and final parts.
     """
 
@@ -49,6 +54,7 @@ class Parts:
     lifted: tuple[str, ...] = ()
     final: tuple[str, ...] = ()
     last_site: str = ""
+    fixed: tuple[str, ...] = ()
     restores: bool = False
 
     def to_config(self) -> dict[str, Any]:
@@ -69,7 +75,10 @@ class Parts:
         for name, value in values.items():
             wanted = kinds.get(name)
             names = value if isinstance(value, tuple) else ()
-            if wanted is not type(value) or not all(isinstance(n, str) for n in names):
+            right = wanted is type(value) and all(isinstance(n, str) for n in names)
+            if name == "fixed":
+                right = right and all(re.fullmatch(r"\S+ [<>] [0-9]{1,4}", n) for n in names)
+            if not right:
                 raise InputError(
                     f"The model's configuration has a wrong entry parts.{name}; it must hold "
                     f"{', '.join(kinds)}."
@@ -114,9 +123,17 @@ class Layout:
         self.slices, self.batch = slices, batch
         self.last_only, self.embedding = last_only, embedding
 
-    def bring(self, value: Any, rows: Rows) -> Any:
-        """Give every tensor in nested tuples, lists and dictionaries the rows asked for."""
-        return tree_map(lambda x: self._bring(x, rows) if isinstance(x, Tensor) else x, value)
+    def bring(self, value: Any, rows: Rows, fixed: Collection[int] = ()) -> Any:
+        """Give every tensor in nested tuples, lists and dictionaries the rows asked for.
+
+        Those at the places `fixed` of the flattened value are left alone.
+        """
+        leaves, structure = tree_flatten(value)
+        made = [
+            self._bring(x, rows) if isinstance(x, Tensor) and i not in fixed else x
+            for i, x in enumerate(leaves)
+        ]
+        return tree_unflatten(made, structure)
 
     def _bring(self, x: Tensor, rows: Rows) -> Tensor:
         """One tensor; those without a row per sample or slice are left alone."""
@@ -126,7 +143,8 @@ class Layout:
         if rows is Rows.ALL:
             if x.shape[0] != self.batch:
                 return x
-            return x[:, None].expand(-1, count, *x.shape[1:]).flatten(0, 1)
+            # a copy also of a single sample: its rows must not share memory
+            return x[:, None].expand(-1, count, *x.shape[1:]).flatten(0, 1).contiguous()
         if x.shape[0] != self.batch * count:
             return x
         return x[(0 if rows is Rows.SHARED else self.slices.carriers - 1) :: count]
@@ -135,13 +153,25 @@ class Layout:
 class PartHooks:
     """In front of a part: bring its arguments to its rows. Behind it: restore all, if need be."""
 
-    def __init__(self, rows: Rows, layout: Layout, parts: Parts) -> None:
-        self.rows, self.layout, self.parts = rows, layout, parts
+    def __init__(
+        self, rows: Rows, layout: Layout, parts: Parts, name: str, *, restores: bool
+    ) -> None:
+        self.rows, self.layout, self.restores = rows, layout, restores
+        # whether arguments may have fewer rows than all
+        self.may_lack = bool(parts.shared) and not parts.restores
+        self.fixed_in, self.fixed_out = (
+            {
+                int(place)
+                for part, sign, place in map(str.split, parts.fixed)
+                if (part, sign) == (name, side)
+            }
+            for side in "<>"
+        )
 
     def attach(self, module: nn.Module) -> None:
         """Register the hooks."""
         module.register_forward_pre_hook(self.before, with_kwargs=True)
-        if self.parts.restores and self.rows is not Rows.ALL:
+        if self.restores and self.rows is not Rows.ALL:
             module.register_forward_hook(self.behind)
 
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -149,13 +179,13 @@ class PartHooks:
         rows = self.rows
         if rows is Rows.LAST and not self.layout.last_only:
             rows = Rows.ALL
-        if rows is Rows.ALL and (self.parts.restores or not self.parts.shared):
+        if rows is Rows.ALL and not self.may_lack:
             return None
-        return self.layout.bring(args, rows), self.layout.bring(kwargs, rows)
+        return self.layout.bring((args, kwargs), rows, self.fixed_in)
 
     def behind(self, module: nn.Module, args: Any, output: Any) -> Any:
         """A forward hook."""
-        return self.layout.bring(output, Rows.ALL)
+        return self.layout.bring(output, Rows.ALL, self.fixed_out)
 
 
 class TemporalHook:
@@ -175,6 +205,7 @@ class TemporalHook:
 
     def _mix(self, u: Tensor) -> Tensor:
         layout = self.layout
+        u = layout.bring(u, Rows.ALL)  # a site may end with a shared part
         last_only = self.last and layout.last_only
         mixed: Tensor = self.layer(u, layout.slices, last_only=last_only)
         if layout.shifts is not None and layout.embedding is not None:

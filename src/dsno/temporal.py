@@ -85,13 +85,18 @@ def _bases(
 _cached_bases = functools.lru_cache(maxsize=256)(_bases)
 
 
-def _may_overwrite() -> bool:
+def _may_overwrite(x: Tensor) -> bool:
     """Whether a tensor that is done with can take the next result: memory that is fresh costs time.
 
-    Autocast does not cast for such calls, and a compiler sees to its own memory.
+    Autocast does not cast for such calls, transforms of `torch.func` do not allow them, and a
+    compiler sees to its own memory.
     """
+    kind = x.device.type
     return not (
-        torch.is_grad_enabled() or torch.is_autocast_enabled() or torch.compiler.is_compiling()
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind))
+        or torch._C._are_functorch_transforms_active()
     )
 
 
@@ -166,7 +171,7 @@ class FourierTemporalConv(nn.Module):
             mixed = matrices.mT @ components.reshape(*components.shape[:2], self.channels, -1)
         else:
             mixed = components.reshape(*components.shape[:2], -1, self.channels) @ matrices
-        reused = components if synthesis.shape == analysis.shape and _may_overwrite() else None
+        reused = components if synthesis.shape == analysis.shape and _may_overwrite(u) else None
         made: Tensor = torch.matmul(synthesis, mixed.flatten(2), out=reused)
         return made.reshape(-1, *u.shape[1:])
 
@@ -196,6 +201,6 @@ class TemporalLayer(nn.Module):
         # in place: the activation's input is not needed again, not even by backward
         mixed: Tensor = self.activation(self.conv(u, slices, last_only=last_only))
         before = u[slices.carriers - 1 :: slices.count] if last_only else u
-        if before.stride() == mixed.stride() and _may_overwrite():
+        if before.stride() == mixed.stride() and _may_overwrite(u):
             return mixed.add_(before)
         return before + mixed
