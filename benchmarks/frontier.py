@@ -57,15 +57,11 @@ from dsno.stages import environment, load_operator
 from dsno.teachers.store import Teacher, load_teacher
 from dsno.training import Plan, train
 
-ALL = ("student.sites=[default]", "student.shared_levels=0")
-CORE = ("student.sites=[default]", "student.lifted_from=1", "student.shared_levels=1")
-MIDDLE = ("student.sites=[mid_block]", "student.shared_levels=2")
-PLAIN = (
-    "student.slices=1",
-    "student.modes=1",
-    "student.sites=[]",
-    "student.shared_levels=0",
-)
+NOT_SHARED = ("student.shared=[]",)
+ALL = ("student.sites=[default]", *NOT_SHARED)
+CORE = (*ALL, "student.lifted_from=1", "student.shared_levels=1")
+MIDDLE = (*NOT_SHARED, "student.sites=[mid_block]", "student.shared_levels=2")
+PLAIN = (*NOT_SHARED, "student.slices=1", "student.modes=1", "student.sites=[]")
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ KINDS = {
     "training-m2": Kind(
         "slices only in training, M = 2",
         2600,
-        ("student.slices=2", "student.sites=[]", "student.shared_levels=1"),
+        (*NOT_SHARED, "student.slices=2", "student.sites=[]", "student.shared_levels=1"),
     ),
     "plain-m1": Kind("knowledge distillation (M = 1)", 4950, PLAIN),
     "middle-m2-long": Kind(

@@ -544,7 +544,8 @@ def test_levels_are_found_from_the_highest_resolution_down() -> None:
 
 def test_a_recipe_says_which_levels_are_shared_and_lifted(unet_teacher: Any) -> None:
     teacher = Teacher(unet_teacher(attention=(False, True)))
-    recipe = load_recipe("digits", ["student.lifted_from=1", "student.shared_levels=1"])
+    plain = ["student.sites=[default]", "student.shared=[]"]
+    recipe = load_recipe("digits", [*plain, "student.lifted_from=1", "student.shared_levels=1"])
     lifted = new_operator(recipe, teacher).lifted
     assert lifted.parts.shared == ("conv_in", "down_blocks.0")
     assert all(
@@ -552,7 +553,7 @@ def test_a_recipe_says_which_levels_are_shared_and_lifted(unet_teacher: Any) -> 
     )
     assert "up_blocks.1" in lifted.parts.final
     for key in ("lifted_from", "shared_levels"):
-        recipe = load_recipe("digits", [f"student.{key}=3"])
+        recipe = load_recipe("digits", [*plain, f"student.{key}=3"])
         with pytest.raises(
             InputError, match=rf"student\.{key} = 3, but the UNet2DModel has 2 levels"
         ):
