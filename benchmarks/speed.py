@@ -154,6 +154,7 @@ def lift_rows(options: argparse.Namespace) -> list[Row]:
                 },
                 options.rounds,
                 device,
+                least_seconds=options.seconds,
             )
             ours, theirs, kept = (operations(each, x) for each in (operator, bare, left))
             least = max(
@@ -217,7 +218,7 @@ def author_rows(options: argparse.Namespace) -> list[Row]:
         }
         if device.type == "cuda":
             works["fast"] = fast(operator, x)
-        taken = interleaved(works, options.rounds, device)
+        taken = interleaved(works, options.rounds, device, least_seconds=options.seconds)
         named = "student forward / the authors' network"
         setting = f"{width} channels, batch {batch}"
         ratio = {name: value / taken["theirs"] for name, value in taken.items()}
@@ -301,7 +302,7 @@ def training_rows(width: int, batch: int, options: argparse.Namespace) -> list[R
         quick = student(width)[0]
         quick.lifted.network.compile()
         works["fast"] = our_step(quick, batch, bf16=True)
-    taken = interleaved(works, options.rounds, device)
+    taken = interleaved(works, options.rounds, device, least_seconds=options.seconds)
     named = "training step / the authors'"
     setting = f"{width} channels, batch {batch}"
     ratio = {name: value / taken["theirs"] for name, value in taken.items()}
@@ -385,6 +386,7 @@ def sample_rows(options: argparse.Namespace) -> list[Row]:
             },
             options.rounds,
             device,
+            least_seconds=options.seconds,
         )
         rows.append(
             row(
@@ -409,6 +411,7 @@ def sample_rows(options: argparse.Namespace) -> list[Row]:
             },
             options.rounds,
             device,
+            least_seconds=options.seconds,
         )
         value = taken["sample"] / taken["evaluation"]
     named = "one-step sample / one backbone evaluation"
@@ -565,7 +568,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all by default")
     parser.add_argument("--out", type=Path, default=Path("results/bench.json"))
     parser.add_argument("--show", type=Path, help="print the table in this file and do nothing")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="of taking turns, at least")
+    parser.add_argument("--seconds", type=float, default=30, help="of taking turns, at least")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument(
         "--against",

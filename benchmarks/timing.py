@@ -29,16 +29,24 @@ def seconds(work: Work, device: torch.device) -> float:
     return time.process_time() - start
 
 
-def interleaved(works: Mapping[str, Work], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each, all taking turns; the order is reversed every second round."""
+def interleaved(
+    works: Mapping[str, Work], rounds: int, device: torch.device, *, least_seconds: float = 0
+) -> dict[str, float]:
+    """Median seconds of each, all taking turns; the order is reversed every second round.
+
+    There are `rounds` of them, and more until they have taken `least_seconds` altogether.
+    """
     for work in works.values():
         for _ in range(3 if device.type == "cuda" else 1):  # warm up; compile; choose kernels
             work()
     taken: dict[str, list[float]] = {name: [] for name in works}
     names = list(works)
-    for index in range(rounds):
+    index, spent = 0, 0.0
+    while index < rounds or spent < least_seconds:
         for name in names if index % 2 == 0 else reversed(names):
             taken[name].append(seconds(works[name], device))
+            spent += taken[name][-1]
+        index += 1
     return {name: statistics.median(values) for name, values in taken.items()}
 
 

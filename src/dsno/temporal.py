@@ -166,7 +166,7 @@ class FourierTemporalConv(nn.Module):
         rows = u.reshape(-1, slices.count, *u.shape[1:])
         carriers = rows[:, : slices.carriers].flatten(2)  # (B, M, C * N)
         components = analysis @ carriers  # (B, P, C * N)
-        matrices = self._matrices(modes, slices.carriers).to(u.dtype)  # (P, C_in, C_out)
+        matrices = self._matrices(modes, slices.carriers, u.dtype)  # (P, C_in, C_out)
         if self.channel_dim in (1, 1 - u.ndim):
             mixed = matrices.mT @ components.reshape(*components.shape[:2], self.channels, -1)
         else:
@@ -175,14 +175,25 @@ class FourierTemporalConv(nn.Module):
         made: Tensor = torch.matmul(synthesis, mixed.flatten(2), out=reused)
         return made.reshape(-1, *u.shape[1:])
 
-    def _matrices(self, modes: int, carriers: int) -> Tensor:
+    def _matrices(self, modes: int, carriers: int, dtype: torch.dtype) -> Tensor:
         """What each component's channels are mixed by: (P, C_in, C_out); see `_bases`."""
         a, b = self.real[:modes], self.imag[:modes]
-        kept = [0]
-        for k in range(1, modes):
-            kept += [3 * k] if 2 * k == carriers else [3 * k, 3 * k + 1, 3 * k + 2]
+        harmonics = [k for k in range(1, modes) if 2 * k != carriers]
+        if _may_overwrite(a):
+            count = modes + 2 * len(harmonics)
+            made = a.new_empty((count, *a.shape[1:]), dtype=dtype)
+            place = 0
+            for k in range(modes):
+                made[place].copy_(a[k])
+                place += 1
+                if k in harmonics:
+                    torch.sub(b[k], a[k], out=made[place])
+                    torch.add(b[k], a[k], out=made[place + 1])
+                    place += 2
+            return made
         # chosen from all, so that every parameter has a gradient, which launched training expects
-        return torch.stack([a, b - a, a + b], 1).flatten(0, 1)[kept]
+        kept = [3 * k + part for k in range(modes) for part in range(3 if k in harmonics else 1)]
+        return torch.stack([a, b - a, a + b], 1).flatten(0, 1)[kept].to(dtype)
 
 
 class TemporalLayer(nn.Module):
