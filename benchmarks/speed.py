@@ -555,7 +555,8 @@ def table(found: Mapping[str, Any]) -> str:
         for r in found["sections"].get(section, {}).get("rows", ()):
             floor = f"{r['floor']:.2f}" if r.get("floor") is not None else ""
             missing = f"> {r['tried']}" if "tried" in r else "not run"
-            value = missing if r["value"] is None else f"{r['value']:.2f}".removesuffix(".00")
+            kind = "d" if isinstance(r["value"], int) else ".2f"
+            value = missing if r["value"] is None else format(r["value"], kind)
             lines.append(
                 f"| {r['figure']} | {r['setting']} | {value} | {floor} | <= {r['reach']} |"
             )
