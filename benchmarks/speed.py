@@ -177,7 +177,6 @@ def lift_rows(options: argparse.Namespace) -> list[Row]:
                     setting,
                     taken["lifted"] / taken["left"],
                     floor=1 + least / taken["left"],
-                    reach=1.08,
                 ),
             ]
     return rows
@@ -557,9 +556,8 @@ def table(found: Mapping[str, Any]) -> str:
             missing = f"> {r['tried']}" if "tried" in r else "not run"
             kind = "d" if isinstance(r["value"], int) else ".2f"
             value = missing if r["value"] is None else format(r["value"], kind)
-            lines.append(
-                f"| {r['figure']} | {r['setting']} | {value} | {floor} | <= {r['reach']} |"
-            )
+            reach = f"<= {r['reach']}" if "reach" in r else ""
+            lines.append(f"| {r['figure']} | {r['setting']} | {value} | {floor} | {reach} |")
     return "\n".join(lines)
 
 
