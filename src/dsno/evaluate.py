@@ -220,14 +220,18 @@ def draw(sampler: Sampler, draws: Draws, count: int, advance: Callable[..., None
 def seconds_per_sample(
     samplers: Sequence[Sampler], draws: Draws, rounds: int, batch: int
 ) -> list[float]:
-    """Median time per sample of each sampler over rounds in which all of them take turns."""
+    """Median time per sample of each sampler over rounds in which all of them take turns.
+
+    The order is reversed every second round, so that nobody always follows the same neighbour.
+    """
     noise, condition = draws.batch(range(batch))
     times: list[list[float]] = [[] for _ in samplers]
+    turns = list(zip(times, samplers, strict=True))
     with torch.no_grad():
         samplers[0].generate(noise, condition)  # warm up
         synchronize(draws.device)
-        for _ in range(rounds):
-            for taken, sampler in zip(times, samplers, strict=True):
+        for index in range(rounds):
+            for taken, sampler in turns if index % 2 == 0 else reversed(turns):
                 start = time.perf_counter()
                 sampler.generate(noise, condition)
                 synchronize(draws.device)
