@@ -17,6 +17,7 @@ LAYOUTS = {
     "images": (1, (CHANNELS, 4, 5)),
     "points": (1, (CHANNELS,)),
     "tokens": (-1, (6, CHANNELS)),
+    "few tokens": (-1, (2, CHANNELS)),
 }
 
 

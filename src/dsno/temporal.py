@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dsno.errors import InputError
 
@@ -50,35 +51,39 @@ def modes_kept(modes: int, carriers: int) -> int:
     return min(modes, carriers // 2 + 1)
 
 
+def harmonics(modes: int, carriers: int) -> int:
+    """How many of the modes kept have a sine: all but the constant and the Nyquist mode."""
+    return modes - 1 - (2 * (modes - 1) == carriers)
+
+
 @torch.inference_mode(False)  # a tensor made in inference mode could not be used in training
 def _bases(
     slices: Slices, modes: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Analysis (P, M) and synthesis (count, P) matrices; P = 1 for each mode without sine, else 3.
+    """Analysis (P, M) and synthesis (count, P) matrices; P is `modes` and 2 for each harmonic.
 
     A component is what one real (C, C) matrix acts on. The constant mode is one; so is the Nyquist
     mode, which has no sine (as in `torch.fft.irfft`). Of a harmonic with coefficient x + iy, which
     is multiplied by a + ib, they are x + y, x and y: from a (x + y), (b - a) x and (a + b) y follow
     real part (the first less the third) and imaginary part (the first plus the second), with three
-    products instead of four (Gauss).
+    products instead of four (Gauss). They are in the order of `FourierTemporalConv._matrices`: the
+    first of every mode, then the second and the third of all harmonics.
     """
     m = slices.carriers
     phases = torch.tensor([j / m for j in range(m)] + list(slices.queries), dtype=torch.float64)
-    analysis: list[Tensor] = [torch.ones(m).double()]
-    synthesis: list[Tensor] = [torch.ones(slices.count).double() / m]
-    for k in range(1, modes):
-        turn = 2 * math.pi * k * phases
-        cosine, sine = turn.cos(), -turn.sin()
-        x, y = cosine[:m], sine[:m]
-        if 2 * k == m:
-            analysis.append(x)
-            synthesis.append(cosine / m)
-        else:
-            analysis += [x + y, x, y]
-            synthesis += [2 / m * (cosine + sine), 2 / m * sine, -2 / m * cosine]
+    turns = 2 * math.pi * torch.outer(torch.arange(modes).double(), phases)
+    cosine, sine = turns.cos(), -turns.sin()  # (modes, count)
+    waves = slice(1, 1 + harmonics(modes, m))
+    x, y = cosine[:, :m].clone(), sine[waves, :m]
+    wave_x = x[waves].clone()
+    x[waves] += y
+    back = cosine / m
+    back[waves] = 2 / m * (cosine + sine)[waves]
+    analysis = torch.cat([x, wave_x, y])
+    synthesis = torch.cat([back, 2 / m * sine[waves], -2 / m * cosine[waves]]).T
     return (
-        torch.stack(analysis).to(dtype=dtype, device=device),
-        torch.stack(synthesis, 1).to(dtype=dtype, device=device),
+        analysis.to(dtype=dtype, device=device),
+        synthesis.contiguous().to(dtype=dtype, device=device),
     )
 
 
@@ -166,34 +171,34 @@ class FourierTemporalConv(nn.Module):
         rows = u.reshape(-1, slices.count, *u.shape[1:])
         carriers = rows[:, : slices.carriers].flatten(2)  # (B, M, C * N)
         components = analysis @ carriers  # (B, P, C * N)
+        is_last = self.channel_dim not in (1, 1 - u.ndim)
+        shape = (-1, self.channels) if is_last else (self.channels, -1)
         matrices = self._matrices(modes, slices.carriers, u.dtype)  # (P, C_in, C_out)
-        if self.channel_dim in (1, 1 - u.ndim):
-            mixed = matrices.mT @ components.reshape(*components.shape[:2], self.channels, -1)
-        else:
-            mixed = components.reshape(*components.shape[:2], -1, self.channels) @ matrices
+        mixed = _mix(
+            components.reshape(*components.shape[:2], *shape), matrices, is_last=is_last
+        ).reshape(components.shape)
         reused = components if synthesis.shape == analysis.shape and _may_overwrite(u) else None
-        made: Tensor = torch.matmul(synthesis, mixed.flatten(2), out=reused)
+        made: Tensor = torch.matmul(synthesis, mixed, out=reused)
         return made.reshape(-1, *u.shape[1:])
 
     def _matrices(self, modes: int, carriers: int, dtype: torch.dtype) -> Tensor:
         """What each component's channels are mixed by: (P, C_in, C_out); see `_bases`."""
-        a, b = self.real[:modes], self.imag[:modes]
-        harmonics = [k for k in range(1, modes) if 2 * k != carriers]
-        if _may_overwrite(a):
-            count = modes + 2 * len(harmonics)
-            made = a.new_empty((count, *a.shape[1:]), dtype=dtype)
-            place = 0
-            for k in range(modes):
-                made[place].copy_(a[k])
-                place += 1
-                if k in harmonics:
-                    torch.sub(b[k], a[k], out=made[place])
-                    torch.add(b[k], a[k], out=made[place + 1])
-                    place += 2
-            return made
-        # chosen from all, so that every parameter has a gradient, which launched training expects
-        kept = [3 * k + part for k in range(modes) for part in range(3 if k in harmonics else 1)]
-        return torch.stack([a, b - a, a + b], 1).flatten(0, 1)[kept].to(dtype)
+        waves = slice(1, 1 + harmonics(modes, carriers))
+        a, b = self.real[waves], self.imag[waves]
+        return torch.cat([self.real[:modes], b - a, a + b]).to(dtype)
+
+
+def _mix(components: Tensor, matrices: Tensor, *, is_last: bool) -> Tensor:
+    """Multiply the channels of each component, (B, P, C, N) or (B, P, N, C), by its matrix.
+
+    A batched product repeats the matrices for every sample. Where they are larger than what they
+    act on, the samples are made rows of one product for each matrix, which copies that instead.
+    """
+    batch, pixels = components.shape[0], components.shape[2 if is_last else 3]
+    if batch > 1 and pixels < matrices.shape[1]:
+        equation = "bpni,pio->bpno" if is_last else "bpin,pio->bpon"
+        return torch.einsum(equation, components, matrices)
+    return components @ matrices if is_last else matrices.mT @ components
 
 
 class TemporalLayer(nn.Module):
@@ -205,12 +210,11 @@ class TemporalLayer(nn.Module):
     def __init__(self, channels: int, modes: int, slices: int, *, channel_dim: int = 1) -> None:
         super().__init__()
         self.conv = FourierTemporalConv(channels, modes, slices, channel_dim=channel_dim)
-        self.activation = nn.LeakyReLU(inplace=True)
 
     def forward(self, u: Tensor, slices: Slices, *, last_only: bool = False) -> Tensor:
         """(B * count, ...) -> the same shape, or (B, ...) of the last carriers."""
         # in place: the activation's input is not needed again, not even by backward
-        mixed: Tensor = self.activation(self.conv(u, slices, last_only=last_only))
+        mixed = functional.leaky_relu_(self.conv(u, slices, last_only=last_only))
         before = u[slices.carriers - 1 :: slices.count] if last_only else u
         if before.stride() == mixed.stride() and _may_overwrite(u):
             return mixed.add_(before)
