@@ -286,3 +286,31 @@ def test_preconditioning_is_the_teachers(point_net: Any) -> None:
     operator = point_operator(point_net(), "edm")
     assert operator.preconditioning == Preconditioning(SCHEDULES["edm"](), "edm", 0.5)
     assert (operator.slices, operator.sample_shape) == (4, (2,))
+
+
+@pytest.mark.parametrize("last_only", [False, True])
+def test_compiled_code_makes_nothing_on_the_host(unet_teacher: Any, last_only: bool) -> None:
+    """A CUDA graph must not hold a tensor made on the CPU, so on `meta` all must be there."""
+    operator = DSNO.from_teacher(unet_teacher(), ["**.resnets.*"], slices=3, modes=2)
+    loud(operator)
+    devices, kinds = set(), set()
+
+    def look(graph: Any, inputs: Any) -> Any:
+        for node in graph.graph.nodes:
+            value = node.meta.get("example_value")
+            if isinstance(value, Tensor):
+                devices.add(value.device.type)
+                kinds.add(value.dtype)
+        return graph.forward
+
+    noise = torch.randn(2, *operator.sample_shape)
+    with torch.no_grad():
+        compiled = torch.compile(operator, backend=look, fullgraph=True)
+        made = compiled(noise, last_only=last_only)
+        torch.testing.assert_close(made, operator(noise, last_only=last_only))
+        assert torch.float64 not in kinds
+        devices.clear()
+        torch.compile(operator.to("meta"), backend=look, fullgraph=True)(
+            noise.to("meta"), last_only=last_only
+        )
+    assert devices == {"meta"}

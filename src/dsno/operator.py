@@ -183,34 +183,36 @@ class DSNO(nn.Module):
                 f"This model makes samples of shape {self.sample_shape}, but the noise has "
                 f"{tuple(noise.shape[1:])}."
             )
-        slices, every = Slices(self.slices), self.times
-        if times is not None:
+        slices, dtype, device = Slices(self.slices), noise.dtype, noise.device
+        if times is None:
+            constants: tuple[Tensor, ...] = self._trained(dtype, device)
+        else:
             asked = times.double().cpu()
             if not bool(((asked >= 0) & (asked <= 1)).all()):
                 raise InputError("The times to evaluate at must lie in [0, 1].")
             last = (self.slices - 1) / self.slices
             slices = Slices(self.slices, tuple((last - self.spacing.place(asked)).tolist()))
-            every = torch.cat([every, asked])
+            constants = self._coefficients(torch.cat([self.times, asked]), dtype, device)
 
         batch, count = noise.shape[0], slices.count
-        x = noise * self.preconditioning.schedule.sigma(_one()).to(noise)
-        rows = (x * self.preconditioning.coefficients(_one()).into.to(x)).repeat_interleave(
-            count, 0
-        )
+        told, sigma, into, skip, out, of_noise, of_clean = constants
+        x = noise * sigma
+        rows = (x * into).repeat_interleave(count, 0)
         given = {k: v.repeat_interleave(count, 0) for k, v in (condition or {}).items()}
         embedding = self._embed_guidance(given.pop(GUIDANCE_SCALE, None))
-        kind = torch.promote_types(noise.dtype, torch.float32)
-        told = self.preconditioning.c_noise(every).to(noise.device, kind).repeat(batch)
         layout = self.lifted.layout
         layout.set(slices, batch, last_only=last_only, embedding=embedding)
-        f = self.call(self.lifted.network, rows, told, given)
+        f = self.call(self.lifted.network, rows, told.repeat(batch), given)
         if last_only:
-            f, every = layout.bring(f, Rows.LAST), every[-1:]
+            f = layout.bring(f, Rows.LAST)
         f = first_channels(f, x if last_only else rows)
-        f = f.to(noise.dtype).reshape(batch, -1, *self.sample_shape)
+        f = f.to(dtype).reshape(batch, -1, *self.sample_shape)
         if times is not None:
-            f, every = f[:, self.slices :], every[self.slices :]
-        return self._states(x[:, None], f, every)
+            f = f[:, self.slices :]
+        x = x[:, None]
+        wanted = slice(-f.shape[1], None)
+        clean = skip * x + out * f
+        return _per_slice(of_noise[wanted], f) * x + _per_slice(of_clean[wanted], f) * clean
 
     def _embed_guidance(self, scale: Tensor | None) -> Tensor | None:
         shifts = self.lifted.shifts
@@ -223,18 +225,37 @@ class DSNO(nn.Module):
             raise InputError("This model has no guidance scale among its inputs: give none.")
         return None if shifts is None or scale is None else shifts.embedding(scale)
 
-    def _states(self, x: Tensor, f: Tensor, times: Tensor) -> Tensor:
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # not in compiled code
+    @torch.inference_mode(False)
+    def _trained(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+        """`_coefficients` at the trained times.
+
+        Compiled code holds them as constants where it runs: what is made on the CPU in between
+        would keep it from becoming a CUDA graph.
+        """
+        return self._coefficients(self.times, dtype, device)
+
+    def _coefficients(
+        self, times: Tensor, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, ...]:
+        """What the network is told, sigma, c_in, c_skip and c_out at t = 1, and two factors.
+
+        x(t) is the first factor at t times x_1 plus the second times E = c_skip x_1 + c_out F.
+        """
         pre = self.preconditioning
-        clean = f
-        if pre.prediction_type != "epsilon":
-            c = pre.coefficients(_one())
-            clean = c.skip.to(x) * x + c.out.to(x) * f
+        c = pre.coefficients(_one())
+        skip, out = c.skip, c.out
+        if pre.prediction_type == "epsilon":
+            skip, out = 0 * _one(), _one()
+        sigma_1 = pre.schedule.sigma(_one())
         alpha, sigma = signal_and_noise(pre.schedule, times)
         if self.output == "state":
-            return _per_slice(state_scale(alpha, sigma, pre.sigma_data) / pre.sigma_data, f) * clean
-        ratio = sigma / pre.schedule.sigma(_one())
-        rest = alpha - pre.schedule.alpha(_one()) * ratio
-        return _per_slice(ratio, f) * x + _per_slice(rest, f) * clean
+            factors = 0 * sigma, state_scale(alpha, sigma, pre.sigma_data) / pre.sigma_data
+        else:
+            ratio = sigma / sigma_1
+            factors = ratio, alpha - pre.schedule.alpha(_one()) * ratio
+        told = pre.c_noise(times).to(device, torch.promote_types(dtype, torch.float32))
+        return (told, *(v.to(device, dtype) for v in (sigma_1, c.into, skip, out, *factors)))
 
     def sample(self, noise: Tensor, condition: Condition | None = None) -> Tensor:
         """The state at t = 0, (batch, *shape): `forward(...)[:, -1]`, for less computation."""
@@ -273,4 +294,4 @@ def state_scale(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
 
 def _per_slice(factor: Tensor, like: Tensor) -> Tensor:
     """Shape (slices,) to multiply (batch, slices, *shape)."""
-    return factor.to(like).reshape(1, -1, *[1] * (like.ndim - 2))
+    return factor.reshape(1, -1, *[1] * (like.ndim - 2))

@@ -56,9 +56,10 @@ def harmonics(modes: int, carriers: int) -> int:
     return modes - 1 - (2 * (modes - 1) == carriers)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # not in compiled code
 @torch.inference_mode(False)  # a tensor made in inference mode could not be used in training
 def _bases(
-    slices: Slices, modes: int, dtype: torch.dtype, device: torch.device
+    m: int, queries: tuple[float, ...], modes: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Analysis (P, M) and synthesis (count, P) matrices; P is `modes` and 2 for each harmonic.
 
@@ -69,8 +70,7 @@ def _bases(
     products instead of four (Gauss). They are in the order of `FourierTemporalConv._matrices`: the
     first of every mode, then the second and the third of all harmonics.
     """
-    m = slices.carriers
-    phases = torch.tensor([j / m for j in range(m)] + list(slices.queries), dtype=torch.float64)
+    phases = torch.tensor([*(j / m for j in range(m)), *queries], dtype=torch.float64)
     turns = 2 * math.pi * torch.outer(torch.arange(modes).double(), phases)
     cosine, sine = turns.cos(), -turns.sin()  # (modes, count)
     waves = slice(1, 1 + harmonics(modes, m))
@@ -165,7 +165,7 @@ class FourierTemporalConv(nn.Module):
         modes = modes_kept(self.modes, slices.carriers)
         # tensors made under a tracer are not real ones: they must not enter the cache
         bases = _bases if torch.compiler.is_compiling() else _cached_bases
-        analysis, synthesis = bases(slices, modes, u.dtype, u.device)
+        analysis, synthesis = bases(slices.carriers, slices.queries, modes, u.dtype, u.device)
         if last_only:
             synthesis = synthesis[slices.carriers - 1 : slices.carriers]
         rows = u.reshape(-1, slices.count, *u.shape[1:])
