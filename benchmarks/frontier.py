@@ -1,4 +1,4 @@
-"""Quality against sampling time on the digits recipe: every lift, and what one would use instead.
+"""Quality against sampling time: every lift, and what one would use instead.
 
     python benchmarks/frontier.py make --seeds 0 1 2 --out runs/frontier        (an hour or so)
     python benchmarks/frontier.py measure --seeds 0 1 2 --out runs/frontier
@@ -7,15 +7,17 @@
 `make` trains, for each seed, one teacher, its trajectories, and students of all kinds from them,
 with the same training time (steps in inverse proportion to the multiply-adds of one; twice that
 where a kind says so). `measure` draws samples from all of them with the same noise and labels:
-Frechet distances to the real digits, multiply-adds of a sample in evaluations of the teacher's
+Frechet distances to the real data, multiply-adds of a sample in evaluations of the teacher's
 network, and time, all samplers taking turns in one process; it writes `results/frontier.json`.
-What is made is not made again.
+What is made is not made again. The recipe is `digits`, or another (`--recipe`, changed by `--set`;
+`benchmarks/cifar16.yaml` has photographs), of some of the kinds (`--kinds`).
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import copy
 import json
 import os
 import shlex
@@ -50,7 +52,7 @@ from dsno.evaluate import (
     teacher_sampler,
 )
 from dsno.files import write_json
-from dsno.operator import DSNO, sampling_cost
+from dsno.operator import sampling_cost
 from dsno.recipes.load import load_recipe
 from dsno.recipes.schema import Recipe
 from dsno.stages import environment, load_operator
@@ -60,38 +62,39 @@ from dsno.training import Plan, train
 NOT_SHARED = ("student.shared=[]",)
 ALL = ("student.sites=[default]", *NOT_SHARED)
 CORE = (*ALL, "student.lifted_from=1", "student.shared_levels=1")
-MIDDLE = (*NOT_SHARED, "student.sites=[mid_block]", "student.shared_levels=2")
+MIDDLE = (*NOT_SHARED, "student.sites=[mid_block]", "student.shared_levels={levels}")
 PLAIN = (*NOT_SHARED, "student.slices=1", "student.modes=1", "student.sites=[]")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of student: what it changes in the recipe."""
+    """A kind of student: what it changes in the recipe, and its training over the usual."""
 
     label: str
-    steps: int
     changes: tuple[str, ...]
+    training: int = 1
 
 
 KINDS = {
-    "all-m2": Kind("DSNO, all lifted, M = 2", 2400, ("student.slices=2", *ALL)),
-    "all-m4": Kind("DSNO, all lifted, M = 4", 1200, ("student.slices=4", *ALL)),
-    "core-m2": Kind("DSNO, core lifted, M = 2", 2550, ("student.slices=2", *CORE)),
-    "core-m4": Kind("DSNO, core lifted, M = 4", 1300, ("student.slices=4", *CORE)),
-    "middle-m2": Kind("DSNO, middle lifted, M = 2", 2700, ("student.slices=2", *MIDDLE)),
+    "all-m2": Kind("DSNO, all lifted, M = 2", ("student.slices=2", *ALL)),
+    "all-m4": Kind("DSNO, all lifted, M = 4", ("student.slices=4", *ALL)),
+    "core-m2": Kind("DSNO, core lifted, M = 2", ("student.slices=2", *CORE)),
+    "core-m4": Kind("DSNO, core lifted, M = 4", ("student.slices=4", *CORE)),
+    "middle-m2": Kind("DSNO, middle lifted, M = 2", ("student.slices=2", *MIDDLE)),
     "training-m2": Kind(
         "slices only in training, M = 2",
-        2600,
         (*NOT_SHARED, "student.slices=2", "student.sites=[]", "student.shared_levels=1"),
     ),
-    "plain-m1": Kind("knowledge distillation (M = 1)", 4950, PLAIN),
-    "middle-m2-long": Kind(
-        "DSNO, middle lifted, M = 2, twice the training", 5400, ("student.slices=2", *MIDDLE)
+    "plain-m1": Kind("knowledge distillation (M = 1)", PLAIN),
+    "middle-m2-eighth": Kind(
+        "DSNO, middle lifted, M = 2, trajectory every 8 steps",
+        ("student.slices=2", *MIDDLE, "train.trajectory_every=8"),
     ),
-    "plain-m1-long": Kind("knowledge distillation (M = 1), twice the training", 9900, PLAIN),
+    "middle-m2-long": Kind(
+        "DSNO, middle lifted, M = 2, twice the training", ("student.slices=2", *MIDDLE), 2
+    ),
+    "plain-m1-long": Kind("knowledge distillation (M = 1), twice the training", PLAIN, 2),
 }
-"""Steps are such that training takes about as many multiply-adds; `training` in the results says
-how many, over knowledge distillation's."""
 CONSISTENCY = "consistency"
 CONSISTENCY_INTERVALS = 18
 SOLVERS: dict[str, Sequence[int]] = {
@@ -104,57 +107,87 @@ SOLVERS: dict[str, Sequence[int]] = {
 # ---- making ------------------------------------------------------------------------------------
 
 
-def recipe_of(seed: int, changes: Sequence[str] = ()) -> Recipe:
-    """The digits recipe with changes."""
-    return load_recipe("digits", [f"seed={seed}", *changes])
+@dataclass(frozen=True)
+class Work:
+    """What is compared, and where.
+
+    Attributes:
+        source: the recipe, a name or a file.
+        changes: to it, for all.
+        steps: of knowledge distillation.
+        kinds: of students, without consistency distillation's.
+        out: folder of what is made.
+    """
+
+    source: str
+    changes: tuple[str, ...]
+    steps: int
+    kinds: tuple[str, ...]
+    out: Path
+
+    def recipe(self, seed: int, changes: Sequence[str] = ()) -> Recipe:
+        """The recipe with changes."""
+        return load_recipe(self.source, self.given(seed, changes))
+
+    def given(self, seed: int, changes: Sequence[str] = ()) -> list[str]:
+        """What to change in it, written out."""
+        base = load_recipe(self.source, self.changes)
+        assert base.teacher.network is not None
+        levels = len(base.teacher.network.channels)
+        return [f"seed={seed}", *self.changes, *(c.format(levels=levels) for c in changes)]
+
+    def student(self, name: str, teacher: Teacher) -> tuple[Recipe, float]:
+        """The recipe of a kind of student, and multiply-adds of its forward pass in training."""
+        recipe = self.recipe(0, KINDS[name].changes)
+        operator = new_operator(recipe, teacher)
+        noise = torch.zeros(1, *operator.sample_shape)
+        condition = {"class_labels": torch.zeros(1, dtype=torch.long)}
+        found = []
+        for last_only in (False, True):
+            with torch.no_grad(), FlopCounterMode(display=False) as counted:
+                operator(noise, condition, last_only=last_only)
+            found.append(counted.get_total_flops())
+        whole, sample = found
+        return recipe, sample + (whole - sample) / recipe.train.trajectory_every
+
+    def steps_of(self, name: str, teacher: Teacher) -> int:
+        """Steps of a kind, such that its training takes as many multiply-adds as it should."""
+        own, plain = (self.student(n, teacher)[1] for n in (name, "plain-m1"))
+        return round(KINDS[name].training * self.steps * plain / own / 10) * 10
+
+    def training(self, name: str, teacher: Teacher, steps: int) -> float:
+        """Multiply-adds of so many steps of a kind, over those of knowledge distillation."""
+        own, plain = (self.student(n, teacher)[1] for n in (name, "plain-m1"))
+        return steps * own / (self.steps * plain)
 
 
-def forward_flops(operator: DSNO) -> float:
-    """Multiply-adds of a training forward pass of one sample."""
-    noise = torch.zeros(1, *operator.sample_shape)
-    with torch.no_grad(), FlopCounterMode(display=False) as counted:
-        operator(noise, {"class_labels": torch.zeros(1, dtype=torch.long)})
-    return float(counted.get_total_flops())
-
-
-def training(kind: Kind, teacher: Teacher) -> float:
-    """Multiply-adds of its training, over those of knowledge distillation."""
-    plain = KINDS["plain-m1"]
-    own, base = (
-        k.steps * forward_flops(new_operator(recipe_of(0, k.changes), teacher))
-        for k in (kind, plain)
-    )
-    return own / base
-
-
-def run(command: str, changes: Sequence[str], folder: Path) -> None:
+def run(command: str, source: str, changes: Sequence[str], folder: Path) -> None:
     """One stage in this process."""
-    code = dsno([command, "digits", *changes, "--out", str(folder)])
+    code = dsno([command, source, *changes, "--out", str(folder)])
     if code:
         sys.exit(code)
 
 
-def make(seed: int, name: str, out: Path) -> None:
-    """Train one student; its teacher and trajectories first, if they are not there."""
-    base = out / f"seed-{seed}"
-    given = [f"seed={seed}"]
+def make(work: Work, seed: int, name: str) -> None:
+    """Train one student, or the teacher and trajectories that all share (`base`)."""
+    base = work.out / f"seed-{seed}"
     if name == "base":
         for stage in ("teacher", "collect"):
-            run(stage, given, base)
+            run(stage, work.source, work.given(seed), base)
         return
-    folder = out / f"seed-{seed}-{name}"
+    folder = work.out / f"seed-{seed}-{name}"
     teacher = load_teacher(base / "teacher")
     if name == CONSISTENCY:
-        distill(seed, teacher, folder)
+        distill(work, seed, teacher, folder)
         return
     if not folder.exists():
         shutil.copytree(base, folder.with_suffix(".tmp"), dirs_exist_ok=True)
         folder.with_suffix(".tmp").rename(folder)
-    kind = KINDS[name]
-    run("train", [*given, *kind.changes, f"train.steps={kind.steps}"], folder)
+    steps = f"train.steps={work.steps_of(name, teacher)}"
+    run("train", work.source, [*work.given(seed, KINDS[name].changes), steps], folder)
 
 
-def distill(seed: int, teacher: Teacher, folder: Path) -> None:
+def distill(work: Work, seed: int, teacher: Teacher, folder: Path) -> None:
     """Train the consistency student: a step takes as long as one with all lifted, M = 2.
 
     Per image that is a student's forward and backward pass (3 evaluations), the target's (1) and
@@ -163,14 +196,14 @@ def distill(seed: int, teacher: Teacher, folder: Path) -> None:
     path = folder / "network.safetensors"
     if path.exists():
         return
-    recipe = recipe_of(seed)
+    recipe = work.recipe(seed)
     spec = recipe.train
     assert spec.batch_size is not None
     assert spec.learning_rate is not None
     times = torch.linspace(0, 1, CONSISTENCY_INTERVALS + 1, dtype=torch.float64)
     objective = consistency.ConsistencyObjective(teacher.denoiser, times)
     plan = Plan(
-        steps=KINDS["all-m2"].steps,
+        steps=work.steps_of("all-m2", teacher),
         batch_size=spec.batch_size,
         learning_rate=float(os.environ.get("CONSISTENCY_RATE", CONSISTENCY_RATE)),
         warmup_steps=spec.warmup_steps,
@@ -188,24 +221,22 @@ def distill(seed: int, teacher: Teacher, folder: Path) -> None:
 CONSISTENCY_RATE = 2e-3
 
 
-def make_all(seeds: Sequence[int], out: Path, jobs: int) -> None:
+def make_all(work: Work, seeds: Sequence[int], jobs: int) -> None:
     """Train everything, `jobs` at a time, each on one thread."""
-    out.mkdir(parents=True, exist_ok=True)
+    work.out.mkdir(parents=True, exist_ok=True)
+    set_ = ["--set", *work.changes] if work.changes else []
+    given = ["--recipe", work.source, *set_, "--steps", str(work.steps), "--out", str(work.out)]
 
     def one(seed: int, name: str) -> None:
         command = [sys.executable, __file__, "one", "--seeds", str(seed), "--name", name]
-        subprocess.run(
-            [*command, "--out", str(out)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            check=True,
-        )
+        subprocess.run([*command, *given], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
         print(f"made seed {seed}, {name}", flush=True)
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         bases = [pool.submit(one, seed, "base") for seed in seeds]
         for base in bases:
             base.result()
-        rest = [pool.submit(one, s, name) for s in seeds for name in (*KINDS, CONSISTENCY)]
+        rest = [pool.submit(one, s, name) for s in seeds for name in work.kinds]
         for made in rest:
             made.result()
 
@@ -236,30 +267,22 @@ def unipc(denoiser: Denoiser, steps: int) -> Callable[[Tensor, Condition | None]
     return generate
 
 
-def samplers(seed: int, out: Path) -> tuple[Teacher, dict[str, tuple[Sampler, float]]]:
+def samplers(work: Work, seed: int) -> tuple[Teacher, dict[str, tuple[Sampler, float]]]:
     """Every sampler of a seed by name, with its multiply-adds in evaluations of the network."""
-    base = out / f"seed-{seed}"
-    teacher = load_teacher(base / "teacher")
+    teacher = load_teacher(work.out / f"seed-{seed}" / "teacher")
     denoiser = teacher.denoiser
     assert isinstance(denoiser, Denoiser)
     condition = {"class_labels": torch.zeros(1, dtype=torch.long)}
     found: dict[str, tuple[Sampler, float]] = {}
-    for name, kind in KINDS.items():
-        operator = load_operator(out / f"seed-{seed}-{name}")
+    for name in work.kinds:
+        folder = work.out / f"seed-{seed}-{name}"
+        if name == CONSISTENCY:
+            found[name] = consistency_sampler(teacher, folder), 1.0
+            continue
+        operator = load_operator(folder)
         sampler = student_sampler(operator)
         cost = sampling_cost(operator, denoiser, condition)
-        found[name] = Sampler(name, kind.label, 1, None, sampler.generate), cost
-    distilled = load_teacher(base / "teacher").denoiser
-    assert isinstance(distilled, Denoiser)
-    path = out / f"seed-{seed}-{CONSISTENCY}" / "network.safetensors"
-    distilled.network.load_state_dict(load_file(path))
-    one = torch.ones((), dtype=torch.float64)
-    found[CONSISTENCY] = (
-        Sampler(
-            CONSISTENCY, "consistency distillation", 1, None, lambda x, c: distilled(x, one, c)
-        ),
-        1.0,
-    )
+        found[name] = Sampler(name, KINDS[name].label, 1, None, sampler.generate), cost
     for method, every in SOLVERS.items():
         for steps in every:
             if method == "unipc":
@@ -270,82 +293,98 @@ def samplers(seed: int, out: Path) -> tuple[Teacher, dict[str, tuple[Sampler, fl
     return teacher, found
 
 
-def prepared(seed: int, teacher: Teacher) -> Draws:
+def consistency_sampler(teacher: Teacher, folder: Path) -> Sampler:
+    """The consistency student's one step."""
+    distilled = copy.deepcopy(teacher.denoiser)
+    assert isinstance(distilled, Denoiser)
+    distilled.network.load_state_dict(load_file(folder / "network.safetensors"))
+    one = torch.ones((), dtype=torch.float64)
+    return Sampler(
+        CONSISTENCY, "consistency distillation", 1, None, lambda x, c: distilled(x, one, c)
+    )
+
+
+def prepared(work: Work, seed: int, teacher: Teacher) -> Draws:
     """Noise and labels, the same for all samplers."""
-    conditions = conditions_of(recipe_of(seed), teacher, None)
+    conditions = conditions_of(work.recipe(seed), teacher, None)
     return Draws(seed, teacher.denoiser.sample_shape, conditions, 500)
 
 
-def distances(
-    seed: int, out: Path, count: int, names: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Distances and multiply-adds of the samplers named, or of all, of a seed."""
-    recipe = recipe_of(seed)
-    teacher, found = samplers(seed, out)
-    draws = prepared(seed, teacher)
+def distances(work: Work, seed: int, count: int, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Distances and multiply-adds of the samplers named of a seed."""
+    recipe = work.recipe(seed)
+    teacher, found = samplers(work, seed)
+    draws = prepared(work, seed, teacher)
     reference = build_reference(
         load_recipe_data(recipe), recipe.evaluate.features, seed=recipe.evaluate.classifier_seed
     )
-    rows: dict[str, dict[str, float]] = {}
-    for name, (sampler, cost) in found.items():
-        if names and name not in names:
-            continue
+    rows: dict[str, dict[str, Any]] = {}
+    for name in names:
+        sampler, cost = found[name]
         made = draw(sampler, draws, count, lambda *_, **__: None)
-        rows[name] = {"cost": cost, **reference.distances(made)}
+        rows[name] = {"label": sampler.label, "cost": cost, **reference.distances(made)}
         print(seed, name, rows[name], flush=True)
     return rows
 
 
-def times(seed: int, out: Path) -> dict[str, float]:
-    """Time of a sample of every sampler, 64 at a time, over one evaluation of the network."""
-    teacher, found = samplers(seed, out)
-    noise, condition = prepared(seed, teacher).batch(range(64))
+def times(work: Work, seed: int, names: Sequence[str]) -> dict[str, float]:
+    """Time of a sample of the samplers named, 64 at a time, over one evaluation of the network."""
+    teacher, found = samplers(work, seed)
+    noise, condition = prepared(work, seed, teacher).batch(range(64))
     one = torch.ones((), dtype=torch.float64)
 
-    def work(generate: Any) -> Callable[[], object]:
+    def works(generate: Any) -> Callable[[], object]:
         return lambda: generate(noise, condition)
 
-    works = {name: work(sampler.generate) for name, (sampler, _) in found.items()}
-    works["bare"] = lambda: teacher.denoiser(noise, one, condition)
+    turns = {name: works(found[name][0].generate) for name in names}
+    turns["bare"] = lambda: teacher.denoiser(noise, one, condition)
     with torch.no_grad():
-        taken = interleaved(works, 15, noise.device)
+        taken = interleaved(turns, 15, noise.device)
     return {name: value / taken["bare"] for name, value in taken.items() if name != "bare"}
 
 
+def training_of(work: Work, seed: int, name: str) -> float:
+    """Multiply-adds of a student's training, as it was made, over knowledge distillation's."""
+    teacher = load_teacher(work.out / f"seed-{seed}" / "teacher")
+    if name == CONSISTENCY:  # an image's step is six evaluations' work (`distill`), theirs three
+        return 6 * work.steps_of("all-m2", teacher) / (3 * work.steps)
+    made = load_recipe(str(work.out / f"seed-{seed}-{name}" / "recipe.yaml"))
+    assert made.train.steps is not None
+    return work.training(name, teacher, made.train.steps)
+
+
 def summary(
-    seeds: Sequence[int], out: Path, count: int, names: Sequence[str], before: dict[str, Any]
+    work: Work, seeds: Sequence[int], count: int, names: Sequence[str], before: dict[str, Any]
 ) -> dict[str, Any]:
     """All seeds together: every seed's distances, cost, median time.
 
-    Distances of samplers not named are those measured `before`; times are all measured now.
+    Rows of samplers not named are those measured `before`.
     """
     torch.set_num_threads(1)
-    about = {"samples": count, "seeds": list(seeds)}
+    about = {"recipe": load_recipe(work.source, work.changes).name, "samples": count}
+    about["seeds"] = list(seeds)
     if any(before.get(key, value) != value for key, value in about.items()):
         sys.exit(f"What was measured before has not {about}; measure all again.")
+    solvers = [f"{method}-{steps}" for method, every in SOLVERS.items() for steps in every]
+    every = [*work.kinds, *solvers]
+    names = names or every
     command = shlex.join(["python", *sys.argv])
-    found = [distances(seed, out, count, names) for seed in seeds]
-    taken = [times(seed, out) for seed in seeds]
-    teacher, every = samplers(seeds[0], out)
+    found = [distances(work, seed, count, names) for seed in seeds]
+    taken = [times(work, seed, names) for seed in seeds]
     rows = {row["name"]: row for row in before.get("rows", ())}
-    for name in found[0]:
+    for name in names:
         own = [f[name] for f in found]
         rows[name] = {
             "name": name,
-            "label": every[name][0].label,
-            "cost": own[0]["cost"],
-            "classifier": [row["classifier"] for row in own],
-            "pixels": [row["pixels"] for row in own],
+            **{key: own[0][key] for key in ("label", "cost")},
+            "time": statistics.median(t[name] for t in taken),
+            **{key: [row[key] for row in own] for key in own[0] if key not in ("label", "cost")},
             "command": command,
         }
-    for name in every:
-        rows[name]["time"] = statistics.median(t[name] for t in taken)
-    for name in KINDS:
-        rows[name]["training"] = training(KINDS[name], teacher)
-    # an image's step is six evaluations' work (`distill`), knowledge distillation's three
-    passes = 6 * KINDS["all-m2"].steps / (3 * KINDS["plain-m1"].steps)
-    rows[CONSISTENCY]["training"] = passes
-    return {"environment": environment(), **about, "rows": [rows[name] for name in every]}
+        if name in work.kinds:
+            rows[name]["training"] = training_of(work, seeds[0], name)
+    order = [name for name in (*KINDS, CONSISTENCY, *solvers) if name in rows]
+    return {"environment": environment(), **about, "rows": [rows[name] for name in order]}
 
 
 # ---- showing -----------------------------------------------------------------------------------
@@ -416,25 +455,32 @@ def main() -> None:
     parser.add_argument("action", choices=["make", "one", "measure", "show"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/frontier"))
+    parser.add_argument("--recipe", default="digits", help="a name or a file")
+    parser.add_argument("--set", nargs="+", default=[], help="key.sub=value, for all")
+    parser.add_argument("--steps", type=int, default=4950, help="of knowledge distillation")
+    parser.add_argument(
+        "--kinds", nargs="+", default=[*KINDS, CONSISTENCY], choices=[*KINDS, CONSISTENCY]
+    )
     parser.add_argument("--name", help="with one: which student; base for what they share")
     parser.add_argument(
         "--names",
         nargs="+",
         default=[],
-        help="with measure: samplers to measure again, the others are kept (times are not)",
+        help="with measure: samplers to measure; what the file holds of the others is kept",
     )
     parser.add_argument("--jobs", type=int, default=2, help="with make: trainings at a time")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--to", type=Path, default=Path("results/frontier.json"))
     parser.add_argument("--plot", type=Path, help="with show: where to draw")
     given = parser.parse_args()
+    work = Work(given.recipe, tuple(given.set), given.steps, tuple(given.kinds), given.out)
     if given.action == "one":
-        make(given.seeds[0], given.name, given.out)
+        make(work, given.seeds[0], given.name)
     elif given.action == "make":
-        make_all(given.seeds, given.out, given.jobs)
+        make_all(work, given.seeds, given.jobs)
     elif given.action == "measure":
         before = json.loads(given.to.read_text(encoding="utf-8")) if given.names else {}
-        found = summary(given.seeds, given.out, given.samples, given.names, before)
+        found = summary(work, given.seeds, given.samples, given.names, before)
         write_json(given.to, found)
     else:
         found = json.loads(given.to.read_text(encoding="utf-8"))

@@ -233,6 +233,7 @@ DRY_RUN = {
         "shuffle_shards",
         "weight",
         "weight_max",
+        "trajectory_every",
     ],
     "evaluate": [
         "samples",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from dsno.objectives import (
     DISTANCES,
     LOSSES,
     WEIGHTS,
+    TrajectoryObjective,
     denoising_loss,
     slice_weights,
     trajectory_loss,
 )
+from dsno.operator import DSNO
 from dsno.schedules import SCHEDULES, BetaSchedule, CosineSchedule
 
 PAPER_TIMES = torch.tensor([0.5625, 0.25, 0.0625, 0.0])
@@ -260,3 +263,21 @@ def test_the_condition_reaches_the_network() -> None:
         {"class_labels": labels},
     )
     assert float(loss) == 0
+
+
+def test_states_at_zero_alone_are_compared_without_computing_the_others(unet_teacher: Any) -> None:
+    operator = DSNO.from_teacher(unet_teacher(), ["mid_block"], slices=2, modes=2)
+    scales, weights = torch.tensor([0.5, 2.0]), torch.tensor([0.4, 1.6])
+    objective = TrajectoryObjective(operator, scales, weights)
+    noise, states = torch.randn(3, 1, 8, 8), torch.randn(3, 2, 1, 8, 8)
+    rows: list[int] = []
+    operator.lifted.network.conv_out.register_forward_hook(
+        lambda module, args, output: rows.append(len(output))
+    )
+    loss, per_time = objective({"noise": noise, "states": states[:, -1:]})
+    assert per_time is None
+    _, every = objective({"noise": noise, "states": states})
+    assert loss.item() == pytest.approx(every[-1].item(), rel=1e-5)
+    assert rows == [3, 6]
+    loss.backward()
+    assert all(p.grad is not None for p in operator.parameters())  # what DDP expects

@@ -201,6 +201,17 @@ def test_history_holds_the_mean_of_each_window(tmp_path: Path) -> None:
     assert [row["per_time"] for row in history] == [[3.0, 6.0], [2.5, 5.0], [8.0, 16.0]]
 
 
+def test_history_holds_the_mean_at_each_time_of_the_steps_that_have_it(tmp_path: Path) -> None:
+    def given(model: nn.Module, step: int) -> tuple[Tensor, Tensor | None]:
+        value = model(torch.zeros(1)).sum() * 0 + step
+        return value, None if step % 3 else torch.tensor([float(step), 2.0])
+
+    plan = plan_of(steps=8, learning_rate=0.1, log_every=2)
+    _, history = fit(nn.Linear(1, 1), given, plan, tmp_path, tag="a")
+    assert [row["loss"] for row in history] == [0.5, 2.5, 4.5, 6.5]
+    assert [row.get("per_time") for row in history] == [[0.0, 2.0], [3.0, 2.0], None, [6.0, 2.0]]
+
+
 def test_training_lowers_the_loss(whole: tuple[nn.Module, nn.Module, list[Any]]) -> None:
     assert whole[2][-1]["loss"] < whole[2][0]["loss"]
 

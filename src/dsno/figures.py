@@ -173,12 +173,13 @@ def losses(student: Sequence[Row], teacher: Sequence[Row], times: Sequence[float
     """The student's loss at each trained time, and the teacher's loss if it was trained here.
 
     Args:
-        student: records with `step` and `per_time`, in the order of `times`.
+        student: records with `step` and perhaps `per_time`, in the order of `times`.
         teacher: records with `step` and `loss`; may be empty.
         times: trained times, t = 1 noise and t = 0 data.
     """
     with mpl.rc_context(STYLE):
         curves: list[tuple[str, list[Curve]]] = []
+        student = [row for row in student if row.get("per_time")]
         if student:
             steps = [row["step"] for row in student]
             colours = mpl.colormaps["viridis"](np.linspace(0, 0.88, len(times)))

@@ -175,6 +175,9 @@ class DenoisingObjective(Objective):
 class TrajectoryObjective(Objective):
     """`trajectory_loss` of batches with `noise`, scaled `states` and perhaps `condition`.
 
+    Of a batch whose states are those at t = 0 alone, (batch, 1, *shape), no other is computed, and
+    the loss is the distance there.
+
     Args:
         model: the operator.
         scales: what the states were divided by at each time, (M,).
@@ -209,14 +212,16 @@ class TrajectoryObjective(Objective):
         """The lifted network."""
         return self.model.lifted.network
 
-    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """The loss, and the unweighted distance at each time."""
-        predicted = self.model(batch["noise"], batch.get("condition")) / self.scales
-        return trajectory_loss(
-            predicted,
+    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """The loss, and the unweighted distance at each time if all are there."""
+        last_only = batch["states"].shape[1] < self.model.slices
+        predicted = self.model(batch["noise"], batch.get("condition"), last_only=last_only)
+        loss, per_time = trajectory_loss(
+            predicted / (self.scales[:, -1:] if last_only else self.scales),
             batch["states"],
-            self.weights,
+            self.weights.new_ones(1) if last_only else self.weights,
             distance=self.distance,
             delta=self.delta,
             perceptual=self.perceptual,
         )
+        return loss, None if last_only else per_time

@@ -92,7 +92,7 @@ class _TeacherRecord(_Part):
 
 
 class _StudentRecord(_TeacherRecord):
-    per_time: list[float]
+    per_time: list[float] | None = None
 
 
 class _Spectrum(_Part):
@@ -138,7 +138,8 @@ class Metrics(_Part):
                 raise ValueError("every distance and the verdict must use the features listed")
         if STUDENT not in (row.name for row in self.samplers):
             raise ValueError(f"no sampler is named {STUDENT!r}")
-        if any(len(row.per_time) != len(self.trained_times) for row in self.student_history):
+        known = [row.per_time for row in self.student_history if row.per_time is not None]
+        if any(len(values) != len(self.trained_times) for values in known):
             raise ValueError("student_history.per_time and trained_times differ in length")
         if self.spectrum and len(self.spectrum.modes) != len(self.spectrum.power):
             raise ValueError("spectrum.modes and spectrum.power differ in length")

@@ -361,6 +361,8 @@ def _student_batches(recipe: Recipe, store: TrajectoryStore) -> Batches:
         whole = seeds.batch_items(recipe.seed, step, size, len(store), shard=shard, window=window)
         rows = whole[places.start : places.stop]
         noise, states, condition = store.rows(rows)
+        if step % recipe.train.trajectory_every:
+            states = states[:, -1:]
         found: dict[str, Any] = {ITEMS: rows, "noise": noise, "states": states}
         return found if condition is None else {**found, "condition": condition}
 

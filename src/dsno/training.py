@@ -236,8 +236,8 @@ def train(
 
     Returns:
         The averaged model, in eval mode on the CPU (of sharded ones on process 0 only), and the
-        history: one record per `log_every` steps with `step`, `loss` (their mean), `per_time`,
-        `learning_rate`, `gradient_norm`.
+        history: one record per `log_every` steps with `step`, `loss` (their mean), `per_time`
+        (the mean of the steps that have it), `learning_rate`, `gradient_norm`.
 
     Raises:
         InputError: if the batch cannot be split, or the hardware or network lacks what is asked.

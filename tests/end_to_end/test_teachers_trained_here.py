@@ -185,6 +185,15 @@ def test_a_student_learns_by_the_perceptual_distance(tmp_path: Path) -> None:
     assert record["loss"] == pytest.approx(sum(expected) / 4, rel=1e-4)
 
 
+def test_trajectories_are_compared_every_so_many_steps(tmp_path: Path) -> None:
+    options = ("train.steps=4", "train.log_every=1", "train.trajectory_every=3")
+    assert run(tmp_path, *options) == 0
+    folder = tmp_path / "run"
+    history = json.loads((folder / "student" / "history.json").read_text())["history"]
+    assert ["per_time" in row for row in history] == [True, False, False, True]
+    assert (folder / "report" / "figures" / "losses.png").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [

@@ -243,6 +243,9 @@ class Train(Optimisation):
     weight: Literal["sqrt_snr", "flat"] = "sqrt_snr"
     weight_max: Positive = 1e4
     """Cap of the sqrt-SNR weight."""
+    trajectory_every: Count = 1
+    """Every how many steps the whole trajectory is compared; the other steps compare the sample
+    alone and compute only what it depends on."""
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
