@@ -479,7 +479,8 @@ def main() -> None:
     elif given.action == "make":
         make_all(work, given.seeds, given.jobs)
     elif given.action == "measure":
-        before = json.loads(given.to.read_text(encoding="utf-8")) if given.names else {}
+        kept = given.names and given.to.exists()
+        before = json.loads(given.to.read_text(encoding="utf-8")) if kept else {}
         found = summary(work, given.seeds, given.samples, given.names, before)
         write_json(given.to, found)
     else:

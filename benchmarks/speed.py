@@ -291,11 +291,14 @@ def training_rows(width: int, batch: int, options: argparse.Namespace) -> list[R
     device = distributed.device()
     operator, theirs = student(width)[0], authors.network(width, 4).to(device)
     log_snr = operator.preconditioning.schedule.log_snr(operator.times).float().to(device)
+    again = student(width)[0]
+    checkpoint_activations(again.lifted.network)
     works = {
         "ours": our_step(operator, batch),
         "theirs": their_step(theirs, log_snr, batch),
         "left": our_step(without_layers(width), batch),
         "core": our_step(student(width, *CORE)[0], batch),
+        "checkpointed": our_step(again, batch),
     }
     if device.type == "cuda":
         quick = student(width)[0]
@@ -308,6 +311,7 @@ def training_rows(width: int, batch: int, options: argparse.Namespace) -> list[R
     return [
         row(named, setting, ratio["ours"], floor=ratio["left"], reach=0.75, seconds=taken),
         row(named, f"{setting}, core lifted", ratio["core"], reach=0.75),
+        row(named, f"{setting}, gradient checkpointing", ratio["checkpointed"]),
         row(named, f"{setting}, ours in bf16, compiled; GPU", ratio.get("fast"), reach=0.35),
     ]
 
