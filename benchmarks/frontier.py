@@ -134,7 +134,8 @@ class Work:
         base = load_recipe(self.source, self.changes)
         assert base.teacher.network is not None
         levels = len(base.teacher.network.channels)
-        return [f"seed={seed}", *self.changes, *(c.format(levels=levels) for c in changes)]
+        usual = (f"seed={seed}", "train.trajectory_every=1")
+        return [*usual, *self.changes, *(c.format(levels=levels) for c in changes)]
 
     def student(self, name: str, teacher: Teacher) -> tuple[Recipe, float]:
         """The recipe of a kind of student, and multiply-adds of its forward pass in training."""
