@@ -9,7 +9,8 @@ with the same training time (steps in inverse proportion to the multiply-adds of
 where a kind says so). `measure` draws samples from all of them with the same noise and labels:
 Frechet distances to the real data, multiply-adds of a sample in evaluations of the teacher's
 network, and time, all samplers taking turns in one process; it writes `results/frontier.json`.
-What is made is not made again. The recipe is `digits`, or another (`--recipe`, changed by `--set`;
+What is made is not made again. The recipe is `digits`, or another with
+labels that trains its teacher (`--recipe`, changed by `--set`;
 `benchmarks/cifar16.yaml` has photographs), of some of the kinds (`--kinds`).
 """
 
@@ -115,7 +116,7 @@ class Work:
         source: the recipe, a name or a file.
         changes: to it, for all.
         steps: of knowledge distillation.
-        kinds: of students, without consistency distillation's.
+        kinds: of students, perhaps `consistency`.
         out: folder of what is made.
     """
 
@@ -364,11 +365,13 @@ def summary(
     torch.set_num_threads(1)
     about = {"recipe": load_recipe(work.source, work.changes).name, "samples": count}
     about["seeds"] = list(seeds)
-    if any(before.get(key, value) != value for key, value in about.items()):
+    if before and any(before.get(key) != value for key, value in about.items()):
         sys.exit(f"What was measured before has not {about}; measure all again.")
     solvers = [f"{method}-{steps}" for method, every in SOLVERS.items() for steps in every]
     every = [*work.kinds, *solvers]
     names = names or every
+    if unknown := set(names) - set(every):
+        sys.exit(f"No sampler is named {', '.join(sorted(unknown))}; there are {', '.join(every)}.")
     command = shlex.join(["python", *sys.argv])
     found = [distances(work, seed, count, names) for seed in seeds]
     taken = [times(work, seed, names) for seed in seeds]

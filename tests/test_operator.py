@@ -314,3 +314,8 @@ def test_compiled_code_makes_nothing_on_the_host(unet_teacher: Any, last_only: b
             noise.to("meta"), last_only=last_only
         )
     assert devices == {"meta"}
+
+
+def test_no_times_asked_are_no_states(point_net: Any) -> None:
+    operator = point_operator(point_net(), slices=3, modes=2)
+    assert operator(torch.randn(4, 2), times=torch.zeros(0)).shape == (4, 0, 2)

@@ -210,7 +210,7 @@ class DSNO(nn.Module):
         if times is not None:
             f = f[:, self.slices :]
         x = x[:, None]
-        wanted = slice(-f.shape[1], None)
+        wanted = slice(len(of_noise) - f.shape[1], None)
         clean = skip * x + out * f
         return _per_slice(of_noise[wanted], f) * x + _per_slice(of_clean[wanted], f) * clean
 

@@ -244,7 +244,7 @@ def _draw(metrics: Metrics, arrays: Mapping[str, Tensor]) -> dict[str, Image.Ima
         pictures[name] = figures.quality(
             data["samplers"], floors, by=by, reference=metrics.reference.what
         )
-    if metrics.student_history or metrics.teacher_history:
+    if metrics.teacher_history or any(row.per_time for row in metrics.student_history):
         histories = data["student_history"], data["teacher_history"]
         pictures["losses"] = figures.losses(*histories, times)
     if metrics.spectrum:

@@ -245,7 +245,8 @@ class Train(Optimisation):
     """Cap of the sqrt-SNR weight."""
     trajectory_every: Count = 1
     """Every how many steps the whole trajectory is compared; the other steps compare the sample
-    alone and compute only what it depends on."""
+    alone and compute only what it depends on. `log_every` and `checkpoint_every` should be
+    multiples of it, or recorded losses are of different mixtures."""
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
