@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsno.operator import DSNO
-from dsno.temporal import FourierTemporalConv
+from dsno.operator.dsno import DSNO
+from dsno.operator.temporal import FourierTemporalConv
 
 FOLDER = Path(__file__).parents[1] / "foreign" / "DSNO-pytorch"
 

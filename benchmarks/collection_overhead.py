@@ -2,7 +2,8 @@
 
     python benchmarks/collection_overhead.py --out results/collection_overhead.json
 
-A round is one `dsno.collect.collect` into a temporary folder, with all that belongs to it: noise,
+A round is one `dsno.trajectories.collect.collect` into a temporary folder, with all that
+belongs to it: noise,
 preconditioning, the solver's arithmetic, rounding, checksums, fsync. After each of its evaluations
 (before it, every second time) the clock of the collection stops while one bare forward pass of the
 same network on the same rows is timed, so that both meet the same disturbances. The overhead is
@@ -32,17 +33,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsno import distributed
-from dsno.collect import collect, scales_at
-from dsno.denoisers import Denoiser, Preconditioning
-from dsno.files import write_json
-from dsno.grids import Spacing, grid_times
-from dsno.schedules import CosineSchedule
-from dsno.solvers import evaluations
-from dsno.stages import environment
+from dsno.diffusion.denoisers import Denoiser, Preconditioning
+from dsno.diffusion.schedules import CosineSchedule
+from dsno.diffusion.solvers import evaluations
+from dsno.diffusion.time_grids import Spacing, grid_times
+from dsno.runs.stages import environment
+from dsno.support import distributed
+from dsno.support.files import write_json
 from dsno.teachers.store import denoiser_of
 from dsno.teachers.unet import build_unet
-from dsno.trajectories import Manifest
+from dsno.trajectories.collect import collect, scales_at
+from dsno.trajectories.manifest import Manifest
 
 SHAPE = (3, 32, 32)
 CHANNELS = (64, 128, 128)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsno import seeds
-from dsno.data import Dataset
-from dsno.denoisers import Denoiser, expand
-from dsno.feeding import Batch
-from dsno.objectives import Objective
-from dsno.training import Batches
+from dsno.data.load import Dataset
+from dsno.diffusion.denoisers import Denoiser, expand
+from dsno.support import seeds
+from dsno.training.losses import Objective
+from dsno.training.prefetch import Batch
+from dsno.training.trainer import Batches
 
 TARGET_DECAY = 0.95
 

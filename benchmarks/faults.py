@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from dsno.cli import main as command_line
-from dsno.files import sha256, write_json
-from dsno.stages import environment
-from dsno.trajectories import load_manifest, shard_name
+from dsno.runs.stages import environment
+from dsno.support.files import sha256, write_json
+from dsno.trajectories.manifest import load_manifest, shard_name
 
 RECIPE = [
     "collect.slices=4",
@@ -78,7 +78,7 @@ class Campaign:
     def __init__(self, root: Path, seed: int) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["dsno.cli", "dsno.runs", "sklearn.datasets"])
+        self.context.set_forkserver_preload(["dsno.cli", "dsno.runs.run", "sklearn.datasets"])
         self.root, self.moments = root, random.Random(seed)
         self.whole, self.out, self.log = root / "whole", root / "run", root / "log"
         self.seconds: dict[str, float] = {}

@@ -41,10 +41,9 @@ from timing import interleaved
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsno.assembly import conditions_of, load_recipe_data, new_operator
 from dsno.cli import main as dsno
-from dsno.denoisers import Condition, Denoiser
-from dsno.evaluate import (
+from dsno.diffusion.denoisers import Condition, Denoiser
+from dsno.evaluation.evaluate import (
     Draws,
     Sampler,
     build_reference,
@@ -52,13 +51,14 @@ from dsno.evaluate import (
     student_sampler,
     teacher_sampler,
 )
-from dsno.files import write_json
-from dsno.operator import sampling_cost
+from dsno.operator.dsno import sampling_cost
 from dsno.recipes.load import load_recipe
 from dsno.recipes.schema import Recipe
-from dsno.stages import environment, load_operator
+from dsno.runs.build import conditions_of, load_recipe_data, new_operator
+from dsno.runs.stages import environment, load_operator
+from dsno.support.files import write_json
 from dsno.teachers.store import Teacher, load_teacher
-from dsno.training import Plan, train
+from dsno.training.trainer import Plan, train
 
 NOT_SHARED = ("student.shared=[]",)
 ALL = ("student.sites=[default]", *NOT_SHARED)

@@ -27,25 +27,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsno import seeds
 from dsno.backbones.unet import unet_sites
-from dsno.collect import collect, scales_at
-from dsno.denoisers import Denoiser, Preconditioning
-from dsno.feeding import Batch
-from dsno.files import write_json
-from dsno.grids import Spacing, grid_times
-from dsno.inspection import inspect_trajectories
-from dsno.mixtures import GaussianMixture
-from dsno.objectives import TrajectoryObjective
-from dsno.operator import DSNO
-from dsno.places import Place
-from dsno.schedules import CosineSchedule
-from dsno.stages import environment
+from dsno.diffusion.analytic import GaussianMixture
+from dsno.diffusion.denoisers import Denoiser, Preconditioning
+from dsno.diffusion.schedules import CosineSchedule
+from dsno.diffusion.time_grids import Spacing, grid_times
+from dsno.operator.dsno import DSNO
+from dsno.runs.stages import environment
+from dsno.support import seeds
+from dsno.support.files import write_json
+from dsno.support.storage import Place
 from dsno.teachers.store import denoiser_of
 from dsno.teachers.unet import build_unet
-from dsno.training import Plan, train
-from dsno.trajectories import Manifest
-from dsno.trajectory_store import TrajectoryStore
+from dsno.training.losses import TrajectoryObjective
+from dsno.training.prefetch import Batch
+from dsno.training.trainer import Plan, train
+from dsno.trajectories.collect import collect, scales_at
+from dsno.trajectories.dataset import TrajectoryStore
+from dsno.trajectories.manifest import Manifest
+from dsno.trajectories.verify import inspect_trajectories
 
 SHAPE, CIFAR, SLICES = (1, 4, 4), (3, 32, 32), 4
 

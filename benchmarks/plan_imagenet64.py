@@ -35,15 +35,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsno.backbones.registry import backbone_of
-from dsno.collect import SAVE_EVERY
-from dsno.denoisers import Preconditioning
-from dsno.files import replacing, write_json
-from dsno.operator import DSNO
+from dsno.diffusion.denoisers import Preconditioning
+from dsno.diffusion.schedules import CosineSchedule
+from dsno.diffusion.solvers import evaluations
+from dsno.operator.dsno import DSNO
 from dsno.recipes import Recipe, load_recipe
-from dsno.schedules import CosineSchedule
-from dsno.solvers import evaluations
+from dsno.support.files import replacing, write_json
 from dsno.teachers.store import denoiser_of
 from dsno.teachers.unet import build_unet
+from dsno.trajectories.collect import SAVE_EVERY
 
 WORKERS = [2**i for i in range(11)]
 
@@ -262,7 +262,7 @@ def draw_figure(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from dsno.figures import COLOURS, STYLE
+    from dsno.evaluation.figures import COLOURS, STYLE
 
     fleets = list(dict.fromkeys(r["fleet"] for r in rows))
     sizes = sorted({r["shard_size"] for r in rows})

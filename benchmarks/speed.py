@@ -31,22 +31,22 @@ from timing import ceilings, interleaved
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsno import distributed
-from dsno.assembly import conditions_of, load_recipe_data, new_operator
-from dsno.denoisers import Denoiser, Preconditioning
-from dsno.evaluate import Draws, build_reference, draw, teacher_sampler
-from dsno.files import write_json
-from dsno.grids import SPACINGS, Spacing, grid_times
-from dsno.objectives import TrajectoryObjective
-from dsno.operator import DSNO, sampling_cost
-from dsno.parallel import Engine, checkpoint_activations
+from dsno.diffusion.denoisers import Denoiser, Preconditioning
+from dsno.diffusion.schedules import schedule_from_config
+from dsno.diffusion.solvers import METHODS, evaluations, solve
+from dsno.diffusion.time_grids import SPACINGS, Spacing, grid_times
+from dsno.evaluation.evaluate import Draws, build_reference, draw, teacher_sampler
+from dsno.operator.dsno import DSNO, sampling_cost
 from dsno.recipes.load import load_recipe
-from dsno.schedules import schedule_from_config
-from dsno.solvers import METHODS, evaluations, solve
-from dsno.stages import environment
+from dsno.runs.build import conditions_of, load_recipe_data, new_operator
+from dsno.runs.stages import environment
+from dsno.support import distributed
+from dsno.support.files import write_json
 from dsno.teachers.store import Teacher, denoiser_of, load_teacher
 from dsno.teachers.unet import build_unet
-from dsno.training import ema_of
+from dsno.training.engine import Engine, checkpoint_activations
+from dsno.training.losses import TrajectoryObjective
+from dsno.training.trainer import ema_of
 
 SHAPE = (3, 32, 32)
 HERE = Path(__file__).parent
@@ -243,7 +243,7 @@ def fast(operator: DSNO, x: Tensor) -> Callable[[], object]:
 
 
 def our_step(operator: DSNO, batch: int, *, bf16: bool = False) -> Callable[[], object]:
-    """A step as `dsno.training` makes it: gradient norm, fused AdamW, average."""
+    """A step as `dsno.training.trainer` makes it: gradient norm, fused AdamW, average."""
     m = operator.slices
     objective = TrajectoryObjective(operator, torch.ones(m), torch.ones(m)).train()
     engine = Engine(mixed_precision="bf16" if bf16 else "no")

@@ -11,7 +11,7 @@ from torch import nn
 
 from dsno import Denoiser
 from dsno.backbones.registry import register
-from dsno.schedules import RectifiedFlowSchedule
+from dsno.diffusion.schedules import RectifiedFlowSchedule
 
 
 class MyNet(nn.Module):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dsno.denoisers import Denoiser, Preconditioning
-from dsno.schedules import CosineSchedule, NoiseSchedule
+from dsno.diffusion.denoisers import Denoiser, Preconditioning
+from dsno.diffusion.schedules import CosineSchedule, NoiseSchedule
 from dsno.teachers.store import denoiser_of
 from dsno.teachers.unet import build_unet
 

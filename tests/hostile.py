@@ -1,6 +1,6 @@
 """What a stranger's file may do: succeed, or fail in one sentence. Targets, damage and the oracle.
 
-Used by `tests/test_hostile_files.py` (hypothesis) and `tools/fuzz.py` (coverage-guided).
+Used by `tests/end_to_end/test_hostile_files.py` (hypothesis) and `tools/fuzz.py` (coverage-guided).
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from PIL import Image
 from safetensors.torch import save_file
 from tests import foreign, makers
 
-from dsno import cli, data, lmdb_import, partials, trajectories
+from dsno import cli
 from dsno.backbones import registry
 from dsno.backbones.edm import SongUNet
-from dsno.backbones.folders import stored_shapes
-from dsno.denoisers import Preconditioning
-from dsno.errors import DsnoError, InputError, WorkError
-from dsno.files import read_json, sha256
-from dsno.objectives import Objective
-from dsno.operator import DSNO
+from dsno.backbones.safe_loading import stored_shapes
+from dsno.backbones.text_encoder import read_prompts
+from dsno.data import load as data
+from dsno.diffusion.denoisers import Preconditioning
+from dsno.diffusion.schedules import CosineSchedule
+from dsno.operator.dsno import DSNO
 from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
-from dsno.places import Place
 from dsno.recipes.load import load_recipe, shipped_recipes
-from dsno.runs import Run, saved_recipe
-from dsno.schedules import CosineSchedule
+from dsno.runs.run import Run, saved_recipe
+from dsno.support.errors import DsnoError, InputError, WorkError
+from dsno.support.files import read_json, sha256
+from dsno.support.storage import Place
 from dsno.teachers.edm import load_edm
 from dsno.teachers.flax_checkpoint import read_flax
 from dsno.teachers.pipelines import diffusers_teacher
@@ -46,10 +47,13 @@ from dsno.teachers.schedulers import scheduler_meaning
 from dsno.teachers.store import Teacher, denoiser_of, load_teacher, save_teacher
 from dsno.teachers.unet import build_unet
 from dsno.teachers.weights import read_tensors
-from dsno.text import read_prompts
-from dsno.training import Plan, train
-from dsno.trajectories import Manifest, Prompts
-from dsno.trajectory_store import TrajectoryStore
+from dsno.training.losses import Objective
+from dsno.training.trainer import Plan, train
+from dsno.trajectories import lmdb as lmdb_import
+from dsno.trajectories import manifest as trajectories
+from dsno.trajectories import partial_shards as partials
+from dsno.trajectories.dataset import TrajectoryStore
+from dsno.trajectories.manifest import Manifest, Prompts
 
 MEMORY = 400 * 2**20
 """Bytes that a damaged copy of these tiny files may make a process grow by."""

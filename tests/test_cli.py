@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 
 import dsno
 from dsno.cli import main, table
-from dsno.errors import WorkError
-from dsno.files import sha256
 from dsno.recipes import load_recipe, shipped_recipes
+from dsno.support.errors import WorkError
+from dsno.support.files import sha256
 
 TINY = [
     "teacher.conditional=false",
@@ -540,7 +540,7 @@ def test_weights_are_never_unpickled(run: Path, tmp_path: Path, capsys: Capture)
 def test_a_full_disk_during_collection_is_said_and_the_command_goes_on_later(
     run: Path, finished: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dsno import trajectories
+    from dsno.trajectories import manifest as trajectories
 
     shutil.rmtree(run / "trajectories")
     collect = ["collect", "digits", *TINY, "--out", str(run)]
@@ -611,7 +611,7 @@ def test_a_loss_that_explodes_is_said_with_exit_code_1(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nan = torch.tensor(torch.nan, requires_grad=True)
-    monkeypatch.setattr("dsno.objectives.denoising_loss", lambda *_: nan * 1)
+    monkeypatch.setattr("dsno.training.losses.denoising_loss", lambda *_: nan * 1)
     text = refused(capsys, ["teacher", "digits", *TINY, "--out", str(tmp_path / "run")], code=1)
     assert text.startswith("The loss became nan at step 0 (items ")
     assert "there is no checkpoint yet" in text
@@ -624,7 +624,7 @@ def test_an_interruption_has_its_own_exit_code(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dsno.objectives.denoising_loss", interrupted)
+    monkeypatch.setattr("dsno.training.losses.denoising_loss", interrupted)
     text = refused(capsys, ["teacher", "digits", *TINY, "--out", str(tmp_path / "run")], code=130)
     assert text == "interrupted; the same command goes on from here."
 

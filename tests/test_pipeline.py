@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dsno.errors import InputError
-from dsno.operator import DSNO
+from dsno.operator.dsno import DSNO
 from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
+from dsno.support.errors import InputError
 
 SITES = ["down_blocks.*.resnets.*", "mid_block.attentions.0", "up_blocks.*.resnets.*"]
 FREQUENCIES = [0.0, 0.25, 0.75]

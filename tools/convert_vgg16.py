@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dsno.errors import DsnoError, InputError
-from dsno.files import replacing
-from dsno.perceptual import check_weights
+from dsno.support.errors import DsnoError, InputError
+from dsno.support.files import replacing
+from dsno.training.lpips import check_weights
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

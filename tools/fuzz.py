@@ -13,7 +13,8 @@ hostile ones, other files lose their bytes to libFuzzer's mutations. The last li
      "findings": []}
 
 `kept` says how many inputs reached new code, so that libFuzzer goes on from them. The
-exit code is 1 if there is a finding. The same targets run in `tests/test_hostile_files.py`.
+exit code is 1 if there is a finding. The same targets run in
+`tests/end_to_end/test_hostile_files.py`.
 """
 
 from __future__ import annotations

@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dsno.denoisers import Denoiser
-    from dsno.operator import DSNO
+    from dsno.diffusion.denoisers import Denoiser
+    from dsno.diffusion.solvers import solve
+    from dsno.operator.dsno import DSNO
     from dsno.pipeline import DSNOModel, DSNOPipeline
-    from dsno.solvers import solve
 
 __version__ = "0.1.0"
 __all__ = ["DSNO", "DSNOModel", "DSNOPipeline", "Denoiser", "__version__", "solve"]
 
 _HOMES = {
-    "DSNO": "dsno.operator",
+    "DSNO": "dsno.operator.dsno",
     "DSNOModel": "dsno.pipeline",
     "DSNOPipeline": "dsno.pipeline",
-    "Denoiser": "dsno.denoisers",
-    "solve": "dsno.solvers",
+    "Denoiser": "dsno.diffusion.denoisers",
+    "solve": "dsno.diffusion.solvers",
 }
 
 

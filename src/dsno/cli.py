@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsno import __version__
-from dsno.console import IS_SILENT
-from dsno.errors import DsnoError, InputError
+from dsno.support.console import IS_SILENT
+from dsno.support.errors import DsnoError, InputError
 
 if TYPE_CHECKING:
-    from dsno.places import Place
     from dsno.recipes import Recipe
-    from dsno.runs import Run
+    from dsno.runs.run import Run
+    from dsno.support.storage import Place
 
 INTERRUPTED = 130
 
@@ -65,7 +65,7 @@ def _print_recipe(recipe: Recipe) -> None:
 
 def _open(recipe: str, overrides: list[str] | None, out: Path | None, dry_run: bool = False) -> Run:
     resolved = _resolve(recipe, overrides, dry_run)
-    from dsno.runs import Run
+    from dsno.runs.run import Run
 
     return Run(
         resolved, out or Path("runs") / resolved.name, command=shlex.join(["dsno", *sys.argv[1:]])
@@ -111,8 +111,8 @@ def collect(
     """Solve the teacher's ODE for many noises and store the trajectories."""
     shards = parse_range(shard_range) if shard_range else None
     if dry_run:
-        from dsno.estimate import estimate_collection, estimate_lines
         from dsno.recipes import load_recipe
+        from dsno.runs.estimate import estimate_collection, estimate_lines
 
         resolved = load_recipe(recipe, overrides or [])
         _print_recipe(resolved)
@@ -135,7 +135,7 @@ Where = Annotated[
 @trajectories.command("info")
 def trajectories_info(where: Where) -> None:
     """Print what a folder of trajectories holds."""
-    from dsno.inspection import describe
+    from dsno.trajectories.verify import describe
 
     for key, value in describe(_trajectories_of(where)[0]).items():
         typer.echo(f"{key:<13} {value}")
@@ -150,8 +150,8 @@ def trajectories_verify(
     ] = False,
 ) -> None:
     """Read every shard and name all that are missing, truncated, edited or foreign."""
-    from dsno.inspection import ASIDE, inspect_trajectories, set_aside, spans
-    from dsno.trajectories import forget
+    from dsno.trajectories.manifest import forget
+    from dsno.trajectories.verify import ASIDE, inspect_trajectories, set_aside, spans
 
     place, run = _trajectories_of(where)
     manifest, findings = inspect_trajectories(place)
@@ -183,8 +183,8 @@ def trajectories_verify(
 
 def _trajectories_of(where: str) -> tuple[Place, Run | None]:
     """The place that is meant, and the run it belongs to, if that is known."""
-    from dsno.places import Place
-    from dsno.runs import Run, saved_recipe
+    from dsno.runs.run import Run, saved_recipe
+    from dsno.support.storage import Place
 
     if "://" in where:
         return Place(where), None
@@ -255,7 +255,7 @@ def evaluate(
         raise InputError(
             "Overrides go with a recipe; a model folder takes --data, --path, --samples and --seed."
         )
-    from dsno.sampling import evaluate_model
+    from dsno.runs.sample import evaluate_model
 
     found = evaluate_model(folder, data=data, path=path, samples=samples, seed=seed)
     typer.echo(json.dumps(found, indent=1))
@@ -297,7 +297,7 @@ def sample(
         if overrides:
             raise InputError("Overrides go with a recipe, not with a model folder.")
         files = [out or Path("samples.png")]
-    from dsno.sampling import sample_model
+    from dsno.runs.sample import sample_model
 
     for path in sample_model(
         folder,
@@ -333,7 +333,7 @@ def import_(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = ...,  # type: ignore[assignment]
 ) -> None:
     """Bring a teacher, or trajectories, made elsewhere into a folder of this package's format."""
-    from dsno.bring import bring
+    from dsno.runs.imports import bring
 
     typer.echo(bring(source, out, options or []))
 
@@ -350,7 +350,7 @@ def recipes() -> None:
 @app.command()
 def info() -> None:
     """Print the versions that numbers depend on."""
-    from dsno.stages import environment
+    from dsno.runs.stages import environment
 
     for key, value in environment().items():
         typer.echo(f"{key:<10} {value}")

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dsno.backbones import registry
-from dsno.backbones.folders import (
+from dsno.backbones.autoencoder import Latents
+from dsno.backbones.safe_loading import (
     AUTOENCODERS,
     TEXT_ENCODERS,
     check_component,
@@ -28,18 +29,17 @@ from dsno.backbones.folders import (
     check_text_encoder,
     first_line,
 )
-from dsno.conditions import EMBEDDINGS, LABELS
-from dsno.console import quiet_libraries
-from dsno.denoisers import GUIDANCE_SCALE, Preconditioning
-from dsno.errors import InputError, one_of
-from dsno.files import read_json
-from dsno.hub import download, looks_like_hub_id
-from dsno.images import to_pil, to_uint8
-from dsno.latents import Latents
-from dsno.lifting import Lifted
-from dsno.operator import DSNO
-from dsno.rows import Parts
-from dsno.text import TextEncoder
+from dsno.backbones.text_encoder import TextEncoder
+from dsno.diffusion.conditions import EMBEDDINGS, LABELS
+from dsno.diffusion.denoisers import GUIDANCE_SCALE, Preconditioning
+from dsno.operator.batch_plan import Parts
+from dsno.operator.dsno import DSNO
+from dsno.operator.lift import Lifted
+from dsno.support.console import quiet_libraries
+from dsno.support.errors import InputError, one_of
+from dsno.support.files import read_json
+from dsno.support.hub import download, looks_like_hub_id
+from dsno.support.images import to_pil, to_uint8
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 MAX_SLICES, MAX_SITES = 4_096, 4_096
@@ -67,7 +67,8 @@ class DSNOModel(ModelMixin, ConfigMixin):
         guidance_scale: of the teacher's classifier-free guidance, distilled in: a number, or the
             range of those it was trained at, which makes the scale an input; None for none.
         is_textual: whether it is conditioned on embedded prompts.
-        parts: which submodules do not see every slice, see `dsno.rows.Parts`; None if all do.
+        parts: which submodules do not see every slice, see `dsno.operator.batch_plan.Parts`; None
+            if all do.
     """
 
     @register_to_config

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from dsno.cli import main
-from dsno.files import sha256
+from dsno.support.files import sha256
 
 RECIPE = [
     "collect.slices=4",
@@ -49,7 +49,7 @@ def context() -> ForkServerContext:
     """Where children start from: a process that has everything imported and one thread."""
     os.environ["OMP_NUM_THREADS"] = "1"  # before its first child
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["dsno.cli", "dsno.runs", "sklearn.datasets"])
+    found.set_forkserver_preload(["dsno.cli", "dsno.runs.run", "sklearn.datasets"])
     return found
 
 

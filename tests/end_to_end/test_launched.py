@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from dsno.cli import main
-from dsno.files import sha256
-from dsno.trajectories import load_manifest
+from dsno.support.files import sha256
+from dsno.trajectories.manifest import load_manifest
 
 RECIPE = [
     "collect.slices=4",

@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dsno.cli import main
-from dsno.files import sha256
 from dsno.pipeline import DSNOPipeline
 from dsno.recipes import load_recipe
-from dsno.trajectories import load_manifest
+from dsno.support.files import sha256
+from dsno.trajectories.manifest import load_manifest
 
 # Whatever the shipped recipe says of them, the tests below rely on these.
 FIXED = [
@@ -216,7 +216,7 @@ def test_a_changed_key_redoes_exactly_what_depends_on_it(
         (folder / "report.html").write_text("<html>")
         return folder / "report.html"
 
-    monkeypatch.setattr("dsno.stages.write_report", write_report)
+    monkeypatch.setattr("dsno.runs.stages.write_report", write_report)
     assert run("run", copy, override) == 0
     lines = capsys.readouterr().err.splitlines()
     skipped = {line.partition(":")[0] for line in lines if "finished already" in line}

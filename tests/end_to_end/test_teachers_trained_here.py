@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.makers import seeded
 
-from dsno import seeds
 from dsno.cli import main
-from dsno.perceptual import VGG16Distance
+from dsno.support import seeds
 from dsno.teachers.store import load_teacher
+from dsno.training.lpips import VGG16Distance
 
 RECIPE: dict[str, Any] = {
     "name": "mine",
@@ -85,7 +85,7 @@ def test_guidance_is_distilled_from_a_teacher_trained_with_label_dropout(tmp_pat
 def test_labels_are_withheld_as_often_as_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dsno import objectives as module
+    from dsno.training import losses as module
 
     seen: list[torch.Tensor] = []
     real = module.denoising_loss
@@ -108,7 +108,7 @@ def test_labels_are_withheld_as_often_as_asked(
 def test_images_are_mirrored_by_half_and_only_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dsno import objectives as module
+    from dsno.training import losses as module
 
     images = np.zeros((1, 8, 8, 1), np.uint8)
     images[..., :4, :] = 255
@@ -169,8 +169,8 @@ def test_a_student_learns_by_the_perceptual_distance(tmp_path: Path) -> None:
     folder = stages(tmp_path, *options)
     record = json.loads((folder / "student" / "history.json").read_text())["history"][0]
 
-    from dsno.assembly import new_operator
-    from dsno.runs import saved_recipe
+    from dsno.runs.build import new_operator
+    from dsno.runs.run import saved_recipe
 
     recipe = saved_recipe(folder)
     operator = new_operator(recipe, load_teacher(folder / "teacher"))

@@ -15,17 +15,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dsno import distributed, seeds
 from dsno.backbones.unet import unet_sites
-from dsno.denoisers import Denoiser, Preconditioning
-from dsno.feeding import Batch
-from dsno.files import write_json
-from dsno.objectives import TrajectoryObjective
-from dsno.operator import DSNO
-from dsno.schedules import CosineSchedule
+from dsno.diffusion.denoisers import Denoiser, Preconditioning
+from dsno.diffusion.schedules import CosineSchedule
+from dsno.operator.dsno import DSNO
+from dsno.support import distributed, seeds
+from dsno.support.files import write_json
 from dsno.teachers.store import denoiser_of
 from dsno.teachers.unet import build_unet
-from dsno.training import Batches, Plan, train
+from dsno.training.losses import TrajectoryObjective
+from dsno.training.prefetch import Batch
+from dsno.training.trainer import Batches, Plan, train
 
 SHAPE = (1, 8, 8)
 PLAN = Plan(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dsno.backbones.sites import Level
-from dsno.errors import InputError, one_of
+from dsno.support.errors import InputError, one_of
 
 LABELS = "class_labels"
 EMBEDDING_TYPES = ("positional", "fourier")

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from dsno.backbones import edm, transformer, unet
 from dsno.backbones.sites import Level, match_sites
-from dsno.errors import InputError, closest
+from dsno.diffusion.denoisers import call_plain
+from dsno.support.errors import InputError, closest
 
 
 @dataclass(frozen=True)
@@ -131,14 +132,6 @@ def register(
         lambda built: match_sites(built, sites),
         channel_dim,
     )
-
-
-def call_plain(
-    network: nn.Module, x: Tensor, c_noise: Tensor, condition: Mapping[str, Tensor]
-) -> Tensor:
-    """Call `network(x, c_noise, **condition)`: the convention of the user's own modules."""
-    output: Tensor = network(x, c_noise.to(x.dtype), **condition)
-    return output
 
 
 def backbone(name: str) -> Backbone:

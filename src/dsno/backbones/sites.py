@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dsno.errors import InputError, closest
+from dsno.support.errors import InputError, closest
 
 
 def match_sites(network: nn.Module, patterns: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dsno.backbones.sites import match_sites
-from dsno.errors import InputError
+from dsno.support.errors import InputError
 
 
 def call_dit(

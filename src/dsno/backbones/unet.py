@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from dsno.backbones.sites import Level
-from dsno.errors import InputError
+from dsno.support.errors import InputError
 
 
 def call_unet(

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dsno.errors import InputError, closest
 from dsno.recipes.schema import Recipe, Section, with_teacher_defaults
+from dsno.support.errors import InputError, closest
 
 SectionType = TypeVar("SectionType", bound=Section)
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dsno.backbones.folders import NETWORKS as NETWORKS
-from dsno.backbones.folders import check_component, check_text_encoder, first_line
-from dsno.console import quiet_libraries
-from dsno.errors import InputError
+from dsno.backbones.safe_loading import NETWORKS as NETWORKS
+from dsno.backbones.safe_loading import check_component, check_text_encoder, first_line
+from dsno.backbones.text_encoder import TextEncoder
+from dsno.support.console import quiet_libraries
+from dsno.support.errors import InputError
 from dsno.teachers.weights import mismatch_sentence
-from dsno.text import TextEncoder
 
 
 def load_component(folder: Path, known: tuple[str, ...], what: str) -> nn.Module:

@@ -18,11 +18,11 @@ from typing import Any
 from torch import nn
 
 from dsno.backbones.edm import DhariwalUNet, SongUNet, call_edm
-from dsno.backbones.folders import check_sample_shape, first_line
-from dsno.denoisers import Denoiser
-from dsno.errors import InputError, one_of
-from dsno.files import read_json
-from dsno.schedules import EDMSchedule, checked
+from dsno.backbones.safe_loading import check_sample_shape, first_line
+from dsno.diffusion.denoisers import Denoiser
+from dsno.diffusion.schedules import EDMSchedule, checked
+from dsno.support.errors import InputError, one_of
+from dsno.support.files import read_json
 from dsno.teachers.weights import load_weights
 
 DESCRIPTION = "network.json"

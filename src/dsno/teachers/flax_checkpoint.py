@@ -19,7 +19,7 @@ import msgpack
 import torch
 from torch import Tensor
 
-from dsno.errors import InputError
+from dsno.support.errors import InputError
 
 DTYPES = {
     "float32": torch.float32,

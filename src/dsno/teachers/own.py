@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from dsno.denoisers import Denoiser
-from dsno.errors import DsnoError, InputError
+from dsno.diffusion.denoisers import Denoiser
+from dsno.support.errors import DsnoError, InputError
 from dsno.teachers.store import Teacher
 
 

@@ -8,16 +8,22 @@ from typing import Any
 
 from torch import nn
 
-from dsno.backbones.folders import AUTOENCODERS, NETWORKS, REMEDY, check_sample_shape, first_line
-from dsno.denoisers import Preconditioning
-from dsno.errors import InputError
-from dsno.files import read_json
-from dsno.hub import download
-from dsno.latents import Latents
+from dsno.backbones.autoencoder import Latents
+from dsno.backbones.safe_loading import (
+    AUTOENCODERS,
+    NETWORKS,
+    REMEDY,
+    check_sample_shape,
+    first_line,
+)
+from dsno.backbones.text_encoder import TextEncoder
+from dsno.diffusion.denoisers import Preconditioning
+from dsno.support.errors import InputError
+from dsno.support.files import read_json
+from dsno.support.hub import download
 from dsno.teachers.components import load_component, load_text_encoder
 from dsno.teachers.schedulers import Meaning, scheduler_meaning
 from dsno.teachers.store import Teacher, denoiser_of
-from dsno.text import TextEncoder
 
 # What is worth downloading of a pipeline's repository: no second copies, no half precision.
 ALLOW = [

@@ -18,11 +18,11 @@ from typing import Any
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from dsno.backbones.folders import check_sample_shape, sketch
+from dsno.backbones.safe_loading import check_sample_shape, sketch
 from dsno.backbones.unet import call_unet
-from dsno.denoisers import Denoiser
-from dsno.errors import InputError
-from dsno.schedules import CosineSchedule
+from dsno.diffusion.denoisers import Denoiser
+from dsno.diffusion.schedules import CosineSchedule
+from dsno.support.errors import InputError
 from dsno.teachers.flax_checkpoint import read_flax
 from dsno.teachers.unet import build_unet
 from dsno.teachers.weights import mismatch_sentence, read_tensors, strict_load

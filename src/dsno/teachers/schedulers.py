@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dsno.denoisers import Preconditioning
-from dsno.errors import InputError
-from dsno.schedules import BetaSchedule, EDMSchedule, RectifiedFlowSchedule, checked
+from dsno.diffusion.denoisers import Preconditioning
+from dsno.diffusion.schedules import BetaSchedule, EDMSchedule, RectifiedFlowSchedule, checked
+from dsno.support.errors import InputError
 
 _BETAS = (
     "DDPMScheduler",

@@ -19,17 +19,17 @@ from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dsno.backbones.folders import AUTOENCODERS, NETWORKS, check_sample_shape, first_line
+from dsno.backbones.autoencoder import Latents
 from dsno.backbones.registry import backbone, backbone_of
-from dsno.conditions import EMBEDDINGS, LABELS
-from dsno.console import quiet_libraries
-from dsno.denoisers import Denoiser, GuidedDenoiser, Preconditioning
-from dsno.errors import InputError
-from dsno.files import filling, read_json, write_json
-from dsno.latents import Latents
+from dsno.backbones.safe_loading import AUTOENCODERS, NETWORKS, check_sample_shape, first_line
+from dsno.backbones.text_encoder import TextEncoder
+from dsno.diffusion.conditions import EMBEDDINGS, LABELS
+from dsno.diffusion.denoisers import Denoiser, GuidedDenoiser, Preconditioning
+from dsno.support.console import quiet_libraries
+from dsno.support.errors import InputError
+from dsno.support.files import filling, read_json, write_json
 from dsno.teachers.components import load_component, load_text_encoder
 from dsno.teachers.weights import load_weights
-from dsno.text import TextEncoder
 
 DESCRIPTION = "denoiser.json"
 WEIGHTS = "network.safetensors"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diffusers import UNet2DModel
 
-from dsno.errors import InputError
+from dsno.support.errors import InputError
 
 
 def build_unet(

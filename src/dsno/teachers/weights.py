@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dsno.backbones.folders import first_line, sketch, stored_shapes
-from dsno.errors import InputError
+from dsno.backbones.safe_loading import first_line, sketch, stored_shapes
+from dsno.support.errors import InputError
 
 NAMED = 3
 

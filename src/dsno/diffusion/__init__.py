@@ -1,0 +1,1 @@
+"""The teacher side: schedules, denoisers, solvers."""

@@ -1,0 +1,140 @@
+"""What samples are compared in: pixels, thumbnails, or the features of a small classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dsno.support import seeds
+from dsno.support.console import progress
+from dsno.support.errors import InputError
+
+Features = Callable[[Tensor], Tensor]
+"""(n, *shape) -> (n, d)."""
+
+
+def pixels(x: Tensor) -> Tensor:
+    """The values themselves, (n, d): exact, for tiny samples."""
+    return x.flatten(1)
+
+
+def thumbnail(x: Tensor) -> Tensor:
+    """Images averaged down to at most 8x8, (n, d): coarse, for samples with many pixels."""
+    height, width = x.shape[-2:]
+    return functional.adaptive_avg_pool2d(x, (min(height, 8), min(width, 8))).flatten(1)
+
+
+PLAIN_SPACES: dict[str, Features] = {"pixels": pixels, "thumbnail": thumbnail}
+"""Spaces that need no training."""
+MAX_PIXELS = 1024
+"""A covariance of more numbers than this is slow and badly estimated."""
+MAX_CLASSIFIER_STEPS = 4000
+MAX_HELD_OUT = 5000
+
+
+class Classifier(nn.Module):
+    """A small convolutional classifier whose last hidden layer is the feature space.
+
+    Args:
+        channels: of the images.
+        classes: number of classes.
+        width: features.
+    """
+
+    def __init__(self, channels: int, classes: int, width: int = 64) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3, padding=1, stride=2),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(256, width),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, classes) of images (n, C, H, W)."""
+        logits: Tensor = self.head(self.body(x))
+        return logits
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        """Features (n, width) of images clamped to [-1, 1]."""
+        rows = [self.body(part.clamp(-1, 1)) for part in torch.split(x, 1000)]
+        return torch.cat(rows)
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """A classifier and the share of held-out images it gets right."""
+
+    network: Classifier
+    held_out_accuracy: float
+
+    def record(self, seed: int) -> dict[str, Any]:
+        """What a report says of it."""
+        width = self.network.head.in_features
+        return {"dimension": width, "held_out_accuracy": self.held_out_accuracy, "seed": seed}
+
+
+def train_classifier(
+    images: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    classes: int,
+    *,
+    seed: int = 0,
+    epochs: int = 40,
+) -> TrainedClassifier:
+    """Train a classifier on 80 % of the images (all but 5,000, if that is more); measure the rest.
+
+    The split, the start and every batch are functions of `seed`. Images are shifted by up to one
+    pixel as augmentation.
+
+    Args:
+        images: rows (k,) -> images (k, C, H, W) in [-1, 1].
+        labels: (n,), int64.
+        classes: how many.
+        seed: of everything random.
+        epochs: passes over the training part.
+
+    Raises:
+        InputError: if the data are not images.
+    """
+    example = images(torch.zeros(1, dtype=torch.int64))
+    if example.ndim != 4:
+        raise InputError("Classifier features need images; use the features 'pixels'.")
+    order = torch.from_numpy(seeds.generator(seed, seeds.SPLIT).permutation(len(labels)))
+    held = min(len(labels) // 5, MAX_HELD_OUT)
+    test, kept = order[:held], order[held:]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Classifier(example.shape[1], classes)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
+    batch = 64
+    steps = min(epochs * max(len(kept) // batch, 1), MAX_CLASSIFIER_STEPS)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
+    with progress("classifier for the features", steps, unit="step") as advance:
+        for step in range(steps):
+            rows = kept[seeds.batch_items(seed, step, batch, len(kept))]
+            shift = seeds.generator(seed, seeds.TRAINING, step).integers(-1, 2, 2).tolist()
+            x = torch.roll(images(rows), shift, (2, 3))
+            loss = functional.cross_entropy(network(x), labels[rows], label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            rate.step()
+            advance(1)
+    network.eval()
+    with torch.no_grad():
+        right = network(images(test)).argmax(1) == labels[test]
+    return TrainedClassifier(network, float(right.float().mean()))

@@ -1,0 +1,335 @@
+"""What a network does when it runs, and which rows its submodules therefore need.
+
+A network's code is not looked at; it is run, on zeros, on noise or on tensors without data, and its
+submodules are watched. `dsno.operator.batch_plan` says what the parts found here are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from dsno.backbones.sites import inside
+from dsno.diffusion.denoisers import GUIDANCE_SCALE, Condition, Denoiser
+from dsno.operator.batch_plan import Layout, Parts
+from dsno.support.errors import InputError
+
+TIMES_TRIED = 16
+
+
+class Call(NamedTuple):
+    """One call of a submodule.
+
+    Attributes:
+        start, end: its places in the order of all starts and ends.
+        shape: of its output, or the first of them; None if that is no tensor.
+    """
+
+    start: int
+    end: int
+    shape: tuple[int, ...] | None
+
+
+def trace(denoiser: Denoiser, condition: Condition | None) -> dict[str, list[Call]]:
+    """Run the network once on zeros; return the calls of each of its submodules that ran."""
+    calls: dict[str, list[Call]] = {}
+    begun: list[int] = []
+    clock = 0
+
+    def before(module: nn.Module, args: Any) -> None:
+        nonlocal clock
+        begun.append(clock)
+        clock += 1
+
+    def behind(name: str) -> Any:
+        def record(module: nn.Module, args: Any, output: Any) -> None:
+            nonlocal clock
+            first = output[0] if isinstance(output, tuple) else output
+            shape = tuple(first.shape) if isinstance(first, Tensor) else None
+            calls.setdefault(name, []).append(Call(begun.pop(), clock, shape))
+            clock += 1
+
+        return record
+
+    handles = []
+    for name, module in denoiser.network.named_modules():
+        handles.append(module.register_forward_pre_hook(before))
+        handles.append(module.register_forward_hook(behind(name)))
+    try:
+        with torch.no_grad():
+            denoiser(_zeros(denoiser, 1), _one(), condition)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def site_channels(
+    calls: Mapping[str, Sequence[Call]], sites: Sequence[str], channel_dim: int
+) -> list[int]:
+    """Channels of the output of each site.
+
+    Raises:
+        InputError: if a site never runs or its output is not a tensor with channels.
+    """
+    channels = []
+    for site in sites:
+        if site not in calls:
+            raise InputError(f"Site {site!r} is never run by the network's forward pass.")
+        shape = calls[site][-1].shape
+        if shape is None or len(shape) < 2:
+            raise InputError(f"The output of site {site!r} is not a tensor with channels.")
+        channels.append(shape[channel_dim])
+    return channels
+
+
+def find_parts(
+    network: nn.Module,
+    calls: Mapping[str, Sequence[Call]],
+    sites: Sequence[str],
+    shared: Sequence[str],
+) -> Parts:
+    """Sort a network's submodules by the slices they have to see; each as a whole where it can be.
+
+    Nothing is final if the site that runs last runs more than once.
+
+    Raises:
+        InputError: for a shared submodule that never runs, or not before time is first mixed.
+    """
+    for name in shared:
+        if name not in calls:
+            raise InputError(
+                f"The shared part {name!r} is never run by the network's forward pass."
+            )
+        if sites and calls[name][-1].end > min(calls[site][0].end for site in sites):
+            raise InputError(
+                f"The shared part {name!r} runs after time was mixed, so its input is not the same "
+                "for all slices; share parts that run earlier, or mix time later."
+            )
+    last, end = "", -1.0
+    if sites:
+        last = max(sites, key=lambda site: calls[site][-1].end)
+        end = calls[last][-1].end
+        if len(calls[last]) > 1:
+            last, end = "", math.inf
+    lifted: list[str] = []
+    final: list[str] = []
+
+    def sort(parent: str, module: nn.Module) -> None:
+        for child_name, child in module.named_children():
+            name = f"{parent}.{child_name}" if parent else child_name
+            runs = calls.get(name, ())
+            if name in shared:
+                continue
+            if runs and runs[0].start > end:
+                final.append(name)
+                continue
+            holds_shared = any(inside(part, [name]) for part in shared)
+            if runs and shared and not holds_shared:
+                lifted.append(name)
+            if not runs or holds_shared or any(run.start < end < run.end for run in runs):
+                sort(name, child)
+
+    sort("", network)
+    return Parts(shared=tuple(shared), lifted=tuple(lifted), final=tuple(final), last_site=last)
+
+
+class _Reached(Exception):
+    """Time is mixed here."""
+
+
+def find_constant(
+    denoiser: Denoiser,
+    condition: Condition | None,
+    calls: Mapping[str, Sequence[Call]],
+    sites: Sequence[str],
+    parts: Parts,
+) -> tuple[str, ...]:
+    """Layers that neither the time a network is told nor the mixing of times reaches.
+
+    In a U-Net they are the first convolution and that of the first block in front of its time
+    embedding. Looked for among layers with weights and without submodules, outside of other parts:
+    what they put out for one input must be the same bits whatever time the network is told, of
+    16 that fill [0, 1]. Noise is added to the weights for that, so that weights which are still
+    zero hide nothing. None are found in a network without data.
+    """
+    x = _zeros(denoiser, TIMES_TRIED)
+    if not sites or x.is_meta:
+        return ()
+    first = min(sites, key=lambda site: calls[site][0].end)
+    taken = (*parts.shared, *parts.final)
+    generator = torch.Generator().manual_seed(0)
+    network = copy.deepcopy(denoiser.network).requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter))
+    x = torch.randn(x.shape[1:], generator=generator).to(x).expand_as(x).contiguous()
+    given = {k: v.expand(len(x), *v.shape[1:]) for k, v in (condition or {}).items()}
+    given.pop(GUIDANCE_SCALE, None)
+    made: dict[str, list[Tensor | None]] = {}
+
+    def behind(name: str) -> Any:
+        def record(module: nn.Module, args: Any, output: Any) -> None:
+            whole = all(
+                isinstance(t, Tensor) and t.ndim > 2 and len(t) == len(x)
+                for t in (args[0] if args else None, output)
+            )
+            # a copy: the network may go on to change it in place
+            made.setdefault(name, []).append(output.clone() if whole else None)
+
+        return record
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        raise _Reached
+
+    for name, layer in network.named_modules():
+        looked_at = (
+            not list(layer.children())
+            and list(layer.parameters())
+            and not isinstance(layer, nn.modules.batchnorm._NormBase)  # looks at all rows at once
+            and name in calls
+            and calls[name][-1].end < calls[first][0].end
+            and not inside(name, taken)
+        )
+        if looked_at:
+            layer.register_forward_hook(behind(name))
+    network.get_submodule(first).register_forward_hook(stop)
+    for moments in torch.full((len(x),), 0.5), torch.linspace(0, 1, len(x)):
+        told = denoiser.preconditioning.c_noise(moments.double())
+        told = told.to(x.device, torch.promote_types(x.dtype, torch.float32))
+        with torch.no_grad(), contextlib.suppress(_Reached):
+            denoiser.call(network, x, told, given)
+    return tuple(name for name, outputs in made.items() if _same(outputs))
+
+
+def _same(outputs: Sequence[Tensor | None]) -> bool:
+    """Whether a layer that was called once in each of two runs put out the same."""
+    one, other = (*outputs, None, None)[:2]
+    return len(outputs) == 2 and one is not None and other is not None and one.equal(other)
+
+
+class _Trial(nn.Module):
+    """A network, which may be a submodule of its owner, and how it is called."""
+
+    def __init__(self, owner: nn.Module, network: nn.Module, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.owner = owner
+        self.plan = (denoiser.call, network)  # a tuple: not a submodule for the second time
+
+    def forward(self, x: Tensor, told: Tensor, given: Condition) -> Tensor:
+        call, network = self.plan
+        return call(network, x, told, given)
+
+
+def _try(
+    owner: nn.Module,
+    network: nn.Module,
+    denoiser: Denoiser,
+    condition: Condition | None,
+    rows: int,
+) -> Tensor | None:
+    """What the network puts out for tensors without data, for free; None if it cannot run so."""
+    x = _zeros(denoiser, rows).to("meta")
+    given = {k: v.to("meta") for k, v in (condition or {}).items() if k != GUIDANCE_SCALE}
+    given = {k: v.expand(rows, *v.shape[1:]) for k, v in given.items()}
+    trial = _Trial(owner, network, denoiser)
+    tensors = {**dict(trial.named_parameters()), **dict(trial.named_buffers())}
+    nothing = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    told = torch.zeros(rows, device="meta")
+    try:
+        with torch.no_grad():
+            made: Tensor = torch.func.functional_call(trial, nothing, (x, told, given))
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+        return None
+    return made
+
+
+def find_fixed(denoiser: Denoiser, condition: Condition | None, parts: Parts) -> tuple[str, ...]:
+    """Tensors given to or by parts whose length is not the batch's; see `Parts.fixed`.
+
+    None are found in a network that does not run on tensors without data.
+    """
+    lengths: dict[str, list[int]] = {}
+
+    def note(where: str, value: Any) -> None:
+        for place, leaf in enumerate(tree_flatten(value)[0]):
+            if isinstance(leaf, Tensor) and leaf.ndim:
+                lengths.setdefault(f"{where} {place}", []).append(len(leaf))
+
+    def watch(name: str) -> list[Any]:
+        module = denoiser.network.get_submodule(name)
+
+        def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+            note(f"{name} <", (args, kwargs))
+
+        def behind(_: nn.Module, args: Any, output: Any) -> None:
+            note(f"{name} >", output)
+
+        return [
+            module.register_forward_pre_hook(before, with_kwargs=True),
+            module.register_forward_hook(behind),
+        ]
+
+    names = (*parts.constant, *parts.shared, *parts.lifted, *parts.final)
+    handles = [handle for name in names for handle in watch(name)]
+    found: list[dict[str, list[int]]] = []
+    try:
+        for rows in (2, 3):
+            lengths.clear()
+            if _try(denoiser.network, denoiser.network, denoiser, condition, rows) is None:
+                return ()
+            found.append(dict(lengths))
+    finally:
+        for handle in handles:
+            handle.remove()
+    few, more = found
+    return tuple(
+        where
+        for where in few
+        if any(a == b for a, b in zip(few[where], more.get(where, ()), strict=False))
+    )
+
+
+def runs_unrestored(
+    lifted: nn.Module,
+    network: nn.Module,
+    layout: Layout,
+    denoiser: Denoiser,
+    condition: Condition | None,
+) -> bool:
+    """Whether the network's own code never combines tensors of different rows.
+
+    Tried with a number of samples that neither broadcasts nor is a whole number of slices.
+
+    Args:
+        lifted: what holds the network, its hooks and their layers.
+        network: the network in it.
+        layout: what its hooks share.
+        denoiser: says how the network is called.
+        condition: one row of conditioning for a network that needs it to run.
+    """
+    count = layout.slices.count
+    samples = count + 1
+    for last_only in (False, True):
+        layout.set(layout.slices, samples, last_only=last_only, embedding=None)
+        made = _try(lifted, network, denoiser, condition, samples * count)
+        layout.set(layout.slices, 1, embedding=None)
+        expected = (samples, samples * count) if last_only else (samples * count,)
+        if made is None or len(made) not in expected:
+            return False
+    return True
+
+
+def _zeros(denoiser: Denoiser, rows: int) -> Tensor:
+    place = next(denoiser.network.parameters())
+    return torch.zeros(rows, *denoiser.sample_shape, dtype=place.dtype, device=place.device)
+
+
+def _one() -> Tensor:
+    return torch.ones((), dtype=torch.float64)

@@ -1,0 +1,286 @@
+"""What a recipe's words stand for: its data, teacher, conditions and operator."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dsno.backbones.registry import backbone_of
+from dsno.backbones.sites import inside, match_sites
+from dsno.backbones.text_encoder import read_prompts
+from dsno.data.load import Dataset, load_data
+from dsno.diffusion.conditions import Conditions
+from dsno.diffusion.denoisers import DenoiserProtocol, Preconditioning, to_device
+from dsno.diffusion.schedules import schedule_from_config
+from dsno.evaluation.evaluate import Decode, Draws, as_is, draw, teacher_sampler
+from dsno.operator.dsno import DSNO
+from dsno.recipes.schema import Recipe
+from dsno.recipes.schema import Teacher as TeacherSection
+from dsno.support import seeds
+from dsno.support.console import progress, say
+from dsno.support.errors import InputError
+from dsno.teachers.load import TeacherOptions, read_teacher
+from dsno.teachers.store import Teacher, denoiser_of
+from dsno.teachers.unet import build_unet
+from dsno.trajectories.manifest import DTYPES, Prompts
+
+
+def load_recipe_data(recipe: Recipe) -> Dataset:
+    """The recipe's real data.
+
+    Raises:
+        InputError: if it has none, or they cannot be read.
+    """
+    spec = recipe.data
+    if spec is None:
+        raise InputError("The recipe has no `data`; add it.")
+    return load_data(
+        spec.source,
+        spec.path,
+        split=spec.split,
+        size=spec.size,
+        channels=spec.channels,
+        image_column=spec.image_column,
+        label_column=spec.label_column,
+    )
+
+
+def brought_teacher(spec: TeacherSection) -> Teacher:
+    """The teacher in `teacher.source`.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    schedule = None if spec.schedule is None else schedule_from_config(spec.schedule)
+    options = TeacherOptions(
+        spec.prediction_type,
+        schedule,
+        spec.sigma_data,
+        spec.clip_sample,
+        spec.null_class,
+        spec.image_size,
+    )
+    return read_teacher(spec.source, options)
+
+
+def new_teacher(recipe: Recipe) -> Teacher:
+    """The untrained teacher.
+
+    Raises:
+        InputError: if the recipe describes a network that cannot be built.
+    """
+    data, spec = load_recipe_data(recipe), recipe.teacher
+    if spec.conditional and data.num_classes is None:
+        raise InputError(
+            f"`teacher.conditional` needs labels, and {data.name} has none; set it to false."
+        )
+    classes = data.num_classes if spec.conditional else None
+    null = classes if classes is not None and spec.label_dropout else None
+    assert spec.network is not None
+    assert spec.schedule is not None
+    assert spec.prediction_type is not None
+    both = spec.prediction_type == "sample_and_epsilon"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_torch_seed(recipe.seed, 0))
+        network = build_unet(
+            data.sample_shape,
+            num_classes=classes if classes is None or null is None else classes + 1,
+            out_channels=2 * data.sample_shape[0] if both else None,
+            **spec.network.model_dump(),
+        )
+    preconditioning = Preconditioning(
+        schedule_from_config(spec.schedule), spec.prediction_type, spec.sigma_data
+    )
+    denoiser = denoiser_of(
+        network,
+        preconditioning,
+        data.sample_shape,
+        clip_sample=1.0 if spec.clip_sample else None,
+    )
+    return Teacher(denoiser, classes, null)
+
+
+def guided(recipe: Recipe, teacher: Teacher) -> DenoiserProtocol:
+    """The teacher as trajectories are made with it: with guidance if the recipe asks for it."""
+    spec = recipe.collect
+    if spec.guidance_scale is None:
+        return teacher.denoiser
+    fixed = None if spec.guidance_range is not None else spec.guidance_scale
+    assert not isinstance(fixed, tuple)
+    return teacher.guided(fixed, spec.negative_prompt)
+
+
+def prompt_texts(recipe: Recipe, teacher: Teacher) -> list[str] | None:
+    """The recipe's prompts; None for a teacher without text.
+
+    Raises:
+        InputError: for a text teacher without prompts, or prompts for another.
+    """
+    spec = recipe.collect
+    if teacher.text is None:
+        if spec.prompts:
+            raise InputError("This teacher is not conditioned on text; remove `collect.prompts`.")
+        return None
+    if not spec.prompts:
+        raise InputError(
+            "This teacher is conditioned on text: give `collect.prompts`, a file with one prompt "
+            "per line."
+        )
+    if isinstance(spec.prompts, str):
+        return read_prompts(Path(spec.prompts))
+    return list(spec.prompts)
+
+
+def embedded_prompts(recipe: Recipe, teacher: Teacher) -> Prompts | None:
+    """The recipe's prompts with their embeddings, rounded to storage precision.
+
+    Raises:
+        InputError: as `prompt_texts`.
+    """
+    texts = prompt_texts(recipe, teacher)
+    if texts is None or teacher.text is None:
+        return None
+    say(f"embedding {len(texts):,} prompts.")
+    embeddings = teacher.text.encode(texts).to(DTYPES[recipe.collect.dtype])
+    return Prompts(tuple(texts), embeddings)
+
+
+def class_frequencies(recipe: Recipe, teacher: Teacher) -> list[float] | None:
+    """Share of each class to draw labels from: its training data's, or even for one brought."""
+    if teacher.num_classes is None:
+        return None
+    if recipe.teacher.source:
+        return [1 / teacher.num_classes] * teacher.num_classes
+    return load_recipe_data(recipe).label_frequencies
+
+
+def conditions_of(recipe: Recipe, teacher: Teacher, prompts: Prompts | None) -> Conditions:
+    """How the condition of every trajectory and sample is drawn."""
+    return Conditions(
+        class_frequencies(recipe, teacher),
+        recipe.collect.guidance_range,
+        None if prompts is None else prompts.embeddings,
+    )
+
+
+def decoder(teacher: Teacher) -> Decode:
+    """From the teacher's states to images."""
+    return as_is if teacher.latents is None else teacher.latents.decode
+
+
+def real_data(recipe: Recipe, teacher: Teacher, draws: Draws) -> Dataset:
+    """What samples are compared with: the recipe's data or, without, samples of the teacher.
+
+    Raises:
+        InputError: if the data have another shape than the samples.
+    """
+    spec, decode = recipe.evaluate, decoder(teacher)
+    if recipe.data is None:
+        denoiser = to_device(guided(recipe, teacher), draws.device)
+        sampler = teacher_sampler(denoiser, "dpm++2m", spec.reference_steps, "uniform", decode)
+        others = dataclasses.replace(draws, seed=(draws.seed + 1) % 2**63, _cache={})
+        total = spec.samples * sampler.nfe
+        with progress("sampling the teacher", total, unit="evaluation") as advance:
+            images = draw(sampler, others, spec.samples, advance)
+        return Dataset("samples of the teacher", images)
+    data = load_recipe_data(recipe)
+    with torch.no_grad():
+        made = tuple(decode(torch.zeros(1, *teacher.denoiser.sample_shape)).shape[1:])
+    if data.sample_shape != made:
+        real = shape_text(data.sample_shape)
+        raise InputError(
+            f"The teacher makes samples of {shape_text(made)}, but the data are {real}; set "
+            "data.size and data.channels, or leave `data` out."
+        )
+    return data
+
+
+def new_operator(recipe: Recipe, teacher: Teacher) -> DSNO:
+    """The untrained operator.
+
+    Raises:
+        InputError: if a site the recipe names is not in the network.
+    """
+    spec, network = recipe.student, teacher.denoiser.network
+    kind = backbone_of(network)
+    levels = kind.levels(network)
+    for key, asked in ("lifted_from", spec.lifted_from), ("shared_levels", spec.shared_levels):
+        if asked > len(levels):
+            raise InputError(
+                f"student.{key} = {asked}, but the {kind.name} has {len(levels)} levels to choose; "
+                "for other networks name submodules in student.sites and student.shared."
+            )
+    shared = [name for level in levels[: spec.shared_levels] for name in level.encoder]
+    sites = list(spec.sites)
+    if "default" in sites:
+        sites.remove("default")
+        above = [n for level in levels[: spec.lifted_from] for n in level.encoder + level.decoder]
+        core = [site for site in kind.sites(network) if not inside(site, above)]
+        sites = core + (match_sites(network, sites) if sites else [])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_torch_seed(recipe.seed, 1))
+        operator = DSNO.from_teacher(
+            teacher.denoiser,
+            sites,
+            slices=spec.slices,
+            modes=spec.modes,
+            channel_dim=kind.channel_dim,
+            spacing=recipe.collect.grid,
+            output=spec.output,
+            condition=teacher.example_condition(),
+            guidance=recipe.collect.guidance_range is not None,
+            shared=[*shared, *spec.shared],
+        )
+    return operator
+
+
+def check_buildable(recipe: Recipe) -> None:
+    """Build everything a recipe describes, in memory, so that nothing is begun in vain.
+
+    Raises:
+        InputError: if a part cannot be built or a file it names is missing.
+    """
+    if recipe.train.loss == "lpips_vgg" and not Path(recipe.train.vgg16).is_file():
+        raise InputError(
+            f"There is no file {recipe.train.vgg16} (train.vgg16); tools/convert_vgg16.py makes it "
+            "from torchvision's weights."
+        )
+    teacher = brought_teacher(recipe.teacher) if recipe.teacher.source else new_teacher(recipe)
+    guided(recipe, teacher)
+    prompt_texts(recipe, teacher)
+    new_operator(recipe, teacher)
+
+
+def summary(teacher: Teacher) -> str:
+    """A teacher in a few words, for people."""
+    denoiser = teacher.denoiser
+    words = [
+        f"a {type(denoiser.network).__name__} of {count(denoiser.network):,} parameters",
+        f"predicting {denoiser.preconditioning.prediction_type}",
+        f"on the {denoiser.schedule.name} schedule",
+        f"samples {shape_text(denoiser.sample_shape)}",
+    ]
+    if teacher.latents is not None:
+        words.append(f"latent ({type(teacher.latents.vae).__name__})")
+    if teacher.num_classes is not None:
+        words.append(f"{teacher.num_classes} classes")
+    if teacher.text is not None:
+        words.append("conditioned on text")
+    return ", ".join(words)
+
+
+def count(module: nn.Module) -> int:
+    """Parameters of a module."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """A shape as 3x32x32."""
+    return "x".join(str(n) for n in shape)
+
+
+def _torch_seed(seed: int, index: int) -> int:
+    return int(seeds.generator(seed, seeds.WEIGHTS, index).integers(2**63))

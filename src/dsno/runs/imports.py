@@ -1,0 +1,54 @@
+"""`dsno import`: what was made elsewhere, written as a folder of this package's format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dsno.recipes.load import load_section
+from dsno.recipes.schema import Collect, Teacher
+from dsno.runs.build import brought_teacher, summary
+from dsno.support.errors import InputError
+from dsno.teachers.load import is_trajectories
+from dsno.teachers.own import own_teacher
+from dsno.teachers.store import save_teacher
+from dsno.trajectories.lmdb import import_lmdb
+
+
+def bring(source: str, folder: Path, options: Sequence[str]) -> str:
+    """Read a teacher or trajectories and write them to `folder`; return what was done.
+
+    Args:
+        source: see `importing.read_teacher`; also an adapter (.py) or the authors' LMDB.
+        folder: new, empty, or one an interrupted import left.
+        options: key=value, of the recipe's `teacher` section, or `collect` for trajectories.
+
+    Raises:
+        InputError: if the source cannot be read, or the folder holds something else.
+    """
+    if is_trajectories(source):
+        return _trajectories(source, folder, options)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not an empty folder; give a new one to --out.")
+    if source.endswith(".py"):
+        if options:
+            raise InputError("An adapter says everything itself: it takes no KEY=VALUE.")
+        teacher = own_teacher(Path(source))
+    else:
+        spec = load_section(Teacher, "teacher", {"source": source}, options)
+        teacher = brought_teacher(spec)
+    save_teacher(teacher, folder)
+    return f"Wrote {summary(teacher)} to {folder}.\nNext: dsno run distill teacher.source={folder}"
+
+
+def _trajectories(source: str, folder: Path, options: Sequence[str]) -> str:
+    spec = load_section(Collect, "collect", {"source": source}, options)
+    manifest = import_lmdb(
+        Path(source),
+        folder,
+        slices=spec.slices,
+        spacing=spec.grid if any(o.startswith("grid=") for o in options) else None,
+        dtype=spec.dtype,
+        shard_size=spec.shard_size,
+    )
+    return f"Wrote {manifest.count:,} trajectories of {len(manifest.times)} states to {folder}."

@@ -1,0 +1,492 @@
+"""The work of each stage: read the folder of the one before, write one's own, say what was done."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import math
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dsno.data.load import Dataset
+from dsno.diffusion.conditions import LABELS
+from dsno.diffusion.denoisers import (
+    Condition,
+    Denoiser,
+    DenoiserProtocol,
+    evaluations_per_call,
+    to_device,
+)
+from dsno.diffusion.solvers import evaluations, solve
+from dsno.diffusion.time_grids import Spacing, grid_times
+from dsno.evaluation.evaluate import (
+    Draws,
+    build_reference,
+    evaluate,
+    power_spectrum,
+    trajectory_arrays,
+)
+from dsno.evaluation.report import write_report
+from dsno.operator.dsno import DSNO
+from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
+from dsno.recipes.schema import Optimisation, Recipe
+from dsno.runs.build import (
+    brought_teacher,
+    class_frequencies,
+    conditions_of,
+    count,
+    decoder,
+    embedded_prompts,
+    guided,
+    load_recipe_data,
+    new_operator,
+    new_teacher,
+    real_data,
+    shape_text,
+    summary,
+)
+from dsno.support import distributed, seeds
+from dsno.support.errors import InputError
+from dsno.support.files import filling, read_json, replacing, write_json
+from dsno.support.storage import Place
+from dsno.teachers.store import Teacher, load_teacher, save_teacher
+from dsno.training.loggers import check_trackers
+from dsno.training.losses import DenoisingObjective, TrajectoryObjective, slice_weights
+from dsno.training.lpips import load_vgg16
+from dsno.training.prefetch import Batch
+from dsno.training.trainer import ITEMS, Batches, Plan, Preview, train
+from dsno.trajectories.collect import collect, scales_at
+from dsno.trajectories.dataset import TrajectoryStore
+from dsno.trajectories.lmdb import import_lmdb
+from dsno.trajectories.manifest import (
+    Manifest,
+    Prompts,
+    has_manifest,
+    load_manifest,
+    read_prompts,
+    write_prompts,
+)
+
+PREVIEWS = 16
+"""Samples in a logged picture."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a stage is given.
+
+    Attributes:
+        recipe: what to do.
+        folder: of the run.
+        tags: fingerprint of every stage, which half-made work carries.
+        seconds: how long the earlier stages took.
+        command: what the user typed.
+        shards: of the trajectories, which this job makes; all if None.
+    """
+
+    recipe: Recipe
+    folder: Path
+    tags: Mapping[str, str]
+    seconds: Mapping[str, float]
+    command: str
+    shards: range | None = None
+
+    @property
+    def trajectories(self) -> Place:
+        """Where the trajectories are."""
+        return trajectories_place(self.recipe, self.folder)
+
+
+def trajectories_place(recipe: Recipe, folder: Path) -> Place:
+    """Where the trajectories of a run are: in its folder, if the recipe names no other place."""
+    return Place(recipe.collect.destination or folder / "trajectories")
+
+
+def make_teacher(task: Task) -> str:
+    """Bring or train the diffusion model; return what was read and written."""
+    if task.recipe.teacher.source:
+        return distributed.on_main(lambda: _bring_teacher(task))
+    return _train_teacher(task)
+
+
+def _bring_teacher(task: Task) -> str:
+    teacher, folder = brought_teacher(task.recipe.teacher), task.folder / "teacher"
+    save_teacher(teacher, folder)
+    return f"read {task.recipe.teacher.source}; wrote {summary(teacher)} to {folder}"
+
+
+def _train_teacher(task: Task) -> str:
+    data, teacher = load_recipe_data(task.recipe), new_teacher(task.recipe)
+    spec, folder = task.recipe.teacher, task.folder / "teacher"
+    averaged, history = train(
+        DenoisingObjective(teacher.denoiser),
+        _teacher_batches(task.recipe, data, teacher),
+        _plan(spec, task.recipe.seed),
+        folder / "checkpoints",
+        tag=task.tags["teacher"],
+        label="training the teacher",
+        log_folder=task.folder / "logs" / "teacher",
+        preview=_teacher_preview(task.recipe, teacher),
+    )
+    assert isinstance(averaged, Denoiser)
+    if distributed.is_main():
+        save_teacher(dataclasses.replace(teacher, denoiser=averaged), folder)
+        write_json(folder / "history.json", {"history": history})
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return (
+        f"read {len(data):,} {data.name} of {shape_text(data.sample_shape)}; "
+        f"wrote a U-Net of {count(averaged.network):,} parameters to {folder}"
+    )
+
+
+def _teacher_batches(recipe: Recipe, data: Dataset, teacher: Teacher) -> Batches:
+    """Rows of the data with noise, times and labels: functions of the seed, the step and place."""
+    spec, seed, flips = recipe.teacher, recipe.seed, recipe.data and recipe.data.random_flip
+    assert spec.batch_size is not None
+    size = spec.batch_size
+
+    def batch(step: int, places: range) -> Batch:
+        here = slice(places.start, places.stop)
+        units = {
+            stream: torch.from_numpy(seeds.generator(seed, stream, step).random(size)[here])
+            for stream in (seeds.FLIP, seeds.TEACHER_TIME, seeds.LABEL_DROPOUT)
+        }
+        rows = seeds.batch_items(seed, step, size, len(data))[here]
+        clean = data.rows(rows, units[seeds.FLIP] < 0.5 if flips else None)
+        items = range(step * size + places.start, step * size + places.stop)
+        noise = seeds.item_noise(seed, items, data.sample_shape, stream=seeds.TEACHER_NOISE)
+        # one time in each of `size` equal strata
+        t = (torch.tensor(places) + units[seeds.TEACHER_TIME]) / size
+        found: dict[str, Any] = {ITEMS: rows, "clean": clean, "noise": noise, "times": t}
+        if spec.conditional:
+            assert data.labels is not None
+            labels = data.labels[rows]
+            if spec.label_dropout:
+                assert teacher.null_class is not None
+                withheld = units[seeds.LABEL_DROPOUT] < spec.label_dropout
+                labels = torch.where(withheld, teacher.null_class, labels)
+            found["condition"] = {LABELS: labels}
+        return found
+
+    return batch
+
+
+def _teacher_preview(recipe: Recipe, teacher: Teacher) -> Preview:
+    """Samples of the half-trained teacher."""
+    draws = _preview_draws(recipe, teacher, None)
+
+    def preview(model: nn.Module) -> Tensor:
+        assert isinstance(model, Denoiser)
+        noise, condition = send_to_device(draws, next(model.parameters()).device)
+        return solve(model, noise, steps=8, condition=condition).states[:, -1]
+
+    return preview
+
+
+def _preview_draws(
+    recipe: Recipe, teacher: Teacher, prompts: Prompts | None
+) -> tuple[Tensor, Condition | None]:
+    """Noise and condition of the samples that are logged, the same each time."""
+    items = range(PREVIEWS)
+    shape = teacher.denoiser.sample_shape
+    noise = seeds.item_noise(recipe.seed, items, shape, stream=seeds.PREVIEW)
+    conditions = conditions_of(recipe, teacher, prompts)
+    return noise, conditions.expand(conditions.draw(recipe.seed, items))
+
+
+def make_trajectories(task: Task) -> str:
+    """Solve the teacher's ODE; return what was read and written."""
+    spec, place = task.recipe.collect, task.trajectories
+    teacher = load_teacher(task.folder / "teacher")
+    if spec.source:
+        return distributed.on_main(lambda: _import_trajectories(task, teacher))
+    denoiser = guided(task.recipe, teacher)
+    wanted = distributed.on_main(lambda: _wanted(task, teacher, denoiser))
+    manifest = collect(
+        denoiser,
+        place,
+        wanted,
+        batch_size=spec.batch_size,
+        conditions=conditions_of(task.recipe, teacher, read_prompts(place, wanted)),
+        shards=task.shards,
+    )
+    size, made = sum(s.bytes for s in manifest.shards), sum(s.count for s in manifest.shards)
+    waiting = f"; {len(manifest.missing):,} shards are still to be made" if manifest.missing else ""
+    return (
+        f"read {task.folder / 'teacher'}; wrote {made:,} trajectories of {spec.slices} states by "
+        f"{spec.solver} with {spec.steps} steps to {place} ({size / 1e6:,.1f} MB){waiting}"
+    )
+
+
+def _wanted(task: Task, teacher: Teacher, denoiser: DenoiserProtocol) -> Manifest:
+    """What to collect; the prompts are in place then."""
+    spec, place = task.recipe.collect, task.trajectories
+    prompts = _kept_prompts(task)
+    checksum = "" if prompts is None else load_manifest(place).prompts_sha256
+    if prompts is None and (prompts := embedded_prompts(task.recipe, teacher)) is not None:
+        checksum = write_prompts(place, prompts)
+    times = grid_times(Spacing(spec.grid, denoiser.schedule), spec.slices)
+    assert spec.count is not None
+    return Manifest(
+        tag=task.tags["collect"],
+        count=spec.count,
+        shard_size=min(spec.shard_size, spec.count),
+        sample_shape=denoiser.sample_shape,
+        times=tuple(times.tolist()),
+        scales=scales_at(denoiser, times),
+        dtype=spec.dtype,
+        seed=task.recipe.seed,
+        num_classes=teacher.num_classes,
+        solver={
+            "method": spec.solver,
+            "steps": spec.steps,
+            "spacing": spec.spacing,
+            "nfe": evaluations(spec.solver, spec.steps) * evaluations_per_call(denoiser),
+        },
+        guidance_scale=spec.guidance_scale,
+        prompts=None if prompts is None else len(prompts.texts),
+        prompts_sha256=checksum,
+    )
+
+
+def _kept_prompts(task: Task) -> Prompts | None:
+    """The embedded prompts of an interrupted collection, if they are whole."""
+    place = task.trajectories
+    if not has_manifest(place):
+        return None
+    manifest = load_manifest(place)
+    if manifest.tag != task.tags["collect"]:
+        raise InputError(
+            f"{place} holds trajectories of another recipe; give another place or delete it."
+        )
+    try:
+        return read_prompts(place, manifest)
+    except InputError:
+        return None
+
+
+def _import_trajectories(task: Task, teacher: Teacher) -> str:
+    spec, place = task.recipe.collect, task.trajectories
+    manifest = import_lmdb(
+        Path(spec.source),
+        place,
+        slices=spec.slices,
+        spacing=spec.grid,
+        schedule=teacher.denoiser.schedule,
+        dtype=spec.dtype,
+        shard_size=spec.shard_size,
+        tag=task.tags["collect"],
+    )
+    made, wanted = manifest.sample_shape, teacher.denoiser.sample_shape
+    labels, known = manifest.num_classes, teacher.num_classes
+    if made != wanted or (labels is None) != (known is None) or (labels or 0) > (known or 0):
+        raise InputError(
+            f"The trajectories in {spec.source} are of shape {shape_text(made)} with "
+            f"{labels or 'no'} classes, but the teacher makes {shape_text(wanted)} with "
+            f"{known or 'no'} classes."
+        )
+    return f"read {spec.source}; wrote {manifest.count:,} trajectories to {place}"
+
+
+def make_student(task: Task) -> str:
+    """Train the operator; return what was read and written."""
+    student, spec, folder = task.recipe.student, task.recipe.train, task.folder / "student"
+    teacher = load_teacher(task.folder / "teacher")
+    denoiser = teacher.denoiser
+    operator = new_operator(task.recipe, teacher)
+    times = operator.times
+    limit = task.recipe.collect.cache_gb
+    store = TrajectoryStore(
+        task.trajectories,
+        tag=task.tags["collect"],
+        times=times.tolist(),
+        cache=task.folder / "cache",
+        cache_bytes=math.inf if limit is None else limit * 1e9,
+    )
+    weights = slice_weights(
+        spec.weight,
+        denoiser.schedule,
+        times,
+        weight_max=spec.weight_max,
+        sigma_data=denoiser.sigma_data,
+    )
+    objective = TrajectoryObjective(
+        operator,
+        torch.tensor(scales_at(denoiser, times)),
+        weights,
+        distance=spec.loss,
+        delta=spec.huber_delta,
+        perceptual=load_vgg16(Path(spec.vgg16)) if spec.loss == "lpips_vgg" else None,
+    )
+    averaged, history = train(
+        objective,
+        _student_batches(task.recipe, store),
+        _plan(spec, task.recipe.seed),
+        folder / "checkpoints",
+        tag=task.tags["train"],
+        label="training the student",
+        log_folder=task.folder / "logs" / "student",
+        preview=_student_preview(task.recipe, teacher, store.prompts),
+    )
+    assert isinstance(averaged, DSNO)
+    model = DSNOModel.from_operator(
+        averaged,
+        class_frequencies=class_frequencies(task.recipe, teacher),
+        guidance_scale=task.recipe.collect.guidance_scale,
+        is_textual=teacher.is_textual,
+    )
+    if distributed.is_main():
+        with filling(folder) as temporary:
+            save_pipeline(model, temporary, teacher.latents, teacher.text)
+            write_json(temporary / "history.json", {"history": history})
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return (
+        f"read {len(store):,} trajectories; wrote an operator of {count(model):,} parameters, "
+        f"{len(averaged.lifted.sites)} time-mixing sites, {student.slices} slices, to {folder}"
+    )
+
+
+def _student_batches(recipe: Recipe, store: TrajectoryStore) -> Batches:
+    """Rows of the trajectories: a function of the seed, the step and place."""
+    assert recipe.train.batch_size is not None
+    size, window = recipe.train.batch_size, recipe.train.shuffle_shards
+    shard = store.manifest.shard_size
+
+    def batch(step: int, places: range) -> Batch:
+        whole = seeds.batch_items(recipe.seed, step, size, len(store), shard=shard, window=window)
+        rows = whole[places.start : places.stop]
+        noise, states, condition = store.rows(rows)
+        if step % recipe.train.trajectory_every:
+            states = states[:, -1:]
+        found: dict[str, Any] = {ITEMS: rows, "noise": noise, "states": states}
+        return found if condition is None else {**found, "condition": condition}
+
+    return batch
+
+
+def _student_preview(recipe: Recipe, teacher: Teacher, prompts: Prompts | None) -> Preview:
+    """Samples of the half-trained student."""
+    draws, decode = _preview_draws(recipe, teacher, prompts), decoder(teacher)
+
+    def preview(model: nn.Module) -> Tensor:
+        assert isinstance(model, DSNO)
+        noise, condition = send_to_device(draws, next(model.parameters()).device)
+        return decode(model.sample(noise, condition).cpu())
+
+    return preview
+
+
+def make_metrics(task: Task) -> str:
+    """Measure every sampler; return what was read and written."""
+    spec, folder = task.recipe.evaluate, task.folder / "report"
+    teacher = load_teacher(task.folder / "teacher")
+    device = distributed.device()
+    operator = load_operator(task.folder).to(device)
+    denoiser, decode = to_device(guided(task.recipe, teacher), device), decoder(teacher)
+    if teacher.latents is not None:
+        teacher.latents.vae.to(device)
+    manifest = load_manifest(task.trajectories)
+    prompts = read_prompts(task.trajectories, manifest)
+    conditions = conditions_of(task.recipe, teacher, prompts)
+    draws = Draws(task.recipe.seed, denoiser.sample_shape, conditions, spec.batch_size, device)
+    data = real_data(task.recipe, teacher, draws)
+    reference = build_reference(data, spec.features, seed=spec.classifier_seed)
+    metrics, arrays = evaluate(denoiser, operator, reference, draws, spec, decode)
+    metrics["reference"]["real"] = task.recipe.data is not None
+    arrays |= trajectory_arrays(denoiser, operator, draws, decode)
+    spectrum = power_spectrum(denoiser, operator.spacing, draws)
+    record = {
+        "name": task.recipe.name,
+        "title": task.recipe.title,
+        **metrics,
+        "trained_times": operator.times.tolist(),
+        "teacher_history": _history(task.folder / "teacher"),
+        "student_history": _history(task.folder / "student"),
+        "spectrum": {**spectrum, "kept": operator.lifted.modes},
+        "parameters": {
+            "teacher": count(teacher.denoiser.network),
+            "student": count(operator),
+            "temporal": count(operator.lifted.temporal),
+        },
+        "trajectories": {
+            "count": manifest.count,
+            "solver": manifest.solver["method"],
+            **{key: manifest.solver[key] for key in ("steps", "spacing", "nfe")},
+        },
+        "durations": {s: task.seconds[s] for s in ("teacher", "collect", "train")},
+        "recipe": task.recipe.model_dump(mode="json"),
+        "environment": environment(),
+        "command": task.command,
+    }
+    with replacing(folder / "arrays.safetensors") as temporary:
+        save_file({k: v.float().contiguous() for k, v in arrays.items()}, temporary)
+    write_json(folder / "metrics.json", record)
+    return (
+        f"read {spec.samples:,} samples of each of {len(metrics['samplers'])} samplers and "
+        f"{len(data):,} {data.name}; wrote {folder / 'metrics.json'}"
+    )
+
+
+def make_report(task: Task) -> str:
+    """Draw the report; return what was read and written."""
+    folder = task.folder / "report"
+    return f"read {folder / 'metrics.json'}; wrote {write_report(folder)}"
+
+
+WORK: dict[str, Callable[[Task], str]] = {
+    "teacher": make_teacher,
+    "collect": make_trajectories,
+    "train": make_student,
+    "evaluate": make_metrics,
+    "report": make_report,
+}
+
+
+def load_operator(folder: Path) -> DSNO:
+    """The trained operator of a run."""
+    operator: DSNO = DSNOPipeline.from_pretrained(folder / "student").model.operator.eval()
+    return operator
+
+
+def environment() -> dict[str, Any]:
+    """Where the numbers were made."""
+    return {
+        "dsno": importlib.metadata.version("dsno"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": importlib.metadata.version("diffusers"),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": distributed.device_name(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def _plan(spec: Optimisation, seed: int) -> Plan:
+    names = {f.name for f in dataclasses.fields(Plan)}
+    values = {k: v for k, v in dict(spec).items() if k in names}
+    if spec.clip_norm is None:
+        values["clip_norm"] = math.inf
+    check_trackers(spec.log_with)
+    return Plan(seed=seed, **values)
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    if not (folder / "history.json").exists():  # a teacher that was brought
+        return []
+    history: list[dict[str, Any]] = read_json(
+        folder / "history.json", "training history", "train again"
+    )["history"]
+    return history

@@ -1,0 +1,100 @@
+"""Batches of images as bytes, as Pillow images and as one grid."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dsno.support.errors import InputError
+from dsno.support.files import replacing
+
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+CELL = 48
+"""Pixels a side of a grid's cell reaches by default."""
+
+
+def to_uint8(images: Tensor) -> npt.NDArray[np.uint8]:
+    """Round images to bytes: -1 becomes 0 and 1 becomes 255; values outside are clamped.
+
+    Args:
+        images: (n, C, H, W), C in 1 .. 4.
+
+    Returns:
+        (n, H, W, C).
+
+    Raises:
+        InputError: if the shape is another or a value is not a number.
+    """
+    if images.ndim != 4 or images.shape[1] not in MODES:
+        raise InputError(
+            f"Images have shape (n, C, H, W) with C in 1 .. 4, not {tuple(images.shape)}."
+        )
+    values = images.detach().to("cpu", torch.float32)
+    if values.isnan().any():
+        raise InputError("The images hold NaN; they cannot be drawn.")
+    levels = ((values + 1) * 127.5).round().clamp(0, 255)
+    array: npt.NDArray[np.uint8] = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return array
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Images (n, C, H, W) in [-1, 1] as L, LA, RGB or RGBA for C = 1, 2, 3, 4.
+
+    Raises:
+        InputError: as `to_uint8`.
+    """
+    array = to_uint8(images)
+    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in array]
+
+
+def grid(
+    images: Tensor, columns: int | None = None, *, scale: int | None = None, gap: int = 2
+) -> Image.Image:
+    """One picture of a batch, row by row, each pixel a square of `scale` pixels, on white.
+
+    Args:
+        images: (n, C, H, W) in [-1, 1], n > 0.
+        columns: images per row; by default the smallest whole number of at least sqrt(n).
+        scale: enlargement; by default the smallest that makes the longer side `CELL` pixels.
+        gap: white pixels between neighbours; there is no border.
+
+    Returns:
+        (columns (scale W + gap) - gap) x (rows (scale H + gap) - gap) pixels.
+
+    Raises:
+        InputError: as `to_uint8`, or if there is no image or a number is too small.
+    """
+    tiles = to_uint8(images)
+    count, height, width, channels = tiles.shape
+    if 0 in tiles.shape:
+        raise InputError(f"A grid needs at least one pixel, not images of shape {images.shape}.")
+    columns = math.isqrt(count - 1) + 1 if columns is None else columns
+    scale = math.ceil(CELL / max(height, width)) if scale is None else scale
+    if columns < 1 or scale < 1 or gap < 0:
+        raise InputError(
+            "A grid needs columns >= 1, scale >= 1 and gap >= 0, "
+            f"not columns = {columns}, scale = {scale}, gap = {gap}."
+        )
+    tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
+    down, across, rows = scale * height + gap, scale * width + gap, math.ceil(count / columns)
+    canvas = np.full((rows * down - gap, columns * across - gap, channels), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        top, left = i // columns * down, i % columns * across
+        canvas[top : top + scale * height, left : left + scale * width] = tile
+    return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+
+
+def save_png(image: Image.Image, path: str | Path) -> None:
+    """Write a PNG file; it is whole or not there.
+
+    Raises:
+        WorkError: if it cannot be written.
+    """
+    with replacing(Path(path)) as temporary:
+        image.save(temporary, format="PNG", optimize=True)

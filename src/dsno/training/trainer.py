@@ -1,0 +1,445 @@
+"""One training loop, for teacher and student.
+
+Every random draw of step n is seeded from (seed, n) and what each place of its batch holds is a
+function of (seed, n, place): so a run stopped anywhere and resumed from a checkpoint is the run
+that never stopped, and the batch may be split over processes and accumulation in any way.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NotRequired
+
+import torch
+from accelerate.utils import send_to_device
+from pydantic import Field, TypeAdapter
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from typing_extensions import TypedDict
+
+from dsno.support import distributed, seeds
+from dsno.support.console import progress, say
+from dsno.support.errors import InputError, WorkError, one_of
+from dsno.support.signals import interruption_delayed
+from dsno.training.checkpoints import Checkpoints
+from dsno.training.engine import Engine, checkpoint_activations
+from dsno.training.loggers import Log, memory
+from dsno.training.losses import Objective
+from dsno.training.prefetch import Batch, Feed, fed
+
+DECAYS = ("constant", "cosine", "milestones")
+ITEMS = "items"
+"""Key of a batch's row numbers in its data, which an error names."""
+
+Batches = Callable[[int, range], Batch]
+"""batches(step, places): the rows at those places of the step's batch, `items` among them."""
+
+Preview = Callable[[nn.Module], Tensor]
+"""preview(model) -> images (n, C, H, W) in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train.
+
+    Attributes:
+        steps: optimiser steps.
+        learning_rate: peak learning rate.
+        batch_size: of a step, over all processes and accumulation.
+        warmup_steps: linear warm-up from 0.
+        decay: what follows it: `constant`, `cosine` to 0, or `milestones` (times `gamma` at each).
+        weight_decay: decoupled (AdamW); 0 is Adam.
+        betas: of Adam.
+        clip_norm: largest gradient norm; infinite for no clipping.
+        ema_decay: of the averaged weights, warmed up as min(decay, (1 + n) / (10 + n)).
+        accumulation: pieces a process does its part of the batch in.
+        mixed_precision: `no`, `bf16` or `fp16`.
+        gradient_checkpointing: compute activations again in the backward pass.
+        compile: compile the network (`torch.compile`).
+        shard: spread weights and optimiser state over the processes (FSDP).
+        checkpoint_every: steps between checkpoints.
+        keep: newest checkpoints kept, besides the best.
+        log_every: steps between records of the history.
+        log_images_every: steps between logged samples; None for none.
+        log_with: trackers.
+        seed: of every random draw.
+    """
+
+    steps: int
+    learning_rate: float
+    batch_size: int
+    warmup_steps: int = 0
+    decay: str = "cosine"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.5
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = math.inf
+    ema_decay: float = 0.9999
+    accumulation: int = 1
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    shard: bool = False
+    checkpoint_every: int = 500
+    keep: int = 2
+    log_every: int = 50
+    log_images_every: int | None = None
+    log_with: tuple[str, ...] = ()
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step (0-based)."""
+        one_of(self.decay, DECAYS, "learning-rate decay")
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        if self.decay == "milestones":
+            return self.learning_rate * self.gamma ** sum(step >= m for m in self.milestones)
+        if self.decay == "constant":
+            return self.learning_rate
+        part = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
+
+    def places(self, rank: int, world_size: int) -> list[range]:
+        """The places of the batch that a process does, a range for each piece.
+
+        Raises:
+            InputError: if the batch does not divide into equal pieces.
+        """
+        pieces = self.accumulation * world_size
+        size, rest = divmod(self.batch_size, pieces)
+        if rest:
+            raise InputError(
+                f"A batch of {self.batch_size} does not divide into {world_size} processes x "
+                f"{self.accumulation} accumulation; choose a batch_size that is a multiple of "
+                f"{pieces}."
+            )
+        first = rank * self.accumulation * size
+        return [range(first + i * size, first + (i + 1) * size) for i in range(self.accumulation)]
+
+
+# What the content of a foreign checkpoint raises when it is put back.
+DAMAGED = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+_Float32 = Annotated[float, Field(ge=-1e39, le=1e39)]
+
+
+class Row(TypedDict):
+    """What is recorded of the steps since the last record."""
+
+    step: int
+    loss: _Float32
+    learning_rate: _Float32
+    gradient_norm: _Float32
+    per_time: NotRequired[list[_Float32]]
+
+
+@dataclass
+class _State:
+    """Where a run stands: the step, the records so far and the sums since the last of them."""
+
+    step: int = 0
+    history: list[Row] = field(default_factory=list)
+    losses: list[_Float32] = field(default_factory=list)
+    norms: list[_Float32] = field(default_factory=list)
+    per_time: list[list[_Float32]] = field(default_factory=list)
+    since_checkpoint: list[_Float32] = field(default_factory=list)
+    best_step: int = 0
+    best_loss: float = math.inf
+
+    @classmethod
+    def read(cls, value: Any) -> _State:
+        """The state that a checkpoint holds; a ValueError if it is none."""
+        state = TypeAdapter(cls).validate_python(value)
+        steps = [0, *(row["step"] for row in state.history), state.step + 1]
+        times = [*state.per_time, *(row["per_time"] for row in state.history if "per_time" in row)]
+        is_possible = (
+            steps == sorted(set(steps))
+            and 0 <= state.best_step <= state.step
+            and len(set(map(len, times))) <= 1
+        )
+        if not is_possible:
+            raise ValueError("no state")
+        return state
+
+    def add(self, loss: float, per_time: list[float], norm: float) -> None:
+        self.step += 1
+        self.losses.append(loss)
+        self.since_checkpoint.append(loss)
+        self.norms.append(norm)
+        if per_time:
+            self.per_time.append(per_time)
+
+    def close_window(self, rate: float) -> None:
+        row: Row = {
+            "step": self.step,
+            "loss": _mean(self.losses),
+            "learning_rate": rate,
+            "gradient_norm": _mean(self.norms),
+        }
+        if self.per_time:
+            row["per_time"] = [_mean(list(column)) for column in zip(*self.per_time, strict=True)]
+        self.history.append(row)
+        self.losses, self.norms, self.per_time = [], [], []
+
+    def at_checkpoint(self) -> None:
+        """Note whether the steps since the last checkpoint had the lowest loss so far."""
+        loss = _mean(self.since_checkpoint) if self.since_checkpoint else math.inf
+        if loss < self.best_loss:
+            self.best_step, self.best_loss = self.step, loss
+        self.since_checkpoint = []
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def ema_of(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average with warm-up: min(decay, (1 + n) / (10 + n)) at update n."""
+
+    def average(averaged: Any, current: Any, updates: Tensor | int) -> None:
+        n = int(updates)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=False)
+
+
+def train(
+    objective: Objective,
+    batches: Batches,
+    plan: Plan,
+    checkpoints: Path,
+    *,
+    tag: str,
+    label: str = "training",
+    log_folder: Path | None = None,
+    preview: Preview | None = None,
+) -> tuple[nn.Module, list[Row]]:
+    """Train `objective.model`, from its newest checkpoint if there is one.
+
+    Under a launcher every process calls this; all return the same.
+
+    Args:
+        objective: the model with its loss; changed in place and moved to the device.
+        batches: makes the data, in a thread of its own; must draw from `seeds` only.
+        plan: how.
+        checkpoints: folder of checkpoints, the same for all processes.
+        tag: identifies what is trained; a checkpoint with another tag is not used.
+        label: of the progress bar.
+        log_folder: where trackers write; its last part names the run.
+        preview: samples to log.
+
+    Returns:
+        The averaged model, in eval mode on the CPU (of sharded ones on process 0 only), and the
+        history: one record per `log_every` steps with `step`, `loss` (their mean), `per_time`
+        (the mean of the steps that have it), `learning_rate`, `gradient_norm`.
+
+    Raises:
+        InputError: if the batch cannot be split, or the hardware or network lacks what is asked.
+        WorkError: if the loss or its gradient is not finite; the last good checkpoint stays.
+    """
+    return _Training(objective, batches, plan, checkpoints, tag, label, log_folder, preview).run()
+
+
+class _Training:
+    def __init__(
+        self,
+        objective: Objective,
+        batches: Batches,
+        plan: Plan,
+        folder: Path,
+        tag: str,
+        label: str,
+        log_folder: Path | None,
+        preview: Preview | None,
+    ) -> None:
+        self.plan, self.batches, self.label, self.preview = plan, batches, label, preview
+        self.objective, self.model = objective, objective.model
+        self.places = plan.places(distributed.rank(), distributed.world_size())
+        self.engine = Engine(
+            mixed_precision=plan.mixed_precision,
+            shard=plan.shard,
+            log_with=plan.log_with if log_folder is not None else (),
+            log_folder=None if log_folder is None else log_folder.parent,
+        )
+        objective.to(self.engine.device)
+        if plan.gradient_checkpointing:
+            checkpoint_activations(objective.network)
+        self.template = self.engine.template(self.model)
+        self.average = ema_of(self.model, plan.ema_decay)
+        first = batches(0, self.places[0])
+        self.worker = self.engine.spread(objective, [self.average], _without_items(first))
+        if plan.compile:
+            objective.network.compile()
+        self.optimizer = self.engine.optimizer(
+            self.model,
+            lr=plan.learning_rate,
+            betas=plan.betas,
+            weight_decay=plan.weight_decay,
+        )
+        self.checkpoints = Checkpoints(folder, tag, plan.keep)
+        self.state = self._resume()
+        name = "" if log_folder is None else log_folder.name
+        self.log = Log(self.engine.accelerator, name, self.state.step)
+        self.window_start, self.window_waited = time.perf_counter(), 0.0
+
+    def run(self) -> tuple[nn.Module, list[Row]]:
+        plan, state = self.plan, self.state
+        self.objective.train()
+        pieces = (
+            (step, i) for step in range(state.step, plan.steps) for i in range(len(self.places))
+        )
+        with (
+            progress(self.label, plan.steps, done=state.step, unit="step") as advance,
+            interruption_delayed() as interrupted,
+            fed(self._batch, pieces, pin=self.engine.device.type == "cuda") as feed,
+        ):
+            while state.step < plan.steps:
+                stop = self._step(feed, interrupted)
+                if state.step % plan.log_every == 0 or state.step == plan.steps:
+                    self._close_window(feed)
+                advance(1, note=f"loss {state.history[-1]['loss']:.4f}" if state.history else "")
+                if stop or (state.step % plan.checkpoint_every == 0 and state.step < plan.steps):
+                    self._save()
+                if plan.log_images_every and state.step % plan.log_images_every == 0:
+                    self._log_images()
+                if stop:
+                    say(f"Interrupted at step {state.step:,}; the same command goes on from there.")
+                    raise KeyboardInterrupt
+        self.log.finish()
+        averaged = self.engine.whole(self.template, self.average.module)
+        return averaged.cpu().eval(), state.history
+
+    def _batch(self, piece: tuple[int, int]) -> Batch:
+        step, index = piece
+        return self.batches(step, self.places[index])
+
+    # ------------------------------------------------------------------------------ one step
+
+    def _step(self, feed: Feed, interrupted: Callable[[], bool]) -> bool:
+        """Do one step; tell whether any process was asked to stop."""
+        plan, state, pieces = self.plan, self.state, len(self.places)
+        for group in self.optimizer.param_groups:
+            group["lr"] = plan.rate(state.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        total: Tensor | None = None
+        bad: list[int] = []
+        for index in range(pieces):
+            batch = feed.next()
+            values = self._piece(batch, index)
+            if not bool(torch.isfinite(values[0])):
+                bad += _items(batch)
+            total = values if total is None else total + values
+        assert total is not None
+        norm = self.engine.clip(self.model, plan.clip_norm, self.optimizer)
+        flag = total.new_full((1,), float(interrupted()))
+        sums = distributed.summed(torch.cat([total / pieces, flag]))
+        loss, *per_time = (sums[:-1] / distributed.world_size()).tolist()
+        self._require_finite("loss", loss, bad)
+        if not self.engine.scales_loss:
+            self._require_finite("gradient's norm", float(norm), [])
+        self.engine.step(self.optimizer)
+        self.average.update_parameters(self.model)
+        state.add(loss, per_time, float(norm))
+        return bool(sums[-1] > 0)
+
+    def _piece(self, batch: Batch, index: int) -> Tensor:
+        """Add the gradients of one piece of the batch; return its loss and losses by time."""
+        pieces, worlds = len(self.places), distributed.world_size()
+        number = (self.state.step * worlds + distributed.rank()) * pieces + index
+        # What is left to torch's own generator: dropout.
+        torch.manual_seed(
+            int(seeds.generator(self.plan.seed, seeds.TRAINING, number).integers(2**63))
+        )
+        with self.engine.gradients(self.worker, last=index == pieces - 1):
+            with self.engine.accelerator.autocast():
+                rows = send_to_device(_without_items(batch), self.engine.device, non_blocking=True)
+                loss, per_time = self.worker(rows)
+            self.engine.backward(loss / pieces)
+        found = [loss.detach().reshape(1).double()]
+        return torch.cat(found if per_time is None else [*found, per_time.double()])
+
+    def _require_finite(self, what: str, value: float, bad: list[int]) -> None:
+        if math.isfinite(value):
+            return
+        items = [item for part in distributed.gathered(bad) for item in part]
+        named = ", ".join(str(item) for item in items[:8]) + (
+            f" and {len(items) - 8} more" if len(items) > 8 else ""
+        )
+        raise WorkError(
+            f"The {what} became {value} at step {self.state.step}"
+            f"{f' (items {named} of the data)' if items else ''}; {self.checkpoints.last_good()}; "
+            "lower the learning rate or the gradient norm limit (`clip_norm`) and run again."
+        )
+
+    # --------------------------------------------------------------------------- what is kept
+
+    def _close_window(self, feed: Feed) -> None:
+        state, last = self.state, self.state.history[-1]["step"] if self.state.history else 0
+        state.close_window(self.plan.rate(state.step - 1))
+        now, row = time.perf_counter(), state.history[-1]
+        seconds = max(now - self.window_start, 1e-9)
+        values = {
+            "loss": row["loss"],
+            "learning_rate": row["learning_rate"],
+            "gradient_norm": row["gradient_norm"],
+            "samples_per_second": (state.step - last) * self.plan.batch_size / seconds,
+            "waiting_for_data": (feed.waited - self.window_waited) / seconds,
+            "memory_gb": memory(self.engine.device),
+        }
+        values |= {f"loss_at_slice/{i}": v for i, v in enumerate(row.get("per_time", []))}
+        self.log.values(values, state.step)
+        self.window_start, self.window_waited = now, feed.waited
+
+    def _log_images(self) -> None:
+        if self.preview is None or self.plan.shard or not distributed.is_main():
+            return
+        with torch.no_grad():
+            self.log.images(self.preview(self.average.module.eval()), self.state.step)
+
+    def _save(self) -> None:
+        self.state.at_checkpoint()
+        state = self.state
+        content = {
+            "state": {f.name: getattr(state, f.name) for f in dataclasses.fields(state)},
+            **self.engine.states(self.model, self.average, self.optimizer),
+        }
+        if distributed.is_main():
+            self.checkpoints.save(state.step, state.best_step, content)
+        distributed.wait_for_everyone()
+
+    def _resume(self) -> _State:
+        """Load the newest whole checkpoint of this tag, if any; the same one in every process."""
+        parts = self.model, self.average, self.optimizer
+        start: Mapping[str, Any] | None = None
+        for path in distributed.on_main(self.checkpoints.paths):
+            saved = self.checkpoints.read(path)
+            if not all(distributed.gathered(saved is not None)) or saved is None:
+                continue
+            start = start or copy.deepcopy(self.engine.states(*parts))
+            try:
+                state = _State.read(saved["state"])
+                if self.checkpoints.path(state.step) != path or state.step > self.plan.steps:
+                    raise ValueError("another step's")
+                self.engine.load(saved, *parts)
+            except DAMAGED:
+                self.checkpoints.say_damaged(path)
+                continue
+            say(f"Resuming from step {state.step:,} ({path}).")
+            return state
+        if start is not None:  # a damaged one may have been put back in part
+            self.engine.load(start, *parts)
+        return _State()
+
+
+def _items(batch: Mapping[str, Any]) -> list[int]:
+    return [int(item) for item in batch.get(ITEMS, ())]
+
+
+def _without_items(batch: Batch) -> Batch:
+    return {key: value for key, value in batch.items() if key != ITEMS}

@@ -1,0 +1,230 @@
+"""Solve the teacher's ODE for many noises and store the trajectories."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+
+from dsno.diffusion.conditions import UNCONDITIONAL, Conditions
+from dsno.diffusion.denoisers import DenoiserProtocol, to_device
+from dsno.diffusion.schedules import signal_and_noise, state_scale
+from dsno.diffusion.solvers import solve
+from dsno.support import distributed, seeds
+from dsno.support.console import progress, say
+from dsno.support.errors import InputError
+from dsno.support.signals import interruption_delayed
+from dsno.support.storage import Place, place_of
+from dsno.trajectories.manifest import (
+    DTYPES,
+    Manifest,
+    compact,
+    damaged_shards,
+    forget,
+    has_manifest,
+    load_manifest,
+    save_manifest,
+    shard_name,
+    write_shard,
+)
+from dsno.trajectories.partial_shards import drop_partial, load_partial, save_partial
+
+SAVE_EVERY = 300.0
+"""Seconds after which the solved part of an unfinished shard is saved, in case of a crash."""
+
+
+def collect(
+    denoiser: DenoiserProtocol,
+    folder: Path | Place,
+    manifest: Manifest,
+    *,
+    batch_size: int,
+    conditions: Conditions = UNCONDITIONAL,
+    shards: range | None = None,
+) -> Manifest:
+    """Make every shard of `manifest` that `folder` does not hold whole yet.
+
+    Item i's noise and label depend on (seed, i) alone, batches are cut inside a shard, and a shard
+    is listed only after it is on disk, so an interrupted collection goes on where it was and ends
+    with the same bytes. Under a launcher every process calls this, and each takes the next shard
+    when it has finished one; other jobs may make other `shards` in the same folder at the same
+    time.
+
+    Ctrl-C and SIGTERM finish the batch in hand, save the solved part of the shard and stop.
+
+    Args:
+        denoiser: the teacher; it is moved to the device.
+        folder: where the shards go.
+        manifest: what to make, `shards` empty.
+        batch_size: noises solved at a time.
+        conditions: how each trajectory's condition is drawn.
+        shards: which of the shards to make; all if None.
+
+    Returns:
+        The manifest with every shard listed that there is.
+
+    Raises:
+        InputError: if the folder holds trajectories of another recipe, or there are no such shards.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM.
+        WorkError: if the folder cannot be written.
+    """
+    place = place_of(folder)
+    wanted = shards_within(manifest, shards)
+    found = distributed.on_main(lambda: _resume(place, manifest, wanted))
+    todo = [index for index in found.missing if index in wanted]
+    work = _Work(to_device(denoiser, distributed.device()), place, found, batch_size, conditions)
+    with exact_arithmetic(), interruption_delayed() as interrupted:
+        work.make(todo, sum(len(manifest.items(i)) for i in wanted), interrupted)
+    distributed.wait_for_everyone()
+    return distributed.on_main(lambda: compact(place))
+
+
+def shards_within(manifest: Manifest, shards: range | None) -> range:
+    """The shards to make.
+
+    Raises:
+        InputError: if the manifest has no such shards.
+    """
+    if shards is None:
+        return range(manifest.shard_count)
+    if not 0 <= shards.start < shards.stop <= manifest.shard_count:
+        raise InputError(
+            f"There are no shards {shards.start}:{shards.stop}; the collection has "
+            f"{manifest.shard_count:,}, so give a range within 0:{manifest.shard_count}."
+        )
+    return shards
+
+
+def _resume(place: Place, manifest: Manifest, wanted: range) -> Manifest:
+    """What is there already, without those of the wanted shards that are damaged."""
+    if not has_manifest(place):
+        save_manifest(place, manifest)
+        return manifest
+    found = load_manifest(place)
+    if found.tag != manifest.tag:
+        raise InputError(
+            f"{place} holds trajectories of another recipe; give another place or delete it."
+        )
+    if found.prompts_sha256 != manifest.prompts_sha256:
+        raise InputError(
+            f"{place} holds trajectories made with other embeddings of the prompts; give another "
+            "place or delete it."
+        )
+    bad = damaged_shards(place, found, wanted)
+    for index, complaint in bad.items():
+        say(f"{place.at(shard_name(index))} {complaint}; making it again.")
+    return forget(place, bad) if bad else found
+
+
+@contextlib.contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Full float32 and deterministic kernels, so that a trajectory does not depend on chance."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+class _Work:
+    """One process's share of a collection."""
+
+    def __init__(
+        self,
+        denoiser: DenoiserProtocol,
+        place: Place,
+        manifest: Manifest,
+        batch_size: int,
+        conditions: Conditions,
+    ) -> None:
+        self.denoiser, self.place, self.manifest = denoiser, place, manifest
+        self.batch_size, self.conditions = batch_size, conditions
+        self.times = torch.tensor(manifest.times, dtype=torch.float64)
+        self.scales = torch.tensor(manifest.scales, device=distributed.device()).reshape(
+            1, -1, *[1] * len(manifest.sample_shape)
+        )
+
+    def make(self, todo: list[int], total: int, interrupted: Callable[[], bool]) -> None:
+        """Take shards, one after the other, until every one is taken."""
+        take = distributed.shared_total("shards")
+        solved = distributed.shared_total("trajectories")
+        done = shown = total - sum(len(self.manifest.items(i)) for i in todo)
+        with progress("collecting", total, done=done, unit="trajectory") as advance:
+
+            def add(count: int) -> None:
+                nonlocal shown
+                now = done + solved(count)
+                advance(now - shown)
+                shown = now
+
+            while (index := take(1) - 1) < len(todo):
+                self._shard(todo[index], add, interrupted)
+
+    def _shard(
+        self, index: int, add: Callable[[int], None], interrupted: Callable[[], bool]
+    ) -> None:
+        items = self.manifest.items(index)
+        kept = load_partial(self.place, self.manifest, index, self.batch_size)
+        parts = [] if kept is None else [kept]
+        rows = 0 if kept is None else len(kept["noise"])
+        if rows:
+            add(rows)
+        saved = time.monotonic()
+        for first in range(items.start + rows, items.stop, self.batch_size):
+            if interrupted():
+                self._stop(index, parts)
+            batch = range(first, min(first + self.batch_size, items.stop))
+            parts.append(self._solve(batch))
+            add(len(batch))
+            if time.monotonic() - saved > SAVE_EVERY and batch.stop < items.stop:
+                parts = [_joined(parts)]
+                save_partial(self.place, self.manifest, index, parts[0])
+                saved = time.monotonic()
+        write_shard(self.place, self.manifest, index, _joined(parts))
+        drop_partial(self.place, index)
+        if interrupted():
+            raise KeyboardInterrupt
+
+    def _stop(self, index: int, parts: list[dict[str, Tensor]]) -> None:
+        if parts:
+            save_partial(self.place, self.manifest, index, _joined(parts))
+        raise KeyboardInterrupt
+
+    def _solve(self, items: range) -> dict[str, Tensor]:
+        manifest, kind = self.manifest, DTYPES[self.manifest.dtype]
+        # Rounded before solving, so that what is stored is exactly what was solved.
+        noise = seeds.item_noise(manifest.seed, items, manifest.sample_shape).to(kind)
+        drawn = self.conditions.draw(manifest.seed, items)
+        place = distributed.device()
+        solution = solve(
+            self.denoiser,
+            noise.to(place).float(),
+            self.times,
+            method=str(manifest.solver["method"]),
+            steps=int(manifest.solver["steps"]),
+            spacing=str(manifest.solver["spacing"]),
+            condition=send_to_device(self.conditions.expand(drawn), place),
+        )
+        states = (solution.states / self.scales).to(kind).cpu()
+        return {"noise": noise, "states": states, **drawn}
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def scales_at(denoiser: DenoiserProtocol, times: Tensor) -> tuple[float, ...]:
+    """What stored states are divided by at each time."""
+    alpha, sigma = signal_and_noise(denoiser.schedule, times)
+    return tuple(state_scale(alpha, sigma, denoiser.sigma_data).tolist())

@@ -1,0 +1,419 @@
+"""Trajectories on disk: safetensors shards and a manifest that is never ahead of them.
+
+A shard holds, for its items, `noise` (n, *shape), `states` (n, M, *shape) and what conditioned
+them: `class_labels` (n,), `guidance_scale` (n,) or `prompt_index` (n,), the row of the prompt in
+prompts.safetensors, where every prompt's embedding is stored once. States are stored divided by
+`state_scale` at their time (1 at t = 0), which keeps half precision accurate when the noise scale
+is large. The manifest says how they were made and lists finished shards with their checksums; a
+shard made since it was written has a record of its own, shard-00000.json, written after the shard.
+So many processes can add shards without ever writing the same file, and none is listed before it is
+on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dsno.diffusion.conditions import LABELS, PROMPT
+from dsno.diffusion.denoisers import GUIDANCE_SCALE
+from dsno.support.errors import InputError
+from dsno.support.files import read_json, sha256
+from dsno.support.storage import Place, place_of
+
+FORMAT = 2
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+MANIFEST = "manifest.json"
+PROMPTS = "prompts.json"
+EMBEDDED = "prompts.safetensors"
+MAX_SHARDS, MAX_ELEMENTS, MAX_TIMES = 2**20, 2**26, 2**12
+"""More a manifest may not claim: of shards, numbers in a state, and states."""
+ATTEMPTS = 10
+"""To read a folder that others are changing."""
+MAX_TEXT = 200
+"""Characters of a tag or of what the manifest says of the solver."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One finished shard: items first .. first + count - 1."""
+
+    file: str
+    first: int
+    count: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of trajectories is.
+
+    Attributes:
+        tag: identifies the recipe and teacher that made it.
+        count: trajectories in all, when finished.
+        shard_size: items per shard.
+        sample_shape: of one state.
+        times: of the states, falling.
+        scales: what the states were divided by at each time.
+        dtype: storage precision, one of `DTYPES`.
+        seed: of the noise and labels.
+        num_classes: of the labels; None for an unconditional teacher.
+        solver: method, steps, spacing and nfe.
+        guidance_scale: of classifier-free guidance: one for all, or the range each trajectory's own
+            was drawn from; None for none.
+        prompts: how many prompts there are; None for a teacher without text.
+        prompts_sha256: checksum of prompts.safetensors.
+        shards: the finished ones.
+    """
+
+    tag: str
+    count: int
+    shard_size: int
+    sample_shape: tuple[int, ...]
+    times: tuple[float, ...]
+    scales: tuple[float, ...]
+    dtype: str
+    seed: int
+    num_classes: int | None
+    solver: Mapping[str, str | int | float]
+    guidance_scale: float | tuple[float, float] | None = None
+    prompts: int | None = None
+    prompts_sha256: str = ""
+    shards: tuple[Shard, ...] = ()
+    format: int = FORMAT
+
+    def items(self, index: int) -> range:
+        """The items of shard `index`."""
+        first = index * self.shard_size
+        return range(first, min(first + self.shard_size, self.count))
+
+    def entries(self, count: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what a shard holds for so many items."""
+        shape = self.sample_shape
+        found = {"noise": (count, *shape), "states": (count, len(self.times), *shape)}
+        if self.num_classes is not None:
+            found[LABELS] = (count,)
+        if isinstance(self.guidance_scale, tuple):
+            found[GUIDANCE_SCALE] = (count,)
+        if self.prompts is not None:
+            found[PROMPT] = (count,)
+        return found
+
+    @property
+    def shard_count(self) -> int:
+        """Shards in all, when finished."""
+        return -(-self.count // self.shard_size)
+
+    @property
+    def missing(self) -> list[int]:
+        """Indices of the shards still to make."""
+        done = {s.first // self.shard_size for s in self.shards}
+        return [i for i in range(self.shard_count) if i not in done]
+
+
+def save_manifest(folder: Path | Place, manifest: Manifest) -> None:
+    """Write the manifest, whole or not at all."""
+    _write_json(place_of(folder), MANIFEST, dataclasses.asdict(manifest))
+
+
+def _write_json(place: Place, name: str, value: Mapping[str, Any]) -> None:
+    with place.writing(name) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def has_manifest(folder: Path | Place) -> bool:
+    """Whether a collection was begun in a folder."""
+    return place_of(folder).size(MANIFEST) is not None
+
+
+def load_manifest(folder: Path | Place) -> Manifest:
+    """Read and check a manifest; shards recorded since it was written are listed in it.
+
+    Raises:
+        InputError: if it is missing, damaged, of another format, or names files outside the folder.
+    """
+    place = place_of(folder)
+    for _ in range(ATTEMPTS):
+        manifest = _read_manifest(place)
+        with contextlib.suppress(FileNotFoundError):
+            return _with_records(place, manifest)
+        # Another process has just moved a record into the manifest.
+    raise InputError(
+        f"A record of a shard in {place} is listed there but cannot be read; remove it."
+    )
+
+
+def _read_manifest(place: Place) -> Manifest:
+    path, remedy = place.at(MANIFEST), "run `dsno collect` to make the trajectories"
+    with place.reading(MANIFEST) as local:
+        remedy = f"delete it and {remedy} again" if local.exists() else remedy
+        value = read_json(local, "manifest", remedy, shown=path)
+    known = {f.name for f in dataclasses.fields(Manifest)}
+    for key in value:
+        if key not in known:
+            raise InputError(f"The manifest {path} has an unknown entry {key!r}; {remedy}.")
+    if value.get("format") != FORMAT:
+        raise InputError(
+            f"The manifest {path} has format {value.get('format')!r}, and this version reads "
+            f"{FORMAT}; {remedy}."
+        )
+    try:
+        manifest = TypeAdapter(Manifest).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"The manifest {path} is damaged ({where}: {first['msg']}); {remedy}."
+        ) from None
+    if complaint := _complaint(manifest):
+        raise InputError(f"The manifest {path} {complaint}; {remedy}.")
+    return manifest
+
+
+def _complaint(manifest: Manifest) -> str:
+    """What is impossible about a manifest; empty if nothing is."""
+    m = manifest
+    if m.dtype not in DTYPES:
+        return f"has an unknown storage precision {m.dtype!r}"
+    if m.shard_size < 1 or m.count < 1:
+        return "has no trajectories"
+    if m.shard_count > MAX_SHARDS:
+        return f"has {m.shard_count:,} shards, and at most {MAX_SHARDS:,} are supported"
+    if min(m.sample_shape, default=1) < 1 or math.prod(m.sample_shape) > MAX_ELEMENTS:
+        return f"has samples of shape {m.sample_shape}"
+    if not 1 <= len(m.times) == len(m.scales) <= MAX_TIMES or (m.prompts or 1) < 1:
+        return f"has {len(m.times)} times, {len(m.scales)} scales and {m.prompts} prompts"
+    if not all(math.isfinite(t) for t in m.times + m.scales) or min(m.scales) <= 0:
+        return "has times or scales that are no such numbers"
+    if (1 if m.num_classes is None else m.num_classes) < 1:
+        return f"has {m.num_classes} classes"
+    texts = [m.tag, *m.solver, *(v for v in m.solver.values() if isinstance(v, str))]
+    if not all(text.isprintable() and len(text) <= MAX_TEXT for text in texts):
+        return "has a tag or solver that is no such text"
+    if not {"method", "steps", "spacing", "nfe"} <= m.solver.keys():
+        return "does not say how its solver worked"
+    for shard in m.shards:
+        index = shard.first // m.shard_size
+        if shard.file != shard_name(index) or not 0 <= index < m.shard_count:
+            return f"names a foreign shard {shard.file!r}"
+        if not re.fullmatch("[0-9a-f]{64}", shard.sha256) or shard.bytes < 0:
+            return f"gives {shard.file} no checksum"
+        if range(shard.first, shard.first + shard.count) != m.items(index):
+            return f"gives {shard.file} other trajectories than it has"
+    return ""
+
+
+def shard_name(index: int) -> str:
+    """File name of a shard."""
+    return f"shard-{index:05d}.safetensors"
+
+
+def shard_index(name: str) -> int | None:
+    """Number of the shard whose file has this name; None for another kind of file."""
+    found = re.fullmatch(r"shard-(\d{5,7})\.safetensors", name)
+    return None if found is None or shard_name(int(found[1])) != name else int(found[1])
+
+
+def record_name(index: int) -> str:
+    """File name of a shard's own record."""
+    return f"shard-{index:05d}.json"
+
+
+def record_index(name: str) -> int | None:
+    """Number of the shard whose record has this name; None for another kind of file."""
+    stem, kind = name[: -len(".json")], name[-len(".json") :]
+    return shard_index(f"{stem}.safetensors") if kind == ".json" else None
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a folder of trajectories.
+
+    Attributes:
+        texts: what they say.
+        embeddings: (P, L, D), in storage precision.
+    """
+
+    texts: tuple[str, ...]
+    embeddings: Tensor
+
+
+def write_prompts(folder: Path | Place, prompts: Prompts) -> str:
+    """Write prompts and embeddings; return the checksum of the latter."""
+    place = place_of(folder)
+    _write_json(place, PROMPTS, {"prompts": list(prompts.texts)})
+    with place.writing(EMBEDDED) as temporary:
+        save_file({"embeddings": prompts.embeddings.contiguous()}, temporary)
+        return sha256(temporary)
+
+
+def read_prompts(folder: Path | Place, manifest: Manifest) -> Prompts | None:
+    """The prompts of a folder; None for a teacher without text.
+
+    Raises:
+        InputError: if they are missing, damaged or not those of the manifest.
+    """
+    if manifest.prompts is None:
+        return None
+    place, remedy = place_of(folder), "run `dsno collect` again to make them"
+    with place.reading(PROMPTS) as local:
+        path = place.at(PROMPTS)
+        texts = read_json(local, "list of prompts", remedy, shown=path).get("prompts")
+    with place.reading(EMBEDDED) as local:
+        if not local.is_file() or sha256(local) != manifest.prompts_sha256:
+            raise InputError(
+                f"{place.at(EMBEDDED)} is missing or does not match its checksum; {remedy}."
+            )
+        try:
+            with safe_open(local, "pt") as file:
+                embeddings = file.get_tensor("embeddings").clone()
+        except Exception as error:  # whatever a foreign file makes the library raise
+            raise InputError(f"{place.at(EMBEDDED)} cannot be read ({error}); {remedy}.") from None
+    if embeddings.ndim != 3 or not embeddings.is_floating_point():
+        raise InputError(f"{place.at(EMBEDDED)} holds no embeddings of prompts; {remedy}.")
+    if not isinstance(texts, list) or not (len(texts) == len(embeddings) == manifest.prompts):
+        raise InputError(f"{place.at(PROMPTS)} does not list {manifest.prompts} prompts; {remedy}.")
+    return Prompts(tuple(str(t) for t in texts), embeddings)
+
+
+# ---------------------------------------------------------------------------------- shards
+
+
+def write_shard(
+    folder: Path | Place, manifest: Manifest, index: int, tensors: Mapping[str, Tensor]
+) -> Shard:
+    """Write one shard, then its record; return that."""
+    place, name, items = place_of(folder), shard_name(index), manifest.items(index)
+    with place.writing(name) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
+        shard = Shard(name, items.start, len(items), temporary.stat().st_size, sha256(temporary))
+    _write_json(place, record_name(index), {"tag": manifest.tag, **dataclasses.asdict(shard)})
+    return shard
+
+
+def misfit(manifest: Manifest, tensors: Mapping[str, Tensor], count: int) -> str:
+    """What makes tensors no shard of so many items; empty if nothing does."""
+    expected = manifest.entries(count)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        return f"holds {found!r:.300}, not {expected}"
+    kinds = {LABELS: torch.int64, PROMPT: torch.int32, GUIDANCE_SCALE: torch.float32}
+    for name, tensor in tensors.items():
+        if tensor.dtype != kinds.get(name, DTYPES[manifest.dtype]):
+            return f"has {name} of type {str(tensor.dtype).removeprefix('torch.')}"
+    limits = (LABELS, "labels", manifest.num_classes), (PROMPT, "prompts", manifest.prompts)
+    for name, what, limit in limits:
+        if limit is not None and not bool(((tensors[name] >= 0) & (tensors[name] < limit)).all()):
+            return f"has other {what} than the {limit} there are"
+    return ""
+
+
+def _with_records(place: Place, manifest: Manifest) -> Manifest:
+    """The manifest with the shards that have a record of their own, which is the newer word."""
+    shards = {shard.file: shard for shard in manifest.shards}
+    for name in place.names():
+        index = record_index(name)
+        shard = None if index is None else _read_record(place, manifest, index)
+        if shard is not None:
+            shards[shard.file] = shard
+    ordered = sorted(shards.values(), key=lambda shard: shard.first)
+    return dataclasses.replace(manifest, shards=tuple(ordered))
+
+
+def _read_record(place: Place, manifest: Manifest, index: int) -> Shard | None:
+    """A shard's record; None if it is damaged or another collection's: then it is made again."""
+    try:
+        with place.reading(record_name(index)) as local:
+            if not local.exists():
+                raise FileNotFoundError(local)
+            value = read_json(local, "record", "delete it")
+        tag = value.pop("tag", None)
+        shard = TypeAdapter(Shard).validate_python(value)
+    except (InputError, ValidationError):
+        return None
+    alone = dataclasses.replace(manifest, shards=(shard,))
+    is_its = tag == manifest.tag and shard.file == shard_name(index) and not _complaint(alone)
+    return shard if is_its else None
+
+
+def compact(folder: Path | Place) -> Manifest:
+    """Once every shard is made, list them in the manifest and remove their records; return it.
+
+    Several processes may do this at once: all write the same.
+    """
+    place = place_of(folder)
+    manifest = load_manifest(place)
+    records = [name for name in place.names() if record_index(name) is not None]
+    if records and not manifest.missing:
+        save_manifest(place, manifest)
+        for name in records:
+            place.delete(name)
+    return manifest
+
+
+def forget(folder: Path | Place, indices: Iterable[int]) -> Manifest:
+    """Take shards off the list, so that they are made again; return the manifest."""
+    place, bad = place_of(folder), set(indices)
+    manifest = _read_manifest(place)
+    kept = tuple(s for s in manifest.shards if s.first // manifest.shard_size not in bad)
+    if kept != manifest.shards:
+        save_manifest(place, dataclasses.replace(manifest, shards=kept))
+    for index in bad:
+        place.delete(record_name(index))
+    return load_manifest(place)
+
+
+def damaged_shards(
+    folder: Path | Place,
+    manifest: Manifest,
+    indices: Iterable[int] | None = None,
+    *,
+    reads: bool | None = None,
+) -> dict[int, str]:
+    """Index and complaint of listed shards that are missing, truncated or edited.
+
+    Args:
+        folder: where they are.
+        manifest: lists them.
+        indices: which to look at; all if None.
+        reads: whether to read each and compare its checksum, or look at sizes alone; if None they
+            are read where they lie on this machine.
+    """
+    place = place_of(folder)
+    reads = place.path is not None if reads is None else reads
+    wanted = None if indices is None else set(indices)
+    bad: dict[int, str] = {}
+    for shard in manifest.shards:
+        index = shard.first // manifest.shard_size
+        if wanted is None or index in wanted:
+            complaint = _damage(place, shard, reads)
+            if complaint:
+                bad[index] = complaint
+    return bad
+
+
+def _damage(place: Place, shard: Shard, reads: bool) -> str:
+    """What is wrong with a shard's file; empty if nothing is."""
+    size = place.size(shard.file)
+    if size is None:
+        return "is missing"
+    if size != shard.bytes:
+        return f"has {size} bytes, not {shard.bytes}"
+    if not reads:
+        return ""
+    with place.reading(shard.file) as local:
+        return "" if sha256(local) == shard.sha256 else "does not match its checksum"

@@ -1,0 +1,152 @@
+"""What is wrong with a folder of trajectories, and what it holds."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from dsno.support.errors import InputError
+from dsno.support.files import is_left
+from dsno.support.storage import Place
+from dsno.trajectories.manifest import (
+    EMBEDDED,
+    MANIFEST,
+    PROMPTS,
+    Manifest,
+    damaged_shards,
+    load_manifest,
+    read_prompts,
+    record_index,
+    shard_index,
+    shard_name,
+)
+from dsno.trajectories.partial_shards import partial_index
+
+ASIDE = "set-aside"
+"""Folder that foreign files are moved to."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with a file.
+
+    Attributes:
+        file: its name.
+        says: what is wrong.
+        shard: which one must be made again; None if none.
+        is_foreign: whether it does not belong there.
+    """
+
+    file: str
+    says: str
+    shard: int | None = None
+    is_foreign: bool = False
+
+
+def inspect_trajectories(place: Place) -> tuple[Manifest, list[Finding]]:
+    """Read every byte of a folder of trajectories; return what is wrong with it.
+
+    Shards that are not made yet are no finding; `manifest.missing` has them.
+
+    Raises:
+        InputError: if there is no manifest, or none that can be read.
+    """
+    manifest = load_manifest(place)
+    listed = {shard.first // manifest.shard_size for shard in manifest.shards}
+    damaged = damaged_shards(place, manifest, reads=True)
+    findings = [Finding(shard_name(i), says, i) for i, says in damaged.items()]
+    try:
+        read_prompts(place, manifest)
+    except InputError as error:
+        findings.append(Finding(EMBEDDED, str(error)))
+    for name in place.names():
+        if not _is_ours(place, name, manifest, listed):
+            findings.append(_stray(name, manifest))
+    return manifest, sorted(findings, key=lambda f: f.file)
+
+
+def _is_ours(place: Place, name: str, manifest: Manifest, listed: set[int]) -> bool:
+    if name in (MANIFEST, PROMPTS, EMBEDDED, ASIDE):
+        return True
+    if _is_temporary(name):  # someone may be writing it now
+        return place.path is None or not is_left(place.path / name)
+    shard, record, part = shard_index(name), record_index(name), partial_index(name)
+    if shard is not None or record is not None:
+        return (shard if record is None else record) in listed
+    return part is not None and part < manifest.shard_count and part not in listed
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def _stray(name: str, manifest: Manifest) -> Finding:
+    if _is_temporary(name):
+        return Finding(name, "is what a killed process left of a file", is_foreign=True)
+    index = shard_index(name)
+    if index is not None and index < manifest.shard_count:
+        return Finding(name, "is not listed: it was never finished, or is another's", index, True)
+    return Finding(name, "does not belong to this collection", is_foreign=True)
+
+
+def set_aside(place: Place, findings: list[Finding]) -> list[str]:
+    """Move foreign files into a folder beside them, so that nothing of anybody's is lost.
+
+    Returns:
+        The names of those moved.
+
+    Raises:
+        InputError: for a place behind a URL.
+    """
+    foreign = [finding.file for finding in findings if finding.is_foreign]
+    if foreign and place.path is None:
+        raise InputError(
+            f"{place} holds files that do not belong there ({', '.join(foreign)}); move them away."
+        )
+    for name in foreign:
+        assert place.path is not None
+        target = place.path / ASIDE / name
+        target.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # its owner has just finished it
+            (place.path / name).replace(target)
+    return foreign
+
+
+def describe(place: Place) -> dict[str, str]:
+    """What a folder of trajectories holds, for people.
+
+    Raises:
+        InputError: if there is no manifest, or none that can be read.
+    """
+    m = load_manifest(place)
+    made, size = sum(s.count for s in m.shards), sum(s.bytes for s in m.shards)
+    solver = m.solver
+    found = {
+        "place": str(place),
+        "trajectories": f"{made:,} of {m.count:,}",
+        "shards": f"{len(m.shards):,} of {m.shard_count:,}, of {m.shard_size:,} trajectories",
+        "bytes": f"{size:,}" + (f", {size / made:,.0f} a trajectory" if made else ""),
+        "samples": f"{' x '.join(map(str, m.sample_shape))}, {m.dtype}",
+        "times": ", ".join(f"{t:.4g}" for t in m.times),
+        "solver": " ".join(f"{key}={solver[key]}" for key in solver),
+        "seed": str(m.seed),
+        "classes": str(m.num_classes or "none"),
+        "guidance": str(m.guidance_scale or "none"),
+        "prompts": f"{m.prompts:,}" if m.prompts else "none",
+        "recipe": m.tag,
+    }
+    if m.missing:
+        found["not made yet"] = spans(m.missing)
+    return found
+
+
+def spans(indices: list[int]) -> str:
+    """Numbers as ranges such as `0:3 7:8`, as `--shard-range` takes them; the first eight."""
+    ranges: list[list[int]] = []
+    for index in indices:
+        if ranges and ranges[-1][1] == index:
+            ranges[-1][1] += 1
+        else:
+            ranges.append([index, index + 1])
+    more = f" and {len(ranges) - 8:,} more" if len(ranges) > 8 else ""
+    return " ".join(f"{a}:{b}" for a, b in ranges[:8]) + more

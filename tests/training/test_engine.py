@@ -1,0 +1,164 @@
+"""One batch split in any way gives the same losses; checkpoints move between the ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dsno.support import distributed
+from dsno.support.errors import InputError
+from dsno.training.trainer import Plan
+from launched import training as work
+
+LAUNCHED = ("plain", "accumulated", "sharded_accumulated", "sharded_checkpointed", "bf16")
+Run = tuple[dict[str, Tensor], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes trained, a folder for each way."""
+    out = tmp_path_factory.mktemp("launched")
+    script = Path(work.__file__)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    command += [str(script), str(out), *LAUNCHED, "resumed", "stopped_sharded"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same in one process, in one piece."""
+    return work.fit(tmp_path_factory.mktemp("alone"))
+
+
+def read(folder: Path) -> Run:
+    history = json.loads((folder / "history.json").read_text())["history"]
+    return load_file(folder / "weights.safetensors"), history
+
+
+def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]], rel: float) -> None:
+    assert [row["step"] for row in found] == [row["step"] for row in expected] == [1, 2, 3, 4]
+    for key in ("loss", "gradient_norm", "per_time"):
+        for a, b in zip(found, expected, strict=True):
+            assert a[key] == pytest.approx(b[key], rel=rel)
+
+
+@pytest.mark.parametrize("way", LAUNCHED[:-1])
+def test_two_processes_give_the_losses_of_one(launched: Path, alone: Run, way: str) -> None:
+    weights, history = read(launched / way)
+    assert_close(history, alone[1], rel=2e-5)
+    assert weights.keys() == alone[0].keys()
+    # Adam divides by the gradient's size: where that is rounding noise, so is the step (4 x 2e-3).
+    close = [torch.isclose(weights[k], alone[0][k], atol=1e-5).flatten() for k in weights]
+    assert torch.cat(close).float().mean() > 0.9
+
+
+def test_accumulation_gives_the_losses_of_one_piece(tmp_path: Path, alone: Run) -> None:
+    assert_close(work.fit(tmp_path, accumulation=4)[1], alone[1], rel=2e-5)
+
+
+def test_half_precision_is_near_and_not_the_same(launched: Path, alone: Run) -> None:
+    _, history = read(launched / "bf16")
+    assert_close(history, alone[1], rel=0.05)
+    assert abs(history[0]["loss"] - alone[1][0]["loss"]) > 1e-6
+
+
+def test_gradient_checkpointing_changes_no_bit(tmp_path: Path, alone: Run) -> None:
+    weights, history = work.fit(tmp_path, gradient_checkpointing=True)
+    assert history == alone[1]
+    assert all(torch.equal(weights[k], alone[0][k]) for k in weights)
+
+
+def test_gradient_checkpointing_runs_the_blocks_again(tmp_path: Path) -> None:
+    counts = []
+    for again in (False, True):
+        objective = work.objective()
+        calls = 0
+
+        def count(*_: Any) -> None:
+            nonlocal calls
+            calls += 1
+
+        objective.network.down_blocks[0].resnets[0].register_forward_pre_hook(count)
+        plan = dataclasses.replace(work.PLAN, steps=1, gradient_checkpointing=again)
+        work.train(objective, work.batches, plan, tmp_path / str(again), tag="t")
+        counts.append(calls)
+    assert counts == [1, 2]
+
+
+def test_a_network_without_gradient_checkpointing_is_named(tmp_path: Path) -> None:
+    class Plain(work.TrajectoryObjective):
+        @property
+        def network(self) -> nn.Module:
+            return nn.Linear(1, 1)
+
+    objective = work.objective()
+    plain = Plain(objective.model, torch.ones(2), torch.ones(2))
+    plan = dataclasses.replace(work.PLAN, gradient_checkpointing=True)
+    with pytest.raises(InputError, match="Linear has no gradient checkpointing; set"):
+        work.train(plain, work.batches, plan, tmp_path, tag="t")
+
+
+def test_two_processes_stopped_and_resumed_end_with_the_same_bits(launched: Path) -> None:
+    weights, history = read(launched / "resumed")
+    whole, expected = read(launched / "plain")
+    assert history == expected
+    assert all(torch.equal(weights[k], whole[k]) for k in whole)
+
+
+def test_a_sharded_run_is_resumed_by_one_process(
+    launched: Path, alone: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, history = work.fit(launched / "stopped_sharded" / "checkpoints")
+    assert "Resuming from step 2 (" in capsys.readouterr().err
+    assert_close(history, alone[1], rel=2e-5)
+
+
+def test_compilation_changes_the_losses_by_rounding_only(
+    tmp_path: Path, alone: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    compile_ = nn.Module.compile
+
+    def fast(module: nn.Module) -> None:  # without the minute a code generator takes
+        compiled.append(module)
+        compile_(module, backend="aot_eager")
+
+    monkeypatch.setattr(nn.Module, "compile", fast)
+    weights, history = work.fit(tmp_path, compile=True)
+    assert len(compiled) == 1
+    assert_close(history, alone[1], rel=2e-5)
+    assert weights.keys() == alone[0].keys()
+
+
+def test_the_places_of_all_processes_are_the_batch() -> None:
+    plan = Plan(steps=1, learning_rate=1.0, batch_size=24, accumulation=3)
+    parts = [place for rank in range(4) for piece in plan.places(rank, 4) for place in piece]
+    assert parts == list(range(24))
+    assert all(len(piece) == 2 for rank in range(4) for piece in plan.places(rank, 4))
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    plan = Plan(steps=1, learning_rate=1.0, batch_size=10, accumulation=2)
+    with pytest.raises(InputError, match="A batch of 10 does not divide into 2 processes x 2"):
+        plan.places(0, 2)
+
+
+def test_fp16_needs_a_gpu(tmp_path: Path) -> None:
+    if distributed.device().type != "cpu":
+        pytest.skip("this machine has one")
+    with pytest.raises(InputError, match="fp16 needs a GPU; use mixed_precision bf16 or no"):
+        work.fit(tmp_path, mixed_precision="fp16")

@@ -1,0 +1,434 @@
+"""The training loop: schedules, averaging, and resuming bit for bit."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from dsno.support import seeds
+from dsno.support.errors import InputError, WorkError
+from dsno.support.files import sha256
+from dsno.training.losses import Objective
+from dsno.training.prefetch import Batch
+from dsno.training.trainer import Plan, train
+
+
+class Given(Objective):
+    """A model with any loss of the model and the step."""
+
+    def __init__(self, model: nn.Module, loss: Any) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    @property
+    def network(self) -> nn.Module:
+        return self.model
+
+    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        found: tuple[Tensor, Tensor | None] = self.loss(self.model, batch["step"])
+        return found
+
+
+def fit(model: nn.Module, loss: Any, plan: Plan, folder: Path, tag: str) -> Any:
+    """Train with a loss of the model and the step."""
+
+    def batches(step: int, places: range) -> Batch:
+        rows = seeds.batch_items(0, step, 16, len(DATA))
+        return {"items": rows[places.start : places.stop], "step": step}
+
+    return train(Given(model, loss), batches, plan, folder, tag=tag)
+
+
+def plan_of(**values: Any) -> Plan:
+    return Plan(**{"batch_size": 16, **values})
+
+
+DATA = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+PLAN = plan_of(
+    steps=25, learning_rate=0.05, warmup_steps=3, checkpoint_every=4, log_every=6, clip_norm=1.0
+)
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Tanh(), nn.Linear(8, 4))
+
+
+def loss(model: nn.Module, step: int) -> tuple[Tensor, Tensor | None]:
+    """Denoising of rows chosen by the step, with noise from torch's global generator."""
+    clean = DATA[seeds.batch_items(0, step, 16, len(DATA))]
+    error = (model(clean + torch.randn_like(clean)) - clean).square()
+    return error.mean(), error.detach().mean(0)
+
+
+def stop_at(step: int, act: Callable[[], None]) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    def wrapped(model: nn.Module, at: int) -> tuple[Tensor, Tensor | None]:
+        if at == step:
+            act()
+        return loss(model, at)
+
+    return wrapped
+
+
+def crash() -> None:
+    raise ZeroDivisionError
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, nn.Module, list[Any]]:
+    """An uninterrupted run: the model, its average, its history."""
+    model = network()
+    average, history = fit(model, loss, PLAN, tmp_path_factory.mktemp("whole"), tag="a")
+    return model, average, history
+
+
+# ------------------------------------------------------------------------- learning rates
+
+
+def test_warm_up_is_linear_and_ends_at_the_peak() -> None:
+    plan = plan_of(steps=100, learning_rate=0.4, warmup_steps=8, decay="constant")
+    assert [plan.rate(n) for n in range(8)] == pytest.approx([0.05 * (n + 1) for n in range(8)])
+    assert plan.rate(8) == plan.rate(99) == 0.4
+
+
+def test_cosine_falls_from_the_peak_to_zero() -> None:
+    plan = plan_of(steps=110, learning_rate=0.4, warmup_steps=10)
+    assert plan.rate(10) == 0.4
+    assert plan.rate(60) == pytest.approx(0.2)
+    assert plan.rate(35) == pytest.approx(0.4 * math.cos(math.pi / 8) ** 2)
+    assert plan.rate(110) == pytest.approx(0)
+    assert plan_of(steps=5, learning_rate=1.0, warmup_steps=5).rate(5) == 1.0  # no division by zero
+
+
+def test_milestones_multiply_by_gamma_from_their_step_on() -> None:
+    plan = plan_of(steps=9, learning_rate=1.0, decay="milestones", milestones=(3, 6), gamma=0.1)
+    assert [plan.rate(n) for n in (0, 2, 3, 5, 6, 8)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_an_unknown_decay_names_the_closest() -> None:
+    with pytest.raises(InputError, match="did you mean 'cosine'"):
+        plan_of(steps=1, learning_rate=1.0, decay="cosin").rate(0)
+
+
+def test_the_optimiser_is_given_the_rate_of_each_step(tmp_path: Path) -> None:
+    # With loss = w and no momentum, Adam moves by exactly the learning rate.
+    model = nn.Linear(1, 1, bias=False).double()
+    plan = plan_of(
+        steps=6, learning_rate=0.1, warmup_steps=3, decay="constant", betas=(0.0, 0.0), log_every=1
+    )
+    weights = []
+
+    def weight(module: nn.Module, step: int) -> tuple[Tensor, None]:
+        weights.append(model.weight.item())
+        return model.weight.sum(), None
+
+    _, history = fit(model, weight, plan, tmp_path, tag="a")
+    moves = -torch.tensor([*weights, model.weight.item()]).diff()
+    expected = [plan.rate(n) for n in range(6)]
+    assert moves.tolist() == pytest.approx(expected, rel=1e-4)
+    assert [row["learning_rate"] for row in history] == expected
+
+
+# ------------------------------------------------------------------------------ the update
+
+
+def test_gradients_are_clipped_to_the_norm(tmp_path: Path) -> None:
+    seen = []
+
+    def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        seen.append(float(optimizer.param_groups[0]["params"][0].grad.norm()))
+
+    def steep(model: nn.Module, step: int) -> tuple[Tensor, None]:
+        return 300 * model.get_parameter("weight").sum(), None
+
+    plan = plan_of(steps=3, learning_rate=1e-3, clip_norm=0.25, log_every=1)
+    handle = register_optimizer_step_pre_hook(look)
+    try:
+        _, history = fit(nn.Linear(4, 1, bias=False), steep, plan, tmp_path, tag="a")
+    finally:
+        handle.remove()
+    assert seen == pytest.approx([0.25] * 3, rel=1e-4)
+    assert history[0]["gradient_norm"] == pytest.approx(600)  # before clipping
+
+
+def test_average_is_the_written_out_recursion(tmp_path: Path) -> None:
+    for decay in (0.5, 0.9999):  # reached after 8 updates, never reached
+        trail: list[Tensor] = []
+
+        def watched(model: nn.Module, step: int, trail: list[Tensor] = trail) -> Any:
+            trail.append(model.get_parameter("0.weight").detach().clone())
+            return loss(model, step)
+
+        model = network()
+        plan = plan_of(steps=25, learning_rate=0.05, ema_decay=decay)
+        average, _ = fit(model, watched, plan, tmp_path / str(decay), tag="a")
+        weights = [*trail[1:], model.get_parameter("0.weight").detach()]
+        expected = weights[0].double()
+        for n, weight in enumerate(weights[1:], start=1):
+            kept = min(decay, (1 + n) / (10 + n))
+            expected = kept * expected + (1 - kept) * weight
+        assert torch.allclose(average.get_parameter("0.weight").double(), expected, atol=1e-6)
+        assert not average.training
+
+
+def test_history_holds_the_mean_of_each_window(tmp_path: Path) -> None:
+    values = [5.0, 1.0, 3.0, 2.0, 8.0]
+
+    def given(model: nn.Module, step: int) -> tuple[Tensor, Tensor]:
+        per_time = torch.tensor([values[step], 2 * values[step]])
+        return model(torch.zeros(1)).sum() * 0 + values[step], per_time
+
+    plan = plan_of(steps=5, learning_rate=0.1, log_every=2)
+    _, history = fit(nn.Linear(1, 1), given, plan, tmp_path, tag="a")
+    assert [row["step"] for row in history] == [2, 4, 5]
+    assert [row["loss"] for row in history] == [3.0, 2.5, 8.0]
+    assert [row["per_time"] for row in history] == [[3.0, 6.0], [2.5, 5.0], [8.0, 16.0]]
+
+
+def test_history_holds_the_mean_at_each_time_of_the_steps_that_have_it(tmp_path: Path) -> None:
+    def given(model: nn.Module, step: int) -> tuple[Tensor, Tensor | None]:
+        value = model(torch.zeros(1)).sum() * 0 + step
+        return value, None if step % 3 else torch.tensor([float(step), 2.0])
+
+    plan = plan_of(steps=8, learning_rate=0.1, log_every=2)
+    _, history = fit(nn.Linear(1, 1), given, plan, tmp_path, tag="a")
+    assert [row["loss"] for row in history] == [0.5, 2.5, 4.5, 6.5]
+    assert [row.get("per_time") for row in history] == [[0.0, 2.0], [3.0, 2.0], None, [6.0, 2.0]]
+
+
+def test_training_lowers_the_loss(whole: tuple[nn.Module, nn.Module, list[Any]]) -> None:
+    assert whole[2][-1]["loss"] < whole[2][0]["loss"]
+
+
+# -------------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("step", [0, 3, 4, 11, 24])
+def test_a_crashed_run_resumes_to_the_same_bits(
+    tmp_path: Path, whole: tuple[nn.Module, nn.Module, list[Any]], step: int
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        fit(network(), stop_at(step, crash), PLAN, tmp_path, tag="a")
+    torch.randn(7)  # the global generator's state does not matter
+    model = network()
+    steps: list[int] = []
+
+    def counted(module: nn.Module, at: int) -> tuple[Tensor, Tensor | None]:
+        steps.append(at)
+        return loss(module, at)
+
+    average, history = fit(model, counted, PLAN, tmp_path, tag="a")
+    assert steps == list(range(step // 4 * 4, 25))  # from the newest checkpoint
+    assert same(model, whole[0])
+    assert same(average, whole[1])
+    assert history == whole[2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [5, 24])
+def test_an_interrupted_run_saves_its_step_and_resumes_from_it(
+    tmp_path: Path,
+    whole: tuple[nn.Module, nn.Module, list[Any]],
+    capsys: pytest.CaptureFixture[str],
+    step: int,
+    number: signal.Signals,
+) -> None:
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), stop_at(step, lambda: os.kill(os.getpid(), number)), PLAN, tmp_path, tag="a")
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert f"Interrupted at step {step + 1};" in capsys.readouterr().err
+    assert (tmp_path / f"step-{step + 1:08d}.pt").is_file()
+    model = network()
+    average, history = fit(model, loss, PLAN, tmp_path, tag="a")
+    assert f"Resuming from step {step + 1} (" in capsys.readouterr().err
+    assert same(model, whole[0])
+    assert same(average, whole[1])
+    assert history == whole[2]
+
+
+def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    fit(network(), loss, PLAN, tmp_path, tag="a")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"step-000000{step}.{kind}" for step in (20, 24) for kind in ("pt", "sha256")
+    ]
+
+
+def break_by_truncation(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def break_by_emptying(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def break_by_garbage(path: Path) -> None:
+    path.write_bytes(b"garbage" * 100)
+
+
+def break_by_flipping_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def break_by_another_shape(path: Path) -> None:
+    saved = torch.load(path, weights_only=True)
+    torch.save({**saved, "model": {}, "average": {}, "optimizer": {}}, path)
+    seal(path)
+
+
+def break_by_another_state(path: Path) -> None:
+    saved = torch.load(path, weights_only=True)
+    torch.save({**saved, "state": {**saved["state"], "step": -3}}, path)
+    seal(path)
+
+
+def break_by_a_number_cut_short(path: Path) -> None:
+    path.write_bytes(b"\x80\x02J")  # the reader's own error is none of torch's
+    seal(path)
+
+
+def break_by_another_content(path: Path) -> None:
+    torch.save([1, 2, 3], path)
+    seal(path)
+
+
+def break_by_losing_its_checksum(path: Path) -> None:
+    path.with_suffix(".sha256").unlink()
+
+
+def seal(path: Path) -> None:
+    """Write the checksum that belongs to a file."""
+    path.with_suffix(".sha256").write_text(sha256(path))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        break_by_truncation,
+        break_by_emptying,
+        break_by_garbage,
+        break_by_flipping_a_bit,
+        break_by_losing_its_checksum,
+        break_by_another_shape,
+        break_by_another_content,
+        break_by_another_state,
+        break_by_a_number_cut_short,
+    ],
+)
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
+    tmp_path: Path,
+    whole: tuple[nn.Module, nn.Module, list[Any]],
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        fit(network(), stop_at(18, crash), PLAN, tmp_path, tag="a")
+    damage(tmp_path / "step-00000016.pt")
+    average, history = fit(network(), loss, PLAN, tmp_path, tag="a")
+    err = capsys.readouterr().err
+    assert "step-00000016.pt is damaged and is not used" in err
+    assert "Resuming from step 12 (" in err
+    assert same(average, whole[1])
+    assert history == whole[2]
+
+
+def test_a_checkpoint_never_runs_code(
+    tmp_path: Path, whole: tuple[nn.Module, nn.Module, list[Any]]
+) -> None:
+    mark = tmp_path / "mark"
+
+    class Attack:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {mark}",)
+
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "step-00000016.pt").write_bytes(pickle.dumps(Attack()))
+    torch.save({"tag": "a", "state": Attack()}, folder / "step-00000012.pt")
+    for path in list(folder.iterdir()):
+        seal(path)
+    average, _ = fit(network(), loss, PLAN, folder, tag="a")
+    assert not mark.exists()
+    assert same(average, whole[1])
+
+
+def test_a_checkpoint_of_another_tag_is_not_used_and_does_not_push_ours_out(
+    tmp_path: Path,
+    whole: tuple[nn.Module, nn.Module, list[Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = plan_of(steps=100, learning_rate=0.5, checkpoint_every=30)
+    fit(network(), loss, other, tmp_path, tag="b")  # leaves steps 60 and 90
+    with pytest.raises(ZeroDivisionError):
+        fit(network(), stop_at(10, crash), PLAN, tmp_path, tag="a")
+    capsys.readouterr()
+    average, _ = fit(network(), loss, PLAN, tmp_path, tag="a")
+    err = capsys.readouterr().err
+    assert "step-00000090.pt is from another recipe and is not used" in err
+    assert "Resuming from step 8 (" in err
+    assert same(average, whole[1])
+
+
+# --------------------------------------------------------------------------------- failure
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(
+    tmp_path: Path, bad: float
+) -> None:
+    def broken(model: nn.Module, step: int) -> tuple[Tensor, Tensor | None]:
+        value, per_time = loss(model, step)
+        return (value * bad if step == 10 else value), per_time
+
+    with pytest.raises(WorkError) as caught:
+        fit(network(), broken, PLAN, tmp_path, tag="a")
+    text = str(caught.value)
+    assert f"became {bad} at step 10" in text
+    assert str(tmp_path / "step-00000008.pt") in text
+    assert "learning rate" in text
+    assert "\n" not in text
+    assert text.count(". ") == 0
+    assert caught.value.exit_code == 1
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["step-00000004.pt", "step-00000008.pt"]
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path) -> None:
+    def root(model: nn.Module, step: int) -> tuple[Tensor, None]:
+        return model(torch.zeros(1, 4)).square().sum() * 0 + model(DATA).sum().mul(0).sqrt(), None
+
+    with pytest.raises(WorkError, match=r"gradient.* at step 0; there is no checkpoint yet"):
+        fit(network(), root, PLAN, tmp_path, tag="a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_and_leaves_no_half_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = torch.save
+
+    def save_on_full_disk(value: object, _: object) -> None:
+        with open("/dev/full", "wb") as file:
+            save(value, file)
+
+    monkeypatch.setattr(torch, "save", save_on_full_disk)
+    with pytest.raises(WorkError, match=r"The disk is full: .*step-00000004\.pt was not written"):
+        fit(network(), loss, PLAN, tmp_path, tag="a")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,347 @@
+"""Collection: what is stored, and the same bytes however often it was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dsno.diffusion.analytic import GaussianMixture
+from dsno.diffusion.conditions import Conditions
+from dsno.diffusion.schedules import CosineSchedule, EDMSchedule, NoiseSchedule
+from dsno.diffusion.solvers import solve
+from dsno.diffusion.time_grids import Spacing, grid_times
+from dsno.support import seeds
+from dsno.support.errors import InputError
+from dsno.support.files import sha256
+from dsno.support.storage import Place
+from dsno.trajectories import manifest as trajectories
+from dsno.trajectories.collect import collect, scales_at
+from dsno.trajectories.dataset import TrajectoryStore
+from dsno.trajectories.manifest import (
+    MANIFEST,
+    Manifest,
+    damaged_shards,
+    load_manifest,
+    shard_name,
+)
+
+FREQUENCIES = [0.5, 0.2, 0.3]
+
+
+def teacher(schedule: NoiseSchedule) -> GaussianMixture:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(3, 1, 2, 2, generator=generator)
+    return GaussianMixture(means, 0.2 + torch.rand(3, 1, 1, 1, generator=generator), schedule)
+
+
+def plan(denoiser: GaussianMixture, **changes: Any) -> Manifest:
+    times = grid_times(Spacing("quadratic", denoiser.schedule), 3)
+    values: dict[str, Any] = {
+        "tag": "a",
+        "count": 22,
+        "shard_size": 8,
+        "sample_shape": denoiser.sample_shape,
+        "times": tuple(times.tolist()),
+        "scales": scales_at(denoiser, times),
+        "dtype": "float16",
+        "seed": 7,
+        "num_classes": None,
+        "solver": {"method": "dpm++2m", "steps": 6, "spacing": "uniform", "nfe": 6},
+    }
+    return Manifest(**{**values, **changes})
+
+
+class Stop(BaseException):
+    """Like Ctrl-C."""
+
+
+class Stopping:
+    """Another teacher that is stopped after so many evaluations."""
+
+    def __init__(self, inner: GaussianMixture, at: int) -> None:
+        self.inner, self.left = inner, at
+        self.schedule, self.sample_shape = inner.schedule, inner.sample_shape
+        self.sigma_data = inner.sigma_data
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Any = None, /) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise Stop
+        return self.inner(x, t, condition)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted collection."""
+    folder = tmp_path_factory.mktemp("whole")
+    denoiser = teacher(CosineSchedule())
+    collect(denoiser, folder, plan(denoiser), batch_size=5)
+    return folder
+
+
+# -------------------------------------------------------------------------- what is stored
+
+
+def test_the_noise_of_an_item_is_its_own_rounded_to_storage_precision(whole: Path) -> None:
+    noise, _, _ = TrajectoryStore(whole).rows(torch.arange(22))
+    assert torch.equal(noise, seeds.item_noise(7, range(22), (1, 2, 2)).half().float())
+
+
+@pytest.mark.parametrize("schedule", [CosineSchedule(), EDMSchedule()])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2**-11), ("float32", 2e-6)])
+def test_states_are_the_solution_of_the_stored_noise(
+    tmp_path: Path, schedule: NoiseSchedule, dtype: str, tolerance: float
+) -> None:
+    denoiser = teacher(schedule)
+    made = plan(denoiser, dtype=dtype)
+    collect(denoiser, tmp_path, made, batch_size=5)
+    noise, stored, _ = TrajectoryStore(tmp_path).rows(torch.arange(22))
+    solution = solve(denoiser, noise.double(), torch.tensor(made.times), method="dpm++2m", steps=6)
+    scales = torch.tensor(made.scales).reshape(1, -1, 1, 1, 1)
+    assert solution.nfe == made.solver["nfe"]
+    error = (stored * scales - solution.states).abs()
+    assert bool((error <= tolerance * (solution.states.abs() + scales)).all())
+
+
+def test_stored_states_are_divided_by_the_scale_of_their_time() -> None:
+    # EDM: sqrt(sigma_data^2 + sigma^2) with sigma_data = 1 here, and 1 at t = 0.
+    denoiser = teacher(EDMSchedule())
+    times = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+    sigma = ((0.002 ** (1 / 7) + 80 ** (1 / 7)) / 2) ** 7
+    expected = [(1 + 80**2) ** 0.5, (1 + sigma**2) ** 0.5, 1.0]
+    assert scales_at(denoiser, times) == pytest.approx(expected)
+    assert scales_at(teacher(CosineSchedule()), times) == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_scaling_keeps_half_precision_accurate_where_the_noise_is_large(tmp_path: Path) -> None:
+    denoiser = teacher(EDMSchedule())
+    collect(denoiser, tmp_path, plan(denoiser), batch_size=22)
+    _, states, _ = TrajectoryStore(tmp_path).rows(torch.arange(22))
+    assert float(states.std((0, 2, 3, 4)).max()) < 2  # raw states have a deviation of 23
+
+
+def test_a_conditional_teacher_is_told_the_stored_labels(tmp_path: Path) -> None:
+    denoiser = teacher(CosineSchedule())
+    made = plan(denoiser, num_classes=3, count=60)
+    collect(denoiser, tmp_path, made, batch_size=9, conditions=Conditions(FREQUENCIES))
+    noise, states, condition = TrajectoryStore(tmp_path).rows(torch.arange(60))
+    labels = condition["class_labels"]
+    assert torch.equal(labels, seeds.item_labels(7, range(60), FREQUENCIES))
+    assert set(labels.tolist()) == {0, 1, 2}
+    times = torch.tensor(made.times)
+    told = solve(denoiser, noise, times, steps=6, condition={"class_labels": labels}).states
+    other = solve(denoiser, noise, times, steps=6, condition={"class_labels": labels * 0}).states
+    assert torch.allclose(states, told, atol=2e-3)
+    assert not torch.allclose(states, other, atol=0.1)
+
+
+def test_an_item_is_the_same_in_any_collection(whole: Path, tmp_path: Path) -> None:
+    denoiser = teacher(CosineSchedule())
+    collect(denoiser, tmp_path, plan(denoiser, count=10, shard_size=10), batch_size=3)
+    for ours, theirs in zip(
+        TrajectoryStore(tmp_path).rows(torch.arange(10))[:2],
+        TrajectoryStore(whole).rows(torch.arange(10))[:2],
+        strict=True,
+    ):
+        assert torch.allclose(ours, theirs, atol=2e-3)
+
+
+# -------------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("at", [0, 1, 6, 13, 24, 35])
+def test_a_stopped_collection_ends_with_the_same_bytes(
+    whole: Path, tmp_path: Path, at: int
+) -> None:
+    denoiser = teacher(CosineSchedule())
+    with pytest.raises(Stop):
+        collect(Stopping(denoiser, at), tmp_path, plan(denoiser), batch_size=5)
+    done = load_manifest(tmp_path)
+    assert len(done.shards) == at // 12  # two batches of six evaluations a shard
+    assert damaged_shards(tmp_path, done) == {}
+    made = collect(Stopping(denoiser, 36 - at // 12 * 12), tmp_path, plan(denoiser), batch_size=5)
+    assert made == load_manifest(tmp_path) == load_manifest(whole)
+    assert contents(tmp_path) == contents(whole)
+
+
+@pytest.mark.parametrize("nth", range(1, 6))
+def test_a_crash_at_any_write_loses_nothing(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    # the manifest, three records, and the manifest again
+    denoiser = teacher(CosineSchedule())
+    write, calls = trajectories._write_json, 0
+
+    def crashing(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            raise ZeroDivisionError
+        write(*arguments)
+        assert damaged_shards(tmp_path, load_manifest(tmp_path)) == {}  # never ahead of the data
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dsno.trajectories.manifest._write_json", crashing)
+        with pytest.raises(ZeroDivisionError):
+            collect(denoiser, tmp_path, plan(denoiser), batch_size=5)
+    collect(denoiser, tmp_path, plan(denoiser), batch_size=5)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_a_finished_collection_solves_nothing(whole: Path) -> None:
+    for path in whole.iterdir():
+        os.utime(path, (1, 1))
+    denoiser = teacher(CosineSchedule())
+    collect(Stopping(denoiser, 0), whole, plan(denoiser), batch_size=5)
+    assert {path.stat().st_mtime for path in whole.iterdir()} == {1}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:-7]),
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x11"),
+    ],
+)
+def test_only_a_damaged_shard_is_made_again(
+    whole: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], object],
+) -> None:
+    denoiser = teacher(CosineSchedule())
+    collect(denoiser, tmp_path, plan(denoiser), batch_size=5)
+    damage(tmp_path / shard_name(1))
+    for path in tmp_path.iterdir():
+        os.utime(path, (1, 1))
+    collect(Stopping(denoiser, 12), tmp_path, plan(denoiser), batch_size=5)
+    changed = {path.name for path in tmp_path.iterdir() if path.stat().st_mtime != 1}
+    assert changed == {shard_name(1), MANIFEST}
+    assert contents(tmp_path) == contents(whole)
+    err = capsys.readouterr().err
+    assert shard_name(1) in err
+    assert "making it again" in err
+
+
+def test_trajectories_of_another_recipe_are_left_alone(whole: Path) -> None:
+    before = contents(whole)
+    denoiser = teacher(CosineSchedule())
+    with pytest.raises(InputError, match="trajectories of another recipe; give another place"):
+        collect(denoiser, whole, dataclasses.replace(plan(denoiser), tag="b"), batch_size=5)
+    assert contents(whole) == before
+
+
+# -------------------------------------------------------------------------- interruption
+
+
+class Signalled(Stopping):
+    """Another teacher that gets a signal during its nth evaluation."""
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Any = None, /) -> Tensor:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.inner(x, t, condition)
+
+
+@pytest.mark.parametrize(
+    ("nth", "kept"),
+    [(1, {"partial-00000.safetensors"}), (8, set()), (13, {"partial-00001.safetensors"})],
+)
+def test_a_signal_keeps_every_batch_that_was_solved(
+    whole: Path, tmp_path: Path, nth: int, kept: set[str]
+) -> None:
+    denoiser = teacher(CosineSchedule())
+    with pytest.raises(KeyboardInterrupt):
+        collect(Signalled(denoiser, nth), tmp_path, plan(denoiser), batch_size=5)
+    assert {p.name for p in tmp_path.iterdir() if p.name.startswith("partial")} == kept
+    left = 36 - 6 * -(-nth // 6)  # six evaluations a batch, of which none is done twice
+    collect(Stopping(denoiser, left), tmp_path, plan(denoiser), batch_size=5)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_a_crash_loses_what_was_solved_since_the_last_save(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsno.trajectories.collect.SAVE_EVERY", 0.0)
+    denoiser = teacher(CosineSchedule())
+    with pytest.raises(Stop):
+        collect(Stopping(denoiser, 20), tmp_path, plan(denoiser), batch_size=5)
+    collect(Stopping(denoiser, 36 - 18), tmp_path, plan(denoiser), batch_size=5)
+    assert contents(tmp_path) == contents(whole)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x11"),
+        lambda path: path.write_bytes(b"no tensors"),
+        lambda path: save_file(load_file(path), path, {"tag": "b", "sha256": "0"}),
+    ],
+)
+def test_a_damaged_part_of_a_shard_is_solved_again(
+    whole: Path, tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    denoiser = teacher(CosineSchedule())
+    with pytest.raises(KeyboardInterrupt):
+        collect(Signalled(denoiser, 1), tmp_path, plan(denoiser), batch_size=5)
+    change(tmp_path / "partial-00000.safetensors")
+    collect(denoiser, tmp_path, plan(denoiser), batch_size=5)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_a_part_cut_at_other_batches_is_solved_again(tmp_path: Path) -> None:
+    # Other batches may round otherwise, so a shard never has some of both.
+    denoiser = teacher(CosineSchedule())
+    collect(denoiser, tmp_path / "whole", plan(denoiser), batch_size=4)
+    with pytest.raises(KeyboardInterrupt):
+        collect(Signalled(denoiser, 1), tmp_path / "a", plan(denoiser), batch_size=5)
+    collect(Stopping(denoiser, 36), tmp_path / "a", plan(denoiser), batch_size=4)
+    assert contents(tmp_path / "a") == contents(tmp_path / "whole")
+
+
+# ---------------------------------------------------------------------- many jobs and places
+
+
+def test_jobs_that_make_a_part_each_leave_what_one_leaves(whole: Path, tmp_path: Path) -> None:
+    denoiser = teacher(CosineSchedule())
+    found = collect(denoiser, tmp_path, plan(denoiser), batch_size=5, shards=range(1, 3))
+    assert found.missing == [0]
+    assert shard_name(0) not in contents(tmp_path)
+    assert collect(denoiser, tmp_path, plan(denoiser), batch_size=5, shards=range(1)).missing == []
+    assert contents(tmp_path) == contents(whole)
+
+
+@pytest.mark.parametrize("shards", [range(3, 4), range(0, 4), range(2, 2)])
+def test_a_range_of_shards_there_are_not_is_refused(tmp_path: Path, shards: range) -> None:
+    denoiser = teacher(CosineSchedule())
+    with pytest.raises(InputError, match=r"the collection has 3, so give a range within 0:3"):
+        collect(denoiser, tmp_path, plan(denoiser), batch_size=5, shards=shards)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trajectories_behind_a_url_are_the_same(whole: Path, tmp_path: Path) -> None:
+    place = Place("memory://test_collect/one")
+    denoiser = teacher(CosineSchedule())
+    with pytest.raises(KeyboardInterrupt):
+        collect(Signalled(denoiser, 13), place, plan(denoiser), batch_size=5)
+    assert "partial-00001.safetensors" in place.names()
+    collect(Stopping(denoiser, 18), place, plan(denoiser), batch_size=5)
+    for name in place.names():
+        place.copy_to(name, tmp_path / name)
+    assert contents(tmp_path) == contents(whole)
