@@ -42,7 +42,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsno.cli import main as dsno
-from dsno.diffusion.denoisers import Condition, Denoiser
+from dsno.diffusion.conditions import Condition
+from dsno.diffusion.denoisers import Denoiser
 from dsno.evaluation.evaluate import (
     Draws,
     Sampler,
@@ -58,7 +59,7 @@ from dsno.runs.build import conditions_of, load_recipe_data, new_operator
 from dsno.runs.stages import environment, load_operator
 from dsno.support.files import write_json
 from dsno.teachers.store import Teacher, load_teacher
-from dsno.training.trainer import Plan, train
+from dsno.training.trainer import TrainConfig, train
 
 NOT_SHARED = ("student.shared=[]",)
 ALL = ("student.sites=[default]", *NOT_SHARED)
@@ -204,7 +205,7 @@ def distill(work: Work, seed: int, teacher: Teacher, folder: Path) -> None:
     assert spec.learning_rate is not None
     times = torch.linspace(0, 1, CONSISTENCY_INTERVALS + 1, dtype=torch.float64)
     objective = consistency.ConsistencyObjective(teacher.denoiser, times)
-    plan = Plan(
+    plan = TrainConfig(
         steps=work.steps_of("all-m2", teacher),
         batch_size=spec.batch_size,
         learning_rate=float(os.environ.get("CONSISTENCY_RATE", CONSISTENCY_RATE)),

@@ -36,12 +36,12 @@ from dsno.operator.dsno import DSNO
 from dsno.runs.stages import environment
 from dsno.support import seeds
 from dsno.support.files import write_json
-from dsno.support.storage import Place
+from dsno.support.storage import StorageDir
 from dsno.teachers.store import denoiser_of
 from dsno.teachers.unet import build_unet
 from dsno.training.losses import TrajectoryObjective
 from dsno.training.prefetch import Batch
-from dsno.training.trainer import Plan, train
+from dsno.training.trainer import TrainConfig, train
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
 from dsno.trajectories.manifest import Manifest
@@ -103,7 +103,7 @@ def million(folder: Path, count: int) -> dict[str, Any]:
             break
         except KeyboardInterrupt:
             stops += 1
-    found, findings = inspect_trajectories(Place(folder))
+    found, findings = inspect_trajectories(StorageDir(folder))
     store = TrajectoryStore(folder)
     rows = seeds.batch_items(0, 0, 20_000, count)
     noise, _, _ = store.rows(rows)
@@ -153,7 +153,7 @@ def waiting(folder: Path, count: int, steps: int, batch: int) -> dict[str, Any]:
     scales = torch.tensor(scales_at(denoiser, operator.times))
     objective = TrajectoryObjective(operator, scales, torch.ones(SLICES))
     batches = Timed(TrajectoryStore(folder / "data"), batch)
-    plan = Plan(
+    plan = TrainConfig(
         steps=steps,
         batch_size=batch,
         learning_rate=1e-4,

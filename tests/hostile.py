@@ -39,7 +39,7 @@ from dsno.recipes.load import load_recipe, shipped_recipes
 from dsno.runs.run import Run, saved_recipe
 from dsno.support.errors import DsnoError, InputError, WorkError
 from dsno.support.files import read_json, sha256
-from dsno.support.storage import Place
+from dsno.support.storage import StorageDir
 from dsno.teachers.edm import load_edm
 from dsno.teachers.flax_checkpoint import read_flax
 from dsno.teachers.pipelines import diffusers_teacher
@@ -48,7 +48,7 @@ from dsno.teachers.store import Teacher, denoiser_of, load_teacher, save_teacher
 from dsno.teachers.unet import build_unet
 from dsno.teachers.weights import read_tensors
 from dsno.training.losses import Objective
-from dsno.training.trainer import Plan, train
+from dsno.training.trainer import TrainConfig, train
 from dsno.trajectories import lmdb as lmdb_import
 from dsno.trajectories import manifest as trajectories
 from dsno.trajectories import partial_shards as partials
@@ -219,7 +219,7 @@ def _trajectories(folder: Path) -> Path:
 
 
 def _partial(folder: Path) -> Path:
-    partials.save_partial(Place(folder), manifest_of(), 0, rows_of(range(1)))
+    partials.save_partial(StorageDir(folder), manifest_of(), 0, rows_of(range(1)))
     return folder
 
 
@@ -253,7 +253,7 @@ class _Line(Objective):
 
 def _train(folder: Path) -> None:
     """Train from the newest checkpoint that can be used."""
-    plan = Plan(steps=3, learning_rate=0.1, batch_size=1, checkpoint_every=2, log_every=1)
+    plan = TrainConfig(steps=3, learning_rate=0.1, batch_size=1, checkpoint_every=2, log_every=1)
     with contextlib.redirect_stderr(io.StringIO()):
         train(_Line(), lambda step, places: {}, plan, folder, tag="a")
 
@@ -309,7 +309,7 @@ def _read_trajectories(path: Path) -> None:
 
 def _read_signed(path: Path) -> None:
     """Shards and embeddings whose checksums are right whatever they hold."""
-    manifest = trajectories._read_manifest(Place(path))
+    manifest = trajectories._read_manifest(StorageDir(path))
     shards = tuple(
         dataclasses.replace(s, bytes=(path / s.file).stat().st_size, sha256=sha256(path / s.file))
         if (path / s.file).is_file()
@@ -375,7 +375,7 @@ TARGETS: dict[str, Target] = {
     "embeddings": Target(_trajectories, _read_signed, "prompts.safetensors"),
     "partial": Target(
         _partial,
-        lambda path: partials.load_partial(Place(path), manifest_of(), 0, 1),
+        lambda path: partials.load_partial(StorageDir(path), manifest_of(), 0, 1),
         "partial-00000.safetensors",
     ),
     "checkpoint": Target(

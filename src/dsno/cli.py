@@ -18,7 +18,7 @@ from dsno.support.errors import DsnoError, InputError
 if TYPE_CHECKING:
     from dsno.recipes import Recipe
     from dsno.runs.run import Run
-    from dsno.support.storage import Place
+    from dsno.support.storage import StorageDir
 
 INTERRUPTED = 130
 
@@ -153,10 +153,10 @@ def trajectories_verify(
     from dsno.trajectories.manifest import forget
     from dsno.trajectories.verify import ASIDE, inspect_trajectories, set_aside, spans
 
-    place, run = _trajectories_of(where)
-    manifest, findings = inspect_trajectories(place)
+    storage, run = _trajectories_of(where)
+    manifest, findings = inspect_trajectories(storage)
     for finding in findings:
-        typer.echo(f"{place.at(finding.file)} {finding.says}.")
+        typer.echo(f"{storage.at(finding.file)} {finding.says}.")
     typer.echo(
         f"{len(manifest.shards):,} of {manifest.shard_count:,} shards are made; "
         f"{len(findings):,} findings."
@@ -165,7 +165,7 @@ def trajectories_verify(
         typer.echo(f"Not made yet: shards {spans(manifest.missing)}.")
     if not findings and not manifest.missing:
         return
-    again = f"`dsno collect RECIPE collect.destination={place}`"
+    again = f"`dsno collect RECIPE collect.destination={storage}`"
     if not repair:
         remedy = again if run is None else f"`dsno trajectories verify {where} --repair`"
         typer.echo(f"{remedy} makes what is missing or damaged again.")
@@ -175,26 +175,26 @@ def trajectories_verify(
             f"{where} is not in the folder of a run, so its recipe is unknown; run {again}, which "
             "makes what is missing or damaged again."
         )
-    for name in set_aside(place, findings):
-        typer.echo(f"Moved {name} to {place.at(ASIDE)}.")
-    forget(place, [f.shard for f in findings if f.shard is not None])
+    for name in set_aside(storage, findings):
+        typer.echo(f"Moved {name} to {storage.at(ASIDE)}.")
+    forget(storage, [f.shard for f in findings if f.shard is not None])
     run.stage("collect")
 
 
-def _trajectories_of(where: str) -> tuple[Place, Run | None]:
-    """The place that is meant, and the run it belongs to, if that is known."""
+def _trajectories_of(where: str) -> tuple[StorageDir, Run | None]:
+    """The storage that is meant, and the run it belongs to, if that is known."""
     from dsno.runs.run import Run, saved_recipe
-    from dsno.support.storage import Place
+    from dsno.support.storage import StorageDir
 
     if "://" in where:
-        return Place(where), None
+        return StorageDir(where), None
     for folder in (Path(where), Path(where).absolute().parent):
         if (folder / "recipe.yaml").is_file():
             run = Run(saved_recipe(folder), folder, command=shlex.join(["dsno", *sys.argv[1:]]))
             local = run.trajectories.path
             if folder == Path(where) or (local and local.absolute() == Path(where).absolute()):
                 return run.trajectories, run
-    return Place(where), None
+    return StorageDir(where), None
 
 
 def parse_range(text: str) -> range:

@@ -30,9 +30,9 @@ from dsno.backbones.safe_loading import (
     first_line,
 )
 from dsno.backbones.text_encoder import TextEncoder
-from dsno.diffusion.conditions import EMBEDDINGS, LABELS
-from dsno.diffusion.denoisers import GUIDANCE_SCALE, Preconditioning
-from dsno.operator.batch_plan import Parts
+from dsno.diffusion.conditions import CLASS_LABELS, EMBEDDINGS, GUIDANCE_SCALE
+from dsno.diffusion.denoisers import Preconditioning
+from dsno.operator.batch_plan import BatchPlan
 from dsno.operator.dsno import DSNO
 from dsno.operator.lift import Lifted
 from dsno.support.console import quiet_libraries
@@ -67,8 +67,8 @@ class DSNOModel(ModelMixin, ConfigMixin):
         guidance_scale: of the teacher's classifier-free guidance, distilled in: a number, or the
             range of those it was trained at, which makes the scale an input; None for none.
         is_textual: whether it is conditioned on embedded prompts.
-        parts: which submodules do not see every slice, see `dsno.operator.batch_plan.Parts`; None
-            if all do.
+        parts: which submodules do not see every slice, see
+            `dsno.operator.batch_plan.BatchPlan`; None if all do.
     """
 
     @register_to_config
@@ -102,7 +102,7 @@ class DSNOModel(ModelMixin, ConfigMixin):
             modes=modes,
             channel_dim=channel_dim,
             guidance=guidance_scale is not None and not isinstance(guidance_scale, int | float),
-            parts=Parts.from_config(parts),
+            plan=BatchPlan.from_config(parts),
         )
         self.operator = DSNO(
             lifted,
@@ -144,7 +144,7 @@ class DSNOModel(ModelMixin, ConfigMixin):
                 if isinstance(guidance_scale, Sequence)
                 else given,
                 is_textual=is_textual,
-                parts=lifted.parts.to_config(),
+                parts=lifted.plan.to_config(),
             )
         model.operator = operator
         return model
@@ -160,7 +160,7 @@ class DSNOModel(ModelMixin, ConfigMixin):
     ) -> Tensor:
         """States (batch, M, *shape) of the trajectory from unit noise; see `DSNO.forward`."""
         given = {
-            LABELS: class_labels,
+            CLASS_LABELS: class_labels,
             EMBEDDINGS: encoder_hidden_states,
             GUIDANCE_SCALE: guidance_scale,
         }
@@ -332,7 +332,7 @@ class DSNOPipeline(DiffusionPipeline):
             noise = torch.randn(count, *operator.sample_shape, generator=generator, device=place)
         noise = noise.to(device=model.device, dtype=model.dtype)
         condition = {
-            LABELS: _labels(class_labels, count, model.config.class_frequencies, generator),
+            CLASS_LABELS: _labels(class_labels, count, model.config.class_frequencies, generator),
             EMBEDDINGS: self._embeddings(prompt, prompt_embeds, count),
             GUIDANCE_SCALE: _scales(guidance_scale, count, model),
         }
@@ -349,7 +349,7 @@ class DSNOPipeline(DiffusionPipeline):
             _convert(self.decode(samples), output_type),
             states[:, : len(asked)] if return_trajectory else None,
             asked if return_trajectory else None,
-            condition[LABELS],
+            condition[CLASS_LABELS],
             None if self.vae is None else samples,
         )
 

@@ -19,7 +19,7 @@ from dsno.diffusion.denoisers import Denoiser
 from dsno.diffusion.schedules import EDMSchedule
 from dsno.operator.dsno import DSNO
 from dsno.operator.lift import lift
-from dsno.operator.temporal import Slices
+from dsno.operator.temporal import SliceLayout
 from dsno.support.errors import InputError
 from dsno.teachers.edm import load_edm
 
@@ -425,10 +425,13 @@ def test_hooks_are_the_papers_placement_written_out(case: str) -> None:
 
     def mix(name: str, h: Tensor) -> Tensor:
         used.append(name)
-        return layers[name](h, Slices(2))
+        return layers[name](h, SliceLayout(2))
 
     exact = {k: v.double() for k, v in network.state_dict().items()}
-    x, labels = X[:1].expand_as(X), LABELS[:1].expand_as(LABELS)  # one sample at two times
+    x, labels = (
+        X[:1].expand_as(X),
+        LABELS[:1].expand_as(LABELS),
+    )  # one sample at two times
     with torch.no_grad():
         expected = written_out(type(network), network.config, exact, labels, mix, x)
         plain = written_out(type(network), network.config, exact, labels, unmixed, x)

@@ -14,7 +14,7 @@ from dsno.diffusion.denoisers import Denoiser
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.operator.dsno import DSNO
 from dsno.operator.lift import Lifted, lift
-from dsno.operator.temporal import Slices
+from dsno.operator.temporal import SliceLayout
 from dsno.support.errors import InputError
 
 M = 3
@@ -118,7 +118,7 @@ def test_hooks_are_the_papers_placement_written_out() -> None:
 
     def mix(name: str, h: Tensor) -> Tensor:
         used.append(name)
-        return layers[name](h, Slices(M))
+        return layers[name](h, SliceLayout(M))
 
     with torch.no_grad():
         expected = written_out(network, mix, x, t)

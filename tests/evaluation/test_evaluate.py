@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from dsno.data.load import Dataset
 from dsno.diffusion.analytic import Gaussian, GaussianMixture
-from dsno.diffusion.conditions import Conditions
-from dsno.diffusion.denoisers import Condition
+from dsno.diffusion.conditions import Condition, Conditions
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.diffusion.solvers import solve
 from dsno.diffusion.time_grids import Spacing

@@ -25,10 +25,10 @@ from dsno.teachers.store import denoiser_of
 from dsno.teachers.unet import build_unet
 from dsno.training.losses import TrajectoryObjective
 from dsno.training.prefetch import Batch
-from dsno.training.trainer import Batches, Plan, train
+from dsno.training.trainer import Batches, TrainConfig, train
 
 SHAPE = (1, 8, 8)
-PLAN = Plan(
+PLAN = TrainConfig(
     steps=4,
     learning_rate=2e-3,
     batch_size=8,

@@ -16,7 +16,7 @@ from dsno.diffusion.schedules import SCHEDULES, BetaSchedule, CosineSchedule
 from dsno.diffusion.time_grids import SPACINGS, Spacing
 from dsno.operator.dsno import DSNO, OUTPUTS
 from dsno.operator.lift import Lifted
-from dsno.operator.temporal import Slices
+from dsno.operator.temporal import SliceLayout
 from dsno.support.errors import InputError
 from dsno.training.losses import slice_weights, trajectory_loss
 
@@ -55,7 +55,7 @@ def test_a_site_mixes_its_output_and_nothing_else(point_net: Any) -> None:
     operator = point_operator(point_net(), slices=3, modes=2)
     net, (first, second) = operator.lifted.network, operator.lifted.temporal
     x, told = torch.randn(6, 2), torch.rand(6) * 1000
-    plain, shared = copy.deepcopy(net), Slices(3)
+    plain, shared = copy.deepcopy(net), SliceLayout(3)
     for module in plain.modules():
         module._forward_hooks.clear()
     features = first(plain.first(x), shared)

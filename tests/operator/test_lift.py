@@ -19,7 +19,7 @@ from dsno.backbones.registry import backbone_of
 from dsno.backbones.sites import Level
 from dsno.diffusion.denoisers import Denoiser, Preconditioning
 from dsno.diffusion.schedules import CosineSchedule
-from dsno.operator.batch_plan import Parts
+from dsno.operator.batch_plan import BatchPlan
 from dsno.operator.dsno import DSNO, sampling_cost
 from dsno.operator.lift import Lifted
 from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
@@ -140,7 +140,7 @@ def written_out(operator: DSNO) -> DSNO:
     def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
         return first(args), {k: first(v) for k, v in kwargs.items()}
 
-    for name in lifted.parts.shared:
+    for name in lifted.plan.shared:
         network.get_submodule(name).register_forward_pre_hook(before, with_kwargs=True)
     return DSNO(
         plain,
@@ -248,7 +248,7 @@ def test_layers_that_time_does_not_reach_are_computed_once(
     operator = DSNO.from_teacher(denoiser, backbone_of(denoiser.network).sites(denoiser.network))
     block = "down_blocks.0.resnets.0"
     expected = ["conv_in", f"{block}.norm1", f"{block}.conv1"]
-    assert operator.lifted.parts.constant == (*expected, *([f"{block}.norm2"] * scale_shift))
+    assert operator.lifted.plan.constant == (*expected, *([f"{block}.norm2"] * scale_shift))
     rows: list[int] = []
     network = operator.lifted.network
     network.conv_in.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
@@ -309,7 +309,7 @@ def of_convs(network: nn.Module, sites: list[str], **options: Any) -> DSNO:
 )
 def test_time_is_found_wherever_it_enters(kind: type[Convs], found: tuple[str, ...]) -> None:
     operator = of_convs(kind(), ["middle"], slices=4)
-    assert operator.lifted.parts.constant == found
+    assert operator.lifted.plan.constant == found
     for batch in (1, 2, 5):
         noise = makers.seeded((batch, *SHAPE))
         torch.testing.assert_close(operator(noise), every_row(operator, noise))
@@ -385,7 +385,7 @@ def test_a_table_as_long_as_the_batch_is_not_taken_for_rows(batch: int) -> None:
     operator = DSNO.from_teacher(
         teacher, ["blocks.1"], slices=4, channel_dim=-1, shared=["enter", "blocks.0"]
     ).eval()
-    assert set(operator.lifted.parts.fixed) >= {"blocks.0 < 1", "blocks.1 < 1", "blocks.2 < 1"}
+    assert set(operator.lifted.plan.fixed) >= {"blocks.0 < 1", "blocks.1 < 1", "blocks.2 < 1"}
     noise = makers.seeded((batch, 8, 3))
     with torch.no_grad():
         torch.testing.assert_close(operator.sample(noise), operator(noise)[:, -1])
@@ -393,8 +393,8 @@ def test_a_table_as_long_as_the_batch_is_not_taken_for_rows(batch: int) -> None:
 
 
 def test_the_layout_of_a_network_that_combines_parts_itself_is_restored() -> None:
-    assert build("EDM, core")[0].lifted.parts.restores
-    assert not build("U-Net, core")[0].lifted.parts.restores
+    assert build("EDM, core")[0].lifted.plan.restores
+    assert not build("U-Net, core")[0].lifted.plan.restores
 
 
 def test_the_cost_of_a_sample_is_what_its_layers_add_up_to(point_net: Any) -> None:
@@ -459,7 +459,7 @@ def test_a_saved_student_keeps_its_parts(case: str, tmp_path: Path) -> None:
     model = DSNOModel.from_operator(operator, class_frequencies=[0.25] * 4)
     save_pipeline(model, tmp_path / "student")
     pipeline = DSNOPipeline.from_pretrained(tmp_path / "student")
-    assert pipeline.model.operator.lifted.parts == operator.lifted.parts
+    assert pipeline.model.operator.lifted.plan == operator.lifted.plan
     noise, condition = given()
     with torch.no_grad():
         expected = operator.sample(noise, condition)
@@ -493,7 +493,7 @@ def test_a_student_saved_before_there_were_parts_is_read(tmp_path: Path) -> None
 )
 def test_parts_of_another_kind_are_refused(parts: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"wrong entry parts\.\w+; it must hold constant, shared"):
-        Parts.from_config(parts)
+        BatchPlan.from_config(parts)
 
 
 @pytest.mark.parametrize(
@@ -547,11 +547,11 @@ def test_a_recipe_says_which_levels_are_shared_and_lifted(unet_teacher: Any) -> 
     plain = ["student.sites=[default]", "student.shared=[]"]
     recipe = load_recipe("digits", [*plain, "student.lifted_from=1", "student.shared_levels=1"])
     lifted = new_operator(recipe, teacher).lifted
-    assert lifted.parts.shared == ("conv_in", "down_blocks.0")
+    assert lifted.plan.shared == ("conv_in", "down_blocks.0")
     assert all(
         site.startswith(("down_blocks.1", "mid_block", "up_blocks.0")) for site in lifted.sites
     )
-    assert "up_blocks.1" in lifted.parts.final
+    assert "up_blocks.1" in lifted.plan.final
     for key in ("lifted_from", "shared_levels"):
         recipe = load_recipe("digits", [*plain, f"student.{key}=3"])
         with pytest.raises(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsno.operator.temporal import FourierTemporalConv, Slices, TemporalLayer, modes_kept
+from dsno.operator.temporal import FourierTemporalConv, SliceLayout, TemporalLayer, modes_kept
 from dsno.support.errors import InputError
 
 BATCH, CHANNELS = 2, 3
@@ -73,13 +73,13 @@ def test_no_more_modes_are_kept_than_the_slices_carry(slices: int, asked: int, k
 def test_another_number_of_slices_is_the_fft_there(other: int) -> None:
     layer, u = conv(8, 3), torch.randn(BATCH * other, CHANNELS, 2, dtype=torch.float64)
     expected = by_fft(u, layer.real, layer.imag, other)
-    torch.testing.assert_close(layer(u, Slices(other)), expected)
+    torch.testing.assert_close(layer(u, SliceLayout(other)), expected)
 
 
 def test_a_trained_nyquist_mode_refuses_another_number_of_slices() -> None:
     with pytest.raises(InputError, match="Nyquist mode of 4 slices"):
-        conv(4, 3)(torch.randn(6, CHANNELS).double(), Slices(6))
-    conv(5, 3)(torch.randn(6, CHANNELS).double(), Slices(6))  # an odd number has none
+        conv(4, 3)(torch.randn(6, CHANNELS).double(), SliceLayout(6))
+    conv(5, 3)(torch.randn(6, CHANNELS).double(), SliceLayout(6))  # an odd number has none
 
 
 @pytest.mark.parametrize(("slices", "modes"), [(4, 2), (5, 3), (6, 4)])
@@ -90,7 +90,7 @@ def test_queries_leave_the_carriers_alone_and_agree_with_them(slices: int, modes
     phases = (0.37, *(j / slices for j in range(slices)), -1 / slices)
     noise = 100 * torch.randn(BATCH, len(phases), CHANNELS, 2, dtype=torch.float64)
     both = torch.cat([u, noise], 1)
-    out = layer(both.flatten(0, 1), Slices(slices, phases)).reshape(both.shape)
+    out = layer(both.flatten(0, 1), SliceLayout(slices, phases)).reshape(both.shape)
     torch.testing.assert_close(out[:, :slices], carriers)
     torch.testing.assert_close(out[:, slices + 1 : 2 * slices + 1], carriers)
     torch.testing.assert_close(out[:, -1], carriers[:, -1])  # phases are periodic
@@ -113,7 +113,7 @@ def test_band_limited_functions_are_exact_at_every_phase(slices: int) -> None:
         (0 * layer.real, rate[:, None, None] * eye, slope),
     ):
         layer.real.data, layer.imag.data = real.clone(), imag.clone()
-        torch.testing.assert_close(layer(u, Slices(slices, queries)), expected)
+        torch.testing.assert_close(layer(u, SliceLayout(slices, queries)), expected)
 
 
 def test_shifting_a_trajectory_in_time_shifts_the_output() -> None:
@@ -141,7 +141,7 @@ def test_bfloat16_runs_and_is_close() -> None:
 def test_gradients_are_right_with_queries() -> None:
     layer = conv(4, 2)
     u = torch.randn(6, CHANNELS, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: layer(x, Slices(4, (0.1, 0.6))), (u,))
+    assert torch.autograd.gradcheck(lambda x: layer(x, SliceLayout(4, (0.1, 0.6))), (u,))
 
 
 def test_weights_start_uniform_in_the_papers_range() -> None:
@@ -171,21 +171,21 @@ def test_a_layer_with_zero_weights_is_the_identity_to_the_last_bit(kind: torch.d
     layer, u = TemporalLayer(CHANNELS, 2, 4).to(kind), torch.randn(8, CHANNELS, 3, dtype=kind)
     for part in layer.parameters():
         torch.nn.init.zeros_(part)
-    assert torch.equal(layer(u, Slices(4)), u)
+    assert torch.equal(layer(u, SliceLayout(4)), u)
 
 
 def test_a_layer_adds_the_leaky_convolution() -> None:
     layer, u = TemporalLayer(CHANNELS, 2, 4).double(), torch.randn(8, CHANNELS, 3).double()
     mixed = by_fft(u, layer.conv.real, layer.conv.imag, 4)
     expected = u + mixed.clamp(min=0) + 0.01 * mixed.clamp(max=0)
-    torch.testing.assert_close(layer(u, Slices(4)), expected)
+    torch.testing.assert_close(layer(u, SliceLayout(4)), expected)
 
 
 def test_inference_mode_first_does_not_spoil_training_later() -> None:
     layer, u = conv(4, 2, torch.float32), torch.randn(12, CHANNELS)
     with torch.inference_mode():
-        layer(u, Slices(4, (0.111, 0.222)))
-    layer(u.requires_grad_(), Slices(4, (0.111, 0.222))).sum().backward()
+        layer(u, SliceLayout(4, (0.111, 0.222)))
+    layer(u.requires_grad_(), SliceLayout(4, (0.111, 0.222))).sum().backward()
     assert u.grad is not None
 
 

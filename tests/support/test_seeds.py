@@ -105,9 +105,8 @@ def test_a_batch_does_not_depend_on_the_steps_before_it() -> None:
     assert not torch.equal(seeds.batch_items(10, 0, 5, 13), forward[0])
 
 
-def test_torch_generators_follow_seed_stream_and_index() -> None:
-    def draw(*place: int) -> list[float]:
-        return torch.randn(4, generator=seeds.torch_generator(*place)).tolist()
+def test_torch_seeds_follow_seed_stream_and_index() -> None:
+    draw = seeds.torch_seed
 
     base = draw(0, seeds.WEIGHTS, 3)
     assert base == draw(0, seeds.WEIGHTS, 3)

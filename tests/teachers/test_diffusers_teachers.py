@@ -22,7 +22,7 @@ from dsno.operator.dsno import DSNO
 from dsno.support.errors import InputError
 from dsno.teachers.components import NETWORKS
 from dsno.teachers.pipelines import diffusers_teacher
-from dsno.teachers.schedulers import Meaning
+from dsno.teachers.schedulers import SchedulerSettings
 from dsno.teachers.store import Teacher, load_teacher, save_teacher
 
 FOLDERS: dict[str, Callable[[Path], Path]] = {
@@ -183,7 +183,7 @@ def test_a_network_without_a_scheduler_needs_its_meaning_said(tmp_path: Path) ->
     makers.unet2d().save_pretrained(tmp_path / "unet")
     with pytest.raises(InputError, match="prediction_type=.*schedule"):
         diffusers_teacher(tmp_path / "unet")
-    meaning = Meaning(Preconditioning(CosineSchedule(), "v_prediction"))
+    meaning = SchedulerSettings(Preconditioning(CosineSchedule(), "v_prediction"))
     teacher = diffusers_teacher(tmp_path / "unet", meaning)
     assert teacher.denoiser.preconditioning == meaning.preconditioning
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from dsno.diffusion.denoisers import Denoiser
 from dsno.support.errors import InputError
-from dsno.teachers.schedulers import Meaning, scheduler_meaning
+from dsno.teachers.schedulers import SchedulerSettings, scheduler_meaning
 
 # what diffusers' schedulers do with NumPy
 pytestmark = pytest.mark.filterwarnings("ignore:.*__array.*:DeprecationWarning")
 
 
-def saved(scheduler: Any) -> Meaning:
+def saved(scheduler: Any) -> SchedulerSettings:
     """What a scheduler's saved configuration is read as."""
     return scheduler_meaning(json.loads(scheduler.to_json_string()))
 
@@ -36,7 +36,9 @@ class Fixed(nn.Module):
         return self.output
 
 
-def denoised(meaning: Meaning, x: Tensor, output: Tensor, t: float) -> tuple[Tensor, float]:
+def denoised(
+    meaning: SchedulerSettings, x: Tensor, output: Tensor, t: float
+) -> tuple[Tensor, float]:
     """D(x, t) of a network with that output, and what the network was told of the time."""
     p = meaning.preconditioning
     network = Fixed(output)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dsno.support import distributed
 from dsno.support.errors import InputError
-from dsno.training.trainer import Plan
+from dsno.training.trainer import TrainConfig
 from launched import training as work
 
 LAUNCHED = ("plain", "accumulated", "sharded_accumulated", "sharded_checkpointed", "bf16")
@@ -145,14 +145,14 @@ def test_compilation_changes_the_losses_by_rounding_only(
 
 
 def test_the_places_of_all_processes_are_the_batch() -> None:
-    plan = Plan(steps=1, learning_rate=1.0, batch_size=24, accumulation=3)
+    plan = TrainConfig(steps=1, learning_rate=1.0, batch_size=24, accumulation=3)
     parts = [place for rank in range(4) for piece in plan.places(rank, 4) for place in piece]
     assert parts == list(range(24))
     assert all(len(piece) == 2 for rank in range(4) for piece in plan.places(rank, 4))
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
-    plan = Plan(steps=1, learning_rate=1.0, batch_size=10, accumulation=2)
+    plan = TrainConfig(steps=1, learning_rate=1.0, batch_size=10, accumulation=2)
     with pytest.raises(InputError, match="A batch of 10 does not divide into 2 processes x 2"):
         plan.places(0, 2)
 

@@ -20,7 +20,7 @@ from dsno.support.errors import InputError, WorkError
 from dsno.support.files import sha256
 from dsno.training.losses import Objective
 from dsno.training.prefetch import Batch
-from dsno.training.trainer import Plan, train
+from dsno.training.trainer import TrainConfig, train
 
 
 class Given(Objective):
@@ -39,7 +39,7 @@ class Given(Objective):
         return found
 
 
-def fit(model: nn.Module, loss: Any, plan: Plan, folder: Path, tag: str) -> Any:
+def fit(model: nn.Module, loss: Any, plan: TrainConfig, folder: Path, tag: str) -> Any:
     """Train with a loss of the model and the step."""
 
     def batches(step: int, places: range) -> Batch:
@@ -49,8 +49,8 @@ def fit(model: nn.Module, loss: Any, plan: Plan, folder: Path, tag: str) -> Any:
     return train(Given(model, loss), batches, plan, folder, tag=tag)
 
 
-def plan_of(**values: Any) -> Plan:
-    return Plan(**{"batch_size": 16, **values})
+def plan_of(**values: Any) -> TrainConfig:
+    return TrainConfig(**{"batch_size": 16, **values})
 
 
 DATA = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))

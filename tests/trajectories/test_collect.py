@@ -22,7 +22,7 @@ from dsno.diffusion.time_grids import Spacing, grid_times
 from dsno.support import seeds
 from dsno.support.errors import InputError
 from dsno.support.files import sha256
-from dsno.support.storage import Place
+from dsno.support.storage import StorageDir
 from dsno.trajectories import manifest as trajectories
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
@@ -336,7 +336,7 @@ def test_a_range_of_shards_there_are_not_is_refused(tmp_path: Path, shards: rang
 
 
 def test_trajectories_behind_a_url_are_the_same(whole: Path, tmp_path: Path) -> None:
-    place = Place("memory://test_collect/one")
+    place = StorageDir("memory://test_collect/one")
     denoiser = teacher(CosineSchedule())
     with pytest.raises(KeyboardInterrupt):
         collect(Signalled(denoiser, 13), place, plan(denoiser), batch_size=5)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dsno.support.errors import DsnoError, InputError
-from dsno.support.storage import Place
+from dsno.support.storage import StorageDir
 from dsno.trajectories.dataset import TrajectoryStore
 from dsno.trajectories.manifest import (
     MANIFEST,
@@ -352,16 +352,16 @@ def test_a_reader_sees_every_shard_while_another_process_compacts(
     save_manifest(tmp_path, made)
     for index in range(3):
         write_shard(tmp_path, made, index, tensors(made.items(index)))
-    names, calls = Place.names, 0
+    names, calls = StorageDir.names, 0
 
-    def then_compact(self: Place) -> list[str]:
+    def then_compact(self: StorageDir) -> list[str]:
         nonlocal calls
         found, calls = names(self), calls + 1
         if calls == 1:
             compact(tmp_path)
         return found
 
-    monkeypatch.setattr(Place, "names", then_compact)
+    monkeypatch.setattr(StorageDir, "names", then_compact)
     assert load_manifest(tmp_path).missing == []
 
 
@@ -377,13 +377,15 @@ def test_a_forgotten_shard_is_made_again_and_the_others_stay(folder: Path) -> No
 
 
 @pytest.fixture
-def far(request: pytest.FixtureRequest) -> Place:
+def far(request: pytest.FixtureRequest) -> StorageDir:
     """The same ten trajectories behind a URL."""
-    place: Place = filled(Place(f"memory://test_trajectories/{request.node.name}"))
+    place: StorageDir = filled(StorageDir(f"memory://test_trajectories/{request.node.name}"))
     return place
 
 
-def test_rows_behind_a_url_are_those_of_a_folder(folder: Path, far: Place, tmp_path: Path) -> None:
+def test_rows_behind_a_url_are_those_of_a_folder(
+    folder: Path, far: StorageDir, tmp_path: Path
+) -> None:
     items = torch.tensor([9, 0, 5, 5, 2])
     near = TrajectoryStore(folder).rows(items)
     store = TrajectoryStore(far, cache=tmp_path / "cache")
@@ -392,16 +394,16 @@ def test_rows_behind_a_url_are_those_of_a_folder(folder: Path, far: Place, tmp_p
 
 
 def test_a_shard_is_copied_once_and_when_it_is_needed(
-    far: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    far: StorageDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied: list[str] = []
-    copy = Place.copy_to
+    copy = StorageDir.copy_to
 
-    def counting(self: Place, name: str, target: Path) -> None:
+    def counting(self: StorageDir, name: str, target: Path) -> None:
         copied.append(name)
         copy(self, name, target)
 
-    monkeypatch.setattr(Place, "copy_to", counting)
+    monkeypatch.setattr(StorageDir, "copy_to", counting)
     cache = tmp_path / "cache"
     store = TrajectoryStore(far, cache=cache)
     store.rows(torch.tensor([0, 9, 3]))
@@ -410,7 +412,7 @@ def test_a_shard_is_copied_once_and_when_it_is_needed(
     assert shards == [shard_name(0), shard_name(2)]
 
 
-def test_the_cache_keeps_to_its_limit(folder: Path, far: Place, tmp_path: Path) -> None:
+def test_the_cache_keeps_to_its_limit(folder: Path, far: StorageDir, tmp_path: Path) -> None:
     cache, size = tmp_path / "cache", (folder / shard_name(0)).stat().st_size
     store = TrajectoryStore(far, cache=cache, cache_bytes=2 * size)
     whole = TrajectoryStore(folder).rows(torch.arange(10))[1]
@@ -421,7 +423,7 @@ def test_the_cache_keeps_to_its_limit(folder: Path, far: Place, tmp_path: Path) 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1] + b"\x11", lambda b: b[:-7], None])
 def test_a_damaged_copy_is_never_used(
-    folder: Path, far: Place, tmp_path: Path, damage: Callable[[bytes], bytes] | None
+    folder: Path, far: StorageDir, tmp_path: Path, damage: Callable[[bytes], bytes] | None
 ) -> None:
     if damage is None:
         far.delete(shard_name(1))

@@ -12,7 +12,7 @@ import pytest
 from tests.trajectories.test_manifest import filled, manifest, tensors
 
 from dsno.support.files import NODE
-from dsno.support.storage import Place
+from dsno.support.storage import StorageDir
 from dsno.trajectories.manifest import (
     MANIFEST,
     forget,
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def found(folder: Path) -> list[Finding]:
-    return inspect_trajectories(Place(folder))[1]
+    return inspect_trajectories(StorageDir(folder))[1]
 
 
 def test_nothing_is_found_where_nothing_is_wrong(folder: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_file_that_does_not_belong_there_is_set_aside(folder: Path, name: str)
     (folder / name).write_text("a stranger's")
     (finding,) = found(folder)
     assert (finding.file, finding.is_foreign) == (name, True)
-    assert set_aside(Place(folder), [finding]) == [name]
+    assert set_aside(StorageDir(folder), [finding]) == [name]
     assert (folder / ASIDE / name).read_text() == "a stranger's"
     assert found(folder) == []
 
@@ -98,7 +98,7 @@ def test_a_collection_that_is_being_made_has_nothing_wrong(tmp_path: Path) -> No
     write_shard(tmp_path, made, 1, tensors(made.items(1)))
     (tmp_path / "partial-00000.safetensors").write_text("first rows")
     (tmp_path / f".{shard_name(2)}.{NODE}.{os.getppid()}.tmp").write_text("being written")
-    found, findings = inspect_trajectories(Place(tmp_path))
+    found, findings = inspect_trajectories(StorageDir(tmp_path))
     assert findings == []
     assert found.missing == [0, 2]
     assert (tmp_path / record_name(1)).is_file()
@@ -114,13 +114,13 @@ def test_what_a_killed_process_left_is_found(folder: Path) -> None:
 
 
 def test_a_description_says_what_is_there(folder: Path) -> None:
-    told = describe(Place(folder))
+    told = describe(StorageDir(folder))
     size = sum((folder / shard_name(i)).stat().st_size for i in range(3))
     assert told["trajectories"] == "10 of 10"
     assert told["bytes"].startswith(f"{size:,}, {size / 10:,.0f} a trajectory")
     assert "not made yet" not in told
     forget(folder, [0, 2])
-    assert describe(Place(folder))["not made yet"] == "0:1 2:3"
+    assert describe(StorageDir(folder))["not made yet"] == "0:1 2:3"
     assert (folder / MANIFEST).is_file()
 
 

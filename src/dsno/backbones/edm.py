@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dsno.backbones.sites import Level
+from dsno.diffusion.conditions import CLASS_LABELS
 from dsno.support.errors import InputError, one_of
 
-LABELS = "class_labels"
 EMBEDDING_TYPES = ("positional", "fourier")
 ENCODER_TYPES = ("standard", "skip", "residual")
 DECODER_TYPES = ("standard", "skip")
@@ -674,11 +674,12 @@ def call_edm(
             not (or does) take them.
     """
     for key in condition:
-        if key != LABELS:
+        if key != CLASS_LABELS:
             raise InputError(
-                f"A {type(network).__name__} takes the condition {LABELS!r} only, not {key!r}."
+                f"A {type(network).__name__} takes the condition {CLASS_LABELS!r} only, "
+                f"not {key!r}."
             )
-    output: Tensor = network(x, c_noise, condition.get(LABELS))
+    output: Tensor = network(x, c_noise, condition.get(CLASS_LABELS))
     return output
 
 

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dsno.diffusion.denoisers import Condition, expand
+from dsno.diffusion.conditions import Condition
+from dsno.diffusion.denoisers import expand
 from dsno.diffusion.schedules import NoiseSchedule, signal_and_noise
 from dsno.support.errors import InputError
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dsno.diffusion.denoisers import GUIDANCE_SCALE, Condition
 from dsno.support import seeds
 
-LABELS = "class_labels"
+Condition = Mapping[str, Tensor]
+"""Named conditioning tensors, each with a leading batch dimension."""
+
+CLASS_LABELS = "class_labels"
+"""Name of the class labels (B,) among the conditions."""
 PROMPT = "prompt_index"
+"""Name of the index (B,) into a run's prompts, which is stored in place of their embeddings."""
 EMBEDDINGS = "encoder_hidden_states"
+"""Name of the prompts' embeddings (B, L, D)."""
+GUIDANCE_SCALE = "guidance_scale"
+"""Name of the guidance scale (B,)."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,9 @@ class Conditions:
         )
         drawn: dict[str, Tensor] = {}
         if self.label_frequencies is not None:
-            drawn[LABELS] = seeds.item_labels(seed, items, self.label_frequencies, stream=labels)
+            drawn[CLASS_LABELS] = seeds.item_labels(
+                seed, items, self.label_frequencies, stream=labels
+            )
         if self.guidance is not None:
             low, high = self.guidance
             units = [seeds.generator(seed, scales, i).random() for i in items]

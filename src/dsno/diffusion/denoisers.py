@@ -30,6 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dsno.diffusion.conditions import GUIDANCE_SCALE, Condition
 from dsno.diffusion.schedules import (
     BetaSchedule,
     EDMSchedule,
@@ -38,12 +39,6 @@ from dsno.diffusion.schedules import (
     schedule_from_config,
 )
 from dsno.support.errors import InputError, one_of
-
-Condition = Mapping[str, Tensor]
-"""Named conditioning tensors, each with a leading batch dimension (`class_labels`, ...)."""
-
-GUIDANCE_SCALE = "guidance_scale"
-"""Name of the guidance scale among the conditions."""
 
 NetworkCall = Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
 """How to call a network: (network, c_in x, c_noise (batch,), condition) -> F.

@@ -196,9 +196,9 @@ class BetaSchedule(_Angular):
         return torch.atan2(sigma, alpha), torch.atan2(alpha, sigma)
 
     def _angles(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        place = t.double() * (self.timesteps - 1)
-        low = place.floor().clamp(0, self.timesteps - 2).long()
-        part = place - low
+        index = t.double() * (self.timesteps - 1)
+        low = index.floor().clamp(0, self.timesteps - 2).long()
+        part = index - low
         angle, complement = (table.to(t.device) for table in self._tables)
         return (
             torch.lerp(angle[low], angle[low + 1], part).to(t.dtype),

@@ -30,7 +30,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dsno.diffusion.denoisers import Condition, CountingDenoiser, DenoiserProtocol
+from dsno.diffusion.conditions import Condition
+from dsno.diffusion.denoisers import CountingDenoiser, DenoiserProtocol
 from dsno.diffusion.schedules import NoiseSchedule, signal_and_noise
 from dsno.diffusion.time_grids import Spacing
 from dsno.support.errors import InputError, one_of
@@ -231,14 +232,14 @@ def solve(
         raise InputError("The times to solve for must be a non-empty list of numbers in [0, 1].")
 
     distinct: list[float] = []
-    place = {}
+    merged = {}
     for t in sorted(asked.tolist(), reverse=True):  # equal or nearly equal times share one state
         near = [d for d in (1.0, *distinct[-1:]) if d - t < MERGE]
-        place[t] = near[-1] if near else t
+        merged[t] = near[-1] if near else t
         if not near:
             distinct.append(t)
     if distinct and 0 < distinct[-1] < MERGE:
-        place = {t: 0.0 if s == distinct[-1] else s for t, s in place.items()}
+        merged = {t: 0.0 if s == distinct[-1] else s for t, s in merged.items()}
         distinct[-1] = 0.0
 
     kind = torch.float64 if noise.dtype == torch.float64 else torch.float32
@@ -257,5 +258,5 @@ def solve(
             x = rule.step(x, step)
             if float(node.t) in ends:
                 saved[float(node.t)] = x
-    states = torch.stack([saved[place[t]] for t in asked.tolist()], dim=1)
+    states = torch.stack([saved[merged[t]] for t in asked.tolist()], dim=1)
     return Solution(asked, states, counting.nfe)

@@ -17,8 +17,8 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from dsno.data.load import Dataset
-from dsno.diffusion.conditions import Conditions
-from dsno.diffusion.denoisers import Condition, DenoiserProtocol, evaluations_per_call
+from dsno.diffusion.conditions import Condition, Conditions
+from dsno.diffusion.denoisers import DenoiserProtocol, evaluations_per_call
 from dsno.diffusion.solvers import evaluations, solve
 from dsno.diffusion.time_grids import Spacing, grid_times
 from dsno.evaluation.features import (
@@ -66,7 +66,7 @@ class Sampler:
         return self.name, self.nfe, self.spacing
 
 
-LABELS = {"ddim": "DDIM", "heun": "Heun", "dpm++2m": "DPM-Solver++(2M)", "dsno": "DSNO"}
+SAMPLER_NAMES = {"ddim": "DDIM", "heun": "Heun", "dpm++2m": "DPM-Solver++(2M)", "dsno": "DSNO"}
 
 
 Decode = Callable[[Tensor], Tensor]
@@ -84,7 +84,7 @@ def student_sampler(operator: DSNO, decode: Decode = as_is) -> Sampler:
     def generate(noise: Tensor, condition: Condition | None) -> Tensor:
         return decode(operator.sample(noise, condition))
 
-    return Sampler("dsno", LABELS["dsno"], 1, None, generate)
+    return Sampler("dsno", SAMPLER_NAMES["dsno"], 1, None, generate)
 
 
 def teacher_sampler(
@@ -99,7 +99,7 @@ def teacher_sampler(
         return decode(solution.states[:, -1])
 
     nfe = evaluations(method, steps) * evaluations_per_call(denoiser)
-    return Sampler(method, LABELS[method], nfe, spacing, generate)
+    return Sampler(method, SAMPLER_NAMES[method], nfe, spacing, generate)
 
 
 @dataclass(frozen=True)
@@ -240,10 +240,10 @@ def seconds_per_sample(
 
 
 def samplers_of(
-    denoiser: DenoiserProtocol, operator: DSNO, plan: Evaluate, decode: Decode = as_is
+    denoiser: DenoiserProtocol, operator: DSNO, spec: Evaluate, decode: Decode = as_is
 ) -> list[Sampler]:
-    """The student, then every distinct teacher sampler of the plan, the baseline included."""
-    curves = [*plan.curves, Curve(solver="ddim", steps=(plan.baseline_steps,))]
+    """The student, then every distinct teacher sampler of the section, the baseline included."""
+    curves = [*spec.curves, Curve(solver="ddim", steps=(spec.baseline_steps,))]
     wanted = {(c.solver, steps, c.spacing): None for c in curves for steps in c.steps}
     return [
         student_sampler(operator, decode),
@@ -256,7 +256,7 @@ def evaluate(
     operator: DSNO,
     reference: Reference,
     draws: Draws,
-    plan: Evaluate,
+    spec: Evaluate,
     decode: Decode = as_is,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Measure the student and the teacher's samplers from the same noise.
@@ -264,29 +264,29 @@ def evaluate(
     Returns:
         The entries of `metrics.json` that are measured here, and the arrays the report draws.
     """
-    truth = teacher_sampler(denoiser, "dpm++2m", plan.reference_steps, "uniform", decode)
-    baseline = teacher_sampler(denoiser, "ddim", plan.baseline_steps, "uniform")
-    samplers = samplers_of(denoiser, operator, plan, decode)
+    truth = teacher_sampler(denoiser, "dpm++2m", spec.reference_steps, "uniform", decode)
+    baseline = teacher_sampler(denoiser, "ddim", spec.baseline_steps, "uniform")
+    samplers = samplers_of(denoiser, operator, spec, decode)
     others = [s for s in samplers if s.key != truth.key]
-    total = sum(s.nfe for s in (truth, *others)) * plan.samples
+    total = sum(s.nfe for s in (truth, *others)) * spec.samples
     with progress("evaluating", total, unit="evaluation") as advance:
-        exact = draw(truth, draws, plan.samples, advance)
-        made = {truth.key: exact[: plan.pictures]}
+        exact = draw(truth, draws, spec.samples, advance)
+        made = {truth.key: exact[: spec.pictures]}
         rows: dict[Any, dict[str, Any]] = {
             truth.key: {"frechet_distance": reference.distances(exact), "paired_l1": None}
         }
         for sampler in others:
-            samples = draw(sampler, draws, plan.samples, advance)
-            made[sampler.key] = samples[: plan.pictures]
+            samples = draw(sampler, draws, spec.samples, advance)
+            made[sampler.key] = samples[: spec.pictures]
             rows[sampler.key] = {
                 "frechet_distance": reference.distances(samples),
                 "paired_l1": float((samples - exact).abs().mean()),
             }
-    seconds = seconds_per_sample(samplers, draws, plan.timing_rounds, min(64, plan.samples))
+    seconds = seconds_per_sample(samplers, draws, spec.timing_rounds, min(64, spec.samples))
     feature = list(reference.spaces)[-1]
     student = rows[samplers[0].key]["frechet_distance"][feature]
     metrics = {
-        "samples": plan.samples,
+        "samples": spec.samples,
         "samplers": [
             {
                 "name": s.name,
@@ -307,7 +307,7 @@ def evaluate(
         "features": {name: dict(record) for name, record in reference.records.items()},
         "paired_reference": {
             "method": "dpm++2m",
-            "steps": plan.reference_steps,
+            "steps": spec.reference_steps,
             "spacing": "uniform",
         },
         "verdict": {
@@ -318,7 +318,7 @@ def evaluate(
         },
     }
     arrays = {
-        "real": reference.data.rows(torch.arange(min(plan.pictures, len(reference.data)))),
+        "real": reference.data.rows(torch.arange(min(spec.pictures, len(reference.data)))),
         "teacher": made[truth.key],
         "ddim": made[baseline.key],
         "student": made[samplers[0].key],

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dsno.evaluation import figures
+from dsno.evaluation.evaluate import SAMPLER_NAMES
 from dsno.evaluation.figures import STUDENT, number, order, singular
 from dsno.support.errors import InputError
 from dsno.support.files import read_json, write_text
@@ -31,7 +32,6 @@ TEMPLATE = "report_template.html.j2"
 REMEDY = "run `dsno evaluate` again"
 SAMPLES = ("real", "teacher", "ddim", "student")
 TRAJECTORIES = ("teacher_trajectory", "student_trajectory")
-LABELS = {"ddim": "DDIM", "dpm++2m": "DPM-Solver++(2M)", "heun": "Heun"}
 
 
 class _Part(BaseModel):
@@ -295,7 +295,7 @@ def _render(metrics: Metrics, uris: Mapping[str, str]) -> str:
         told=told,
         rows=_ordered(metrics),
         names=metrics.feature_names(),
-        labels=LABELS,
+        labels=SAMPLER_NAMES,
         uris=uris,
         recipe=yaml.safe_dump(metrics.recipe, sort_keys=False, allow_unicode=True),
     )

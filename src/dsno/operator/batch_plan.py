@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dsno.operator.guidance_embedding import SiteShifts
-from dsno.operator.temporal import Slices, TemporalLayer
+from dsno.operator.temporal import SliceLayout, TemporalLayer
 from dsno.support.errors import InputError
 
 
 @dataclass(frozen=True)
-class Parts:
+class BatchPlan:
     """The submodules of a network whose rows are not just as they come; by default there are none.
 
     Attributes:
@@ -62,7 +62,7 @@ class Parts:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any] | None) -> Parts:
+    def from_config(cls, config: Mapping[str, Any] | None) -> BatchPlan:
         """From `to_config`'s values; None for none.
 
         Raises:
@@ -94,50 +94,50 @@ class Rows(Enum):
     LAST = "the last carrier's"
 
 
-class Layout:
+class BatchState:
     """What the hooks of one lifted network share: the batch in flight and the guidance input.
 
     Attributes:
-        slices: of the batch.
+        layout: how its rows are laid out in time.
         batch: samples in the batch.
         last_only: whether the state at t = 0 is all that is wanted.
         shifts: turns the guidance's embedding into a bias per site; None without that input.
         embedding: of the guidance scale, a row per row of the batch; None without that input.
     """
 
-    def __init__(self, slices: Slices, shifts: SiteShifts | None) -> None:
-        self.slices = slices
+    def __init__(self, layout: SliceLayout, shifts: SiteShifts | None) -> None:
+        self.layout = layout
         self.batch = 1
         self.last_only = False
         self.shifts = shifts
         self.embedding: Tensor | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Layout:
+    def __deepcopy__(self, memo: dict[int, Any]) -> BatchState:
         """Copy what does not belong to a forward pass of the original."""
-        return Layout(copy.deepcopy(self.slices, memo), copy.deepcopy(self.shifts, memo))
+        return BatchState(copy.deepcopy(self.layout, memo), copy.deepcopy(self.shifts, memo))
 
     def set(
-        self, slices: Slices, batch: int, *, last_only: bool = False, embedding: Tensor | None
+        self, layout: SliceLayout, batch: int, *, last_only: bool = False, embedding: Tensor | None
     ) -> None:
         """Prepare for a batch. It must stay so until backward has run, for checkpointing."""
-        self.slices, self.batch = slices, batch
+        self.layout, self.batch = layout, batch
         self.last_only, self.embedding = last_only, embedding
 
-    def bring(self, value: Any, rows: Rows, fixed: Collection[int] = ()) -> Any:
+    def select_rows(self, value: Any, rows: Rows, fixed: Collection[int] = ()) -> Any:
         """Give every tensor in nested tuples, lists and dictionaries the rows asked for.
 
         Those at the places `fixed` of the flattened value are left alone.
         """
         leaves, structure = tree_flatten(value)
         made = [
-            self._bring(x, rows) if isinstance(x, Tensor) and i not in fixed else x
+            self._select(x, rows) if isinstance(x, Tensor) and i not in fixed else x
             for i, x in enumerate(leaves)
         ]
         return tree_unflatten(made, structure)
 
-    def _bring(self, x: Tensor, rows: Rows) -> Tensor:
+    def _select(self, x: Tensor, rows: Rows) -> Tensor:
         """One tensor; those without a row per sample or slice are left alone."""
-        count = self.slices.count
+        count = self.layout.count
         if count == 1 or x.ndim == 0:
             return x
         if rows is Rows.ALL:
@@ -147,22 +147,22 @@ class Layout:
             return x[:, None].expand(-1, count, *x.shape[1:]).flatten(0, 1).contiguous()
         if x.shape[0] != self.batch * count:
             return x
-        return x[(0 if rows is Rows.SHARED else self.slices.carriers - 1) :: count]
+        return x[(0 if rows is Rows.SHARED else self.layout.carriers - 1) :: count]
 
 
 class PartHooks:
     """In front of a part: bring its arguments to its rows. Behind it: restore all, if need be."""
 
     def __init__(
-        self, rows: Rows, layout: Layout, parts: Parts, name: str, *, restores: bool
+        self, rows: Rows, state: BatchState, plan: BatchPlan, name: str, *, restores: bool
     ) -> None:
-        self.rows, self.layout, self.restores = rows, layout, restores
+        self.rows, self.state, self.restores = rows, state, restores
         # whether arguments may have fewer rows than all
-        self.may_lack = bool(parts.shared) and not parts.restores
+        self.may_lack = bool(plan.shared) and not plan.restores
         self.fixed_in, self.fixed_out = (
             {
-                int(place)
-                for part, sign, place in map(str.split, parts.fixed)
+                int(position)
+                for part, sign, position in map(str.split, plan.fixed)
                 if (part, sign) == (name, side)
             }
             for side in "<>"
@@ -177,24 +177,24 @@ class PartHooks:
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """A forward pre-hook."""
         rows = self.rows
-        if rows is Rows.LAST and not self.layout.last_only:
+        if rows is Rows.LAST and not self.state.last_only:
             rows = Rows.ALL
         if rows is Rows.ALL and not self.may_lack:
             return None
-        return self.layout.bring((args, kwargs), rows, self.fixed_in)
+        return self.state.select_rows((args, kwargs), rows, self.fixed_in)
 
     def behind(self, module: nn.Module, args: Any, output: Any) -> Any:
         """A forward hook."""
-        return self.layout.bring(output, Rows.ALL, self.fixed_out)
+        return self.state.select_rows(output, Rows.ALL, self.fixed_out)
 
 
 class TemporalHook:
     """A forward hook that owns its layer, so that `deepcopy` (EMA) copies both together."""
 
     def __init__(
-        self, index: int, layer: TemporalLayer, layout: Layout, *, last: bool, restores: bool
+        self, index: int, layer: TemporalLayer, state: BatchState, *, last: bool, restores: bool
     ) -> None:
-        self.index, self.layer, self.layout = index, layer, layout
+        self.index, self.layer, self.state = index, layer, state
         self.last, self.restores = last, restores
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
@@ -204,14 +204,14 @@ class TemporalHook:
         return self._mix(output)
 
     def _mix(self, u: Tensor) -> Tensor:
-        layout = self.layout
-        u = layout.bring(u, Rows.ALL)  # a site may end with a shared part
-        last_only = self.last and layout.last_only
-        mixed: Tensor = self.layer(u, layout.slices, last_only=last_only)
-        if layout.shifts is not None and layout.embedding is not None:
-            told = layout.bring(layout.embedding, Rows.LAST) if last_only else layout.embedding
+        state = self.state
+        u = state.select_rows(u, Rows.ALL)  # a site may end with a shared part
+        last_only = self.last and state.last_only
+        mixed: Tensor = self.layer(u, state.layout, last_only=last_only)
+        if state.shifts is not None and state.embedding is not None:
+            told = state.select_rows(state.embedding, Rows.LAST) if last_only else state.embedding
             dim = self.layer.conv.channel_dim
-            mixed = mixed + layout.shifts.at(self.index, told, mixed, dim)
+            mixed = mixed + state.shifts.at(self.index, told, mixed, dim)
         if last_only and self.restores:
-            mixed = layout.bring(mixed, Rows.ALL)
+            mixed = state.select_rows(mixed, Rows.ALL)
         return mixed

@@ -16,9 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dsno.diffusion.conditions import GUIDANCE_SCALE, Condition
 from dsno.diffusion.denoisers import (
-    GUIDANCE_SCALE,
-    Condition,
     Denoiser,
     NetworkCall,
     Preconditioning,
@@ -30,7 +29,7 @@ from dsno.diffusion.time_grids import Spacing, grid_times
 from dsno.operator.batch_plan import Rows
 from dsno.operator.lift import Lifted, lift
 from dsno.operator.probe import trace
-from dsno.operator.temporal import Slices
+from dsno.operator.temporal import SliceLayout
 from dsno.support.errors import InputError, one_of
 
 OUTPUTS = ("denoised", "state")
@@ -184,7 +183,7 @@ class DSNO(nn.Module):
                 f"This model makes samples of shape {self.sample_shape}, but the noise has "
                 f"{tuple(noise.shape[1:])}."
             )
-        slices, dtype, device = Slices(self.slices), noise.dtype, noise.device
+        layout, dtype, device = SliceLayout(self.slices), noise.dtype, noise.device
         if times is None:
             constants: tuple[Tensor, ...] = self._trained(dtype, device)
         else:
@@ -192,20 +191,20 @@ class DSNO(nn.Module):
             if not bool(((asked >= 0) & (asked <= 1)).all()):
                 raise InputError("The times to evaluate at must lie in [0, 1].")
             last = (self.slices - 1) / self.slices
-            slices = Slices(self.slices, tuple((last - self.spacing.place(asked)).tolist()))
+            layout = SliceLayout(self.slices, tuple((last - self.spacing.place(asked)).tolist()))
             constants = self._coefficients(torch.cat([self.times, asked]), dtype, device)
 
-        batch, count = noise.shape[0], slices.count
+        batch, count = noise.shape[0], layout.count
         told, sigma, into, skip, out, of_noise, of_clean = constants
         x = noise * sigma
         rows = (x * into).repeat_interleave(count, 0)
         given = {k: v.repeat_interleave(count, 0) for k, v in (condition or {}).items()}
         embedding = self._embed_guidance(given.pop(GUIDANCE_SCALE, None))
-        layout = self.lifted.layout
-        layout.set(slices, batch, last_only=last_only, embedding=embedding)
+        state = self.lifted.state
+        state.set(layout, batch, last_only=last_only, embedding=embedding)
         f = self.call(self.lifted.network, rows, told.repeat(batch), given)
         if last_only:
-            f = layout.bring(f, Rows.LAST)
+            f = state.select_rows(f, Rows.LAST)
         f = first_channels(f, x if last_only else rows)
         f = f.to(dtype).reshape(batch, -1, *self.sample_shape)
         if times is not None:
@@ -274,8 +273,8 @@ def sampling_cost(operator: DSNO, denoiser: Denoiser, condition: Condition | Non
         denoiser: its teacher.
         condition: one row of conditioning for networks that need it to run.
     """
-    place = next(operator.parameters())
-    noise = torch.zeros(1, *operator.sample_shape, dtype=place.dtype, device=place.device)
+    weight = next(operator.parameters())
+    noise = torch.zeros(1, *operator.sample_shape, dtype=weight.dtype, device=weight.device)
     told = {k: v for k, v in (condition or {}).items() if k != GUIDANCE_SCALE}
     with torch.no_grad(), FlopCounterMode(display=False) as sample:
         operator.sample(noise, condition)

@@ -27,8 +27,8 @@ class ScalarEmbedding(nn.Module):
 
     def forward(self, value: Float[Tensor, " batch"]) -> Float[Tensor, "batch width"]:
         """Embed the values, in the layer's dtype."""
-        place = torch.arange(self.bands, device=value.device, dtype=torch.float32) / self.bands
-        frequencies = torch.exp(place * math.log(200.0))
+        position = torch.arange(self.bands, device=value.device, dtype=torch.float32) / self.bands
+        frequencies = torch.exp(position * math.log(200.0))
         phases = torch.log1p(value.float().clamp(min=0))[:, None] * frequencies
         waves = torch.cat([phases.cos(), phases.sin()], 1)
         return nn.functional.silu(self.mix(waves.to(self.mix.weight.dtype)))

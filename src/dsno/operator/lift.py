@@ -16,18 +16,19 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from dsno.backbones.sites import inside, match_sites
-from dsno.diffusion.denoisers import Condition, Denoiser
-from dsno.operator.batch_plan import Layout, PartHooks, Parts, Rows, TemporalHook
+from dsno.diffusion.conditions import Condition
+from dsno.diffusion.denoisers import Denoiser
+from dsno.operator.batch_plan import BatchPlan, BatchState, PartHooks, Rows, TemporalHook
 from dsno.operator.guidance_embedding import SiteShifts
 from dsno.operator.probe import (
     find_constant,
     find_fixed,
-    find_parts,
+    find_plan,
     runs_unrestored,
     site_channels,
     trace,
 )
-from dsno.operator.temporal import Slices, TemporalLayer
+from dsno.operator.temporal import SliceLayout, TemporalLayer
 from dsno.support.errors import InputError, closest
 
 
@@ -36,7 +37,7 @@ class Lifted(nn.Module):
 
     `network` keeps its own parameter names; the temporal layers are `temporal.0`, `temporal.1`, ...
     in the order of `sites`. With `guidance`, the guidance scale is one more input: `shifts` turns
-    it into a bias behind every site. `parts` says which submodules do not see every slice; where it
+    it into a bias behind every site. `plan` says which submodules do not see every slice; where it
     names any, all slices of a sample must be given the same input and condition.
     """
 
@@ -50,7 +51,7 @@ class Lifted(nn.Module):
         modes: int,
         channel_dim: int = 1,
         guidance: bool = False,
-        parts: Parts | None = None,
+        plan: BatchPlan | None = None,
     ) -> None:
         super().__init__()
         if guidance and not sites:
@@ -62,27 +63,27 @@ class Lifted(nn.Module):
         self.sites = tuple(sites)
         self.channels = tuple(channels)
         self.slices, self.modes, self.channel_dim = slices, modes, channel_dim
-        self.parts = parts = parts or Parts()
+        self.plan = plan = plan or BatchPlan()
         self.shifts = SiteShifts(channels) if guidance else None
-        self.layout = Layout(Slices(slices), self.shifts)
+        self.state = BatchState(SliceLayout(slices), self.shifts)
         self.temporal = nn.ModuleList(
             TemporalLayer(c, modes, slices, channel_dim=channel_dim) for c in channels
         )
         modules = dict(network.named_modules())
         named = (
-            (Rows.SHARED, parts.constant, True),
-            (Rows.SHARED, parts.shared, parts.restores),
-            (Rows.ALL, parts.lifted, parts.restores),
-            (Rows.LAST, parts.final, parts.restores),
+            (Rows.SHARED, plan.constant, True),
+            (Rows.SHARED, plan.shared, plan.restores),
+            (Rows.ALL, plan.lifted, plan.restores),
+            (Rows.LAST, plan.final, plan.restores),
         )
         for rows, names, restores in named:
             for name in names:
-                hooks = PartHooks(rows, self.layout, parts, name, restores=restores)
+                hooks = PartHooks(rows, self.state, plan, name, restores=restores)
                 hooks.attach(_module(modules, name))
         for index, (site, layer) in enumerate(zip(self.sites, self.temporal, strict=True)):
             assert isinstance(layer, TemporalLayer)
-            is_last = site == parts.last_site
-            hook = TemporalHook(index, layer, self.layout, last=is_last, restores=parts.restores)
+            is_last = site == plan.last_site
+            hook = TemporalHook(index, layer, self.state, last=is_last, restores=plan.restores)
             _module(modules, site).register_forward_hook(hook)
 
     def zero_temporal(self) -> None:
@@ -132,12 +133,12 @@ def lift(
     names = [site for site in match_sites(base, sites) if not inside(site, once)]
     calls = trace(denoiser, condition)
     channels = site_channels(calls, names, channel_dim)
-    parts = find_parts(base, calls, names, once)
-    constant = find_constant(denoiser, condition, calls, names, parts)
-    parts = dataclasses.replace(parts, constant=constant)
-    parts = dataclasses.replace(parts, fixed=find_fixed(denoiser, condition, parts))
+    plan = find_plan(base, calls, names, once)
+    constant = find_constant(denoiser, condition, calls, names, plan)
+    plan = dataclasses.replace(plan, constant=constant)
+    plan = dataclasses.replace(plan, fixed=find_fixed(denoiser, condition, plan))
 
-    def build(parts: Parts) -> Lifted:
+    def build(plan: BatchPlan) -> Lifted:
         network = copy.deepcopy(base).requires_grad_(True)  # a teacher may be frozen
         return Lifted(
             network,
@@ -147,10 +148,10 @@ def lift(
             modes=modes,
             channel_dim=channel_dim,
             guidance=guidance,
-            parts=parts,
+            plan=plan,
         )
 
-    lifted = build(parts)
-    if runs_unrestored(lifted, lifted.network, lifted.layout, denoiser, condition):
+    lifted = build(plan)
+    if runs_unrestored(lifted, lifted.network, lifted.state, denoiser, condition):
         return lifted
-    return build(dataclasses.replace(parts, restores=True))
+    return build(dataclasses.replace(plan, restores=True))

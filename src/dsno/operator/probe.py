@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from dsno.backbones.sites import inside
-from dsno.diffusion.denoisers import GUIDANCE_SCALE, Condition, Denoiser
-from dsno.operator.batch_plan import Layout, Parts
+from dsno.diffusion.conditions import GUIDANCE_SCALE, Condition
+from dsno.diffusion.denoisers import Denoiser
+from dsno.operator.batch_plan import BatchPlan, BatchState
 from dsno.support.errors import InputError
 
 TIMES_TRIED = 16
@@ -90,12 +91,12 @@ def site_channels(
     return channels
 
 
-def find_parts(
+def find_plan(
     network: nn.Module,
     calls: Mapping[str, Sequence[Call]],
     sites: Sequence[str],
     shared: Sequence[str],
-) -> Parts:
+) -> BatchPlan:
     """Sort a network's submodules by the slices they have to see; each as a whole where it can be.
 
     Nothing is final if the site that runs last runs more than once.
@@ -138,7 +139,7 @@ def find_parts(
                 sort(name, child)
 
     sort("", network)
-    return Parts(shared=tuple(shared), lifted=tuple(lifted), final=tuple(final), last_site=last)
+    return BatchPlan(shared=tuple(shared), lifted=tuple(lifted), final=tuple(final), last_site=last)
 
 
 class _Reached(Exception):
@@ -150,7 +151,7 @@ def find_constant(
     condition: Condition | None,
     calls: Mapping[str, Sequence[Call]],
     sites: Sequence[str],
-    parts: Parts,
+    plan: BatchPlan,
 ) -> tuple[str, ...]:
     """Layers that neither the time a network is told nor the mixing of times reaches.
 
@@ -164,7 +165,7 @@ def find_constant(
     if not sites or x.is_meta:
         return ()
     first = min(sites, key=lambda site: calls[site][0].end)
-    taken = (*parts.shared, *parts.final)
+    taken = (*plan.shared, *plan.final)
     generator = torch.Generator().manual_seed(0)
     network = copy.deepcopy(denoiser.network).requires_grad_(False)
     for parameter in network.parameters():
@@ -220,10 +221,10 @@ class _Trial(nn.Module):
     def __init__(self, owner: nn.Module, network: nn.Module, denoiser: Denoiser) -> None:
         super().__init__()
         self.owner = owner
-        self.plan = (denoiser.call, network)  # a tuple: not a submodule for the second time
+        self.run = (denoiser.call, network)  # a tuple: not a submodule for the second time
 
     def forward(self, x: Tensor, told: Tensor, given: Condition) -> Tensor:
-        call, network = self.plan
+        call, network = self.run
         return call(network, x, told, given)
 
 
@@ -250,17 +251,17 @@ def _try(
     return made
 
 
-def find_fixed(denoiser: Denoiser, condition: Condition | None, parts: Parts) -> tuple[str, ...]:
-    """Tensors given to or by parts whose length is not the batch's; see `Parts.fixed`.
+def find_fixed(denoiser: Denoiser, condition: Condition | None, plan: BatchPlan) -> tuple[str, ...]:
+    """Tensors given to or by parts whose length is not the batch's; see `BatchPlan.fixed`.
 
     None are found in a network that does not run on tensors without data.
     """
     lengths: dict[str, list[int]] = {}
 
     def note(where: str, value: Any) -> None:
-        for place, leaf in enumerate(tree_flatten(value)[0]):
+        for position, leaf in enumerate(tree_flatten(value)[0]):
             if isinstance(leaf, Tensor) and leaf.ndim:
-                lengths.setdefault(f"{where} {place}", []).append(len(leaf))
+                lengths.setdefault(f"{where} {position}", []).append(len(leaf))
 
     def watch(name: str) -> list[Any]:
         module = denoiser.network.get_submodule(name)
@@ -276,7 +277,7 @@ def find_fixed(denoiser: Denoiser, condition: Condition | None, parts: Parts) ->
             module.register_forward_hook(behind),
         ]
 
-    names = (*parts.constant, *parts.shared, *parts.lifted, *parts.final)
+    names = (*plan.constant, *plan.shared, *plan.lifted, *plan.final)
     handles = [handle for name in names for handle in watch(name)]
     found: list[dict[str, list[int]]] = []
     try:
@@ -299,7 +300,7 @@ def find_fixed(denoiser: Denoiser, condition: Condition | None, parts: Parts) ->
 def runs_unrestored(
     lifted: nn.Module,
     network: nn.Module,
-    layout: Layout,
+    state: BatchState,
     denoiser: Denoiser,
     condition: Condition | None,
 ) -> bool:
@@ -310,16 +311,16 @@ def runs_unrestored(
     Args:
         lifted: what holds the network, its hooks and their layers.
         network: the network in it.
-        layout: what its hooks share.
+        state: what its hooks share.
         denoiser: says how the network is called.
         condition: one row of conditioning for a network that needs it to run.
     """
-    count = layout.slices.count
+    count = state.layout.count
     samples = count + 1
     for last_only in (False, True):
-        layout.set(layout.slices, samples, last_only=last_only, embedding=None)
+        state.set(state.layout, samples, last_only=last_only, embedding=None)
         made = _try(lifted, network, denoiser, condition, samples * count)
-        layout.set(layout.slices, 1, embedding=None)
+        state.set(state.layout, 1, embedding=None)
         expected = (samples, samples * count) if last_only else (samples * count,)
         if made is None or len(made) not in expected:
             return False
@@ -327,8 +328,8 @@ def runs_unrestored(
 
 
 def _zeros(denoiser: Denoiser, rows: int) -> Tensor:
-    place = next(denoiser.network.parameters())
-    return torch.zeros(rows, *denoiser.sample_shape, dtype=place.dtype, device=place.device)
+    weight = next(denoiser.network.parameters())
+    return torch.zeros(rows, *denoiser.sample_shape, dtype=weight.dtype, device=weight.device)
 
 
 def _one() -> Tensor:

@@ -29,7 +29,7 @@ from dsno.support.errors import InputError
 
 
 @dataclass(frozen=True)
-class Slices:
+class SliceLayout:
     """How a batch of B * count rows is laid out in time: for each sample, M carriers, then queries.
 
     Attributes:
@@ -142,7 +142,7 @@ class FourierTemporalConv(nn.Module):
             nn.init.uniform_(part, 0, 1 / self.channels**2, generator=generator)
 
     def forward(
-        self, u: Tensor, slices: Slices | None = None, *, last_only: bool = False
+        self, u: Tensor, layout: SliceLayout | None = None, *, last_only: bool = False
     ) -> Tensor:
         """Return K u, shaped like u: (B * count, C, ...) or (B * count, ..., C).
 
@@ -152,28 +152,28 @@ class FourierTemporalConv(nn.Module):
             InputError: if the rows are not a whole number of samples, or a trained Nyquist mode
                 meets another number of carriers.
         """
-        slices = slices or Slices(self.slices)
-        if u.shape[0] % slices.count:
+        layout = layout or SliceLayout(self.slices)
+        if u.shape[0] % layout.count:
             raise InputError(
-                f"{u.shape[0]} rows are not a whole number of samples of {slices.count} slices."
+                f"{u.shape[0]} rows are not a whole number of samples of {layout.count} slices."
             )
-        if slices.carriers != self.slices and 2 * (self.modes - 1) == self.slices:
+        if layout.carriers != self.slices and 2 * (self.modes - 1) == self.slices:
             raise InputError(
                 f"These temporal weights use the Nyquist mode of {self.slices} slices, so they "
-                f"cannot run on {slices.carriers}; train with fewer modes to change the number."
+                f"cannot run on {layout.carriers}; train with fewer modes to change the number."
             )
-        modes = modes_kept(self.modes, slices.carriers)
+        modes = modes_kept(self.modes, layout.carriers)
         # tensors made under a tracer are not real ones: they must not enter the cache
         bases = _bases if torch.compiler.is_compiling() else _cached_bases
-        analysis, synthesis = bases(slices.carriers, slices.queries, modes, u.dtype, u.device)
+        analysis, synthesis = bases(layout.carriers, layout.queries, modes, u.dtype, u.device)
         if last_only:
-            synthesis = synthesis[slices.carriers - 1 : slices.carriers]
-        rows = u.reshape(-1, slices.count, *u.shape[1:])
-        carriers = rows[:, : slices.carriers].flatten(2)  # (B, M, C * N)
+            synthesis = synthesis[layout.carriers - 1 : layout.carriers]
+        rows = u.reshape(-1, layout.count, *u.shape[1:])
+        carriers = rows[:, : layout.carriers].flatten(2)  # (B, M, C * N)
         components = analysis @ carriers  # (B, P, C * N)
         is_last = self.channel_dim not in (1, 1 - u.ndim)
         shape = (-1, self.channels) if is_last else (self.channels, -1)
-        matrices = self._matrices(modes, slices.carriers, u.dtype)  # (P, C_in, C_out)
+        matrices = self._matrices(modes, layout.carriers, u.dtype)  # (P, C_in, C_out)
         mixed = _mix(
             components.reshape(*components.shape[:2], *shape), matrices, is_last=is_last
         ).reshape(components.shape)
@@ -211,11 +211,11 @@ class TemporalLayer(nn.Module):
         super().__init__()
         self.conv = FourierTemporalConv(channels, modes, slices, channel_dim=channel_dim)
 
-    def forward(self, u: Tensor, slices: Slices, *, last_only: bool = False) -> Tensor:
+    def forward(self, u: Tensor, layout: SliceLayout, *, last_only: bool = False) -> Tensor:
         """(B * count, ...) -> the same shape, or (B, ...) of the last carriers."""
         # in place: the activation's input is not needed again, not even by backward
-        mixed = functional.leaky_relu_(self.conv(u, slices, last_only=last_only))
-        before = u[slices.carriers - 1 :: slices.count] if last_only else u
+        mixed = functional.leaky_relu_(self.conv(u, layout, last_only=last_only))
+        before = u[layout.carriers - 1 :: layout.count] if last_only else u
         if before.stride() == mixed.stride() and _may_overwrite(u):
             return mixed.add_(before)
         return before + mixed

@@ -84,7 +84,7 @@ def new_teacher(recipe: Recipe) -> Teacher:
     assert spec.prediction_type is not None
     both = spec.prediction_type == "sample_and_epsilon"
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_torch_seed(recipe.seed, 0))
+        torch.manual_seed(seeds.torch_seed(recipe.seed, seeds.WEIGHTS, 0))
         network = build_unet(
             data.sample_shape,
             num_classes=classes if classes is None or null is None else classes + 1,
@@ -221,7 +221,7 @@ def new_operator(recipe: Recipe, teacher: Teacher) -> DSNO:
         core = [site for site in kind.sites(network) if not inside(site, above)]
         sites = core + (match_sites(network, sites) if sites else [])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_torch_seed(recipe.seed, 1))
+        torch.manual_seed(seeds.torch_seed(recipe.seed, seeds.WEIGHTS, 1))
         operator = DSNO.from_teacher(
             teacher.denoiser,
             sites,
@@ -280,7 +280,3 @@ def count(module: nn.Module) -> int:
 def shape_text(shape: tuple[int, ...]) -> str:
     """A shape as 3x32x32."""
     return "x".join(str(n) for n in shape)
-
-
-def _torch_seed(seed: int, index: int) -> int:
-    return int(seeds.generator(seed, seeds.WEIGHTS, index).integers(2**63))

@@ -26,12 +26,12 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from dsno.recipes import Recipe, load_recipe
 from dsno.runs.build import check_buildable
-from dsno.runs.stages import WORK, Task, trajectories_place
+from dsno.runs.stages import WORK, Task, trajectories_storage
 from dsno.support import distributed
 from dsno.support.console import say
 from dsno.support.errors import InputError
 from dsno.support.files import fingerprint, locked, read_json, sha256, write_json, write_text
-from dsno.support.storage import Place
+from dsno.support.storage import StorageDir
 from dsno.trajectories.manifest import damaged_shards, has_manifest, load_manifest, read_prompts
 
 STAGES = ("teacher", "collect", "train", "evaluate", "report")
@@ -171,9 +171,9 @@ class Run:
         return locked(self.folder / ".lock")
 
     @property
-    def trajectories(self) -> Place:
+    def trajectories(self) -> StorageDir:
         """Where the trajectories are."""
-        return trajectories_place(self.recipe, self.folder)
+        return trajectories_storage(self.recipe, self.folder)
 
     def metrics(self) -> dict[str, Any]:
         """What the evaluation measured."""
@@ -248,7 +248,7 @@ class Run:
         stages = {k: v for k, v in self._stages().items() if k != name}
         write_json(self.folder / "stages.json", {**stages, name: record} if record else stages)
 
-    def _place(self, stage: str) -> Path | Place:
+    def _place(self, stage: str) -> Path | StorageDir:
         if stage == "collect":
             return self.trajectories
         if stage == "evaluate":
@@ -270,15 +270,15 @@ class Run:
     def _whole(self, stage: str, files: dict[str, str]) -> bool:
         """Whether the outputs of a finished stage are still all there, as they were."""
         if stage == "collect":
-            place = self.trajectories
-            if not has_manifest(place):
+            storage = self.trajectories
+            if not has_manifest(storage):
                 return False
-            manifest = load_manifest(place)
+            manifest = load_manifest(storage)
             try:
-                read_prompts(place, manifest)
+                read_prompts(storage, manifest)
             except InputError:
                 return False
-            return not manifest.missing and not damaged_shards(place, manifest)
+            return not manifest.missing and not damaged_shards(storage, manifest)
         return files.items() <= self._checksums(stage).items()
 
     def _finished(self, stage: str) -> bool:
@@ -317,8 +317,8 @@ class Run:
         }
         if record is not None and record["fingerprint"] == begun["fingerprint"]:
             if record["finished"]:
-                place = self._place(stage)
-                say(f"{stage}: something in {place} is missing or damaged; making it again.")
+                storage = self._place(stage)
+                say(f"{stage}: something in {storage} is missing or damaged; making it again.")
                 self._write_stage(stage, begun)
             return
         if record is not None:

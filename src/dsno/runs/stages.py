@@ -20,14 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dsno.data.load import Dataset
-from dsno.diffusion.conditions import LABELS
-from dsno.diffusion.denoisers import (
-    Condition,
-    Denoiser,
-    DenoiserProtocol,
-    evaluations_per_call,
-    to_device,
-)
+from dsno.diffusion.conditions import CLASS_LABELS, Condition
+from dsno.diffusion.denoisers import Denoiser, DenoiserProtocol, evaluations_per_call, to_device
 from dsno.diffusion.solvers import evaluations, solve
 from dsno.diffusion.time_grids import Spacing, grid_times
 from dsno.evaluation.evaluate import (
@@ -59,13 +53,13 @@ from dsno.runs.build import (
 from dsno.support import distributed, seeds
 from dsno.support.errors import InputError
 from dsno.support.files import filling, read_json, replacing, write_json
-from dsno.support.storage import Place
+from dsno.support.storage import StorageDir
 from dsno.teachers.store import Teacher, load_teacher, save_teacher
 from dsno.training.loggers import check_trackers
 from dsno.training.losses import DenoisingObjective, TrajectoryObjective, slice_weights
 from dsno.training.lpips import load_vgg16
 from dsno.training.prefetch import Batch
-from dsno.training.trainer import ITEMS, Batches, Plan, Preview, train
+from dsno.training.trainer import ITEMS, Batches, Preview, TrainConfig, train
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
 from dsno.trajectories.lmdb import import_lmdb
@@ -103,14 +97,14 @@ class Task:
     shards: range | None = None
 
     @property
-    def trajectories(self) -> Place:
+    def trajectories(self) -> StorageDir:
         """Where the trajectories are."""
-        return trajectories_place(self.recipe, self.folder)
+        return trajectories_storage(self.recipe, self.folder)
 
 
-def trajectories_place(recipe: Recipe, folder: Path) -> Place:
-    """Where the trajectories of a run are: in its folder, if the recipe names no other place."""
-    return Place(recipe.collect.destination or folder / "trajectories")
+def trajectories_storage(recipe: Recipe, folder: Path) -> StorageDir:
+    """Where the trajectories of a run are: in its folder, if the recipe names no other storage."""
+    return StorageDir(recipe.collect.destination or folder / "trajectories")
 
 
 def make_teacher(task: Task) -> str:
@@ -176,7 +170,7 @@ def _teacher_batches(recipe: Recipe, data: Dataset, teacher: Teacher) -> Batches
                 assert teacher.null_class is not None
                 withheld = units[seeds.LABEL_DROPOUT] < spec.label_dropout
                 labels = torch.where(withheld, teacher.null_class, labels)
-            found["condition"] = {LABELS: labels}
+            found["condition"] = {CLASS_LABELS: labels}
         return found
 
     return batch
@@ -207,7 +201,7 @@ def _preview_draws(
 
 def make_trajectories(task: Task) -> str:
     """Solve the teacher's ODE; return what was read and written."""
-    spec, place = task.recipe.collect, task.trajectories
+    spec, storage = task.recipe.collect, task.trajectories
     teacher = load_teacher(task.folder / "teacher")
     if spec.source:
         return distributed.on_main(lambda: _import_trajectories(task, teacher))
@@ -215,27 +209,27 @@ def make_trajectories(task: Task) -> str:
     wanted = distributed.on_main(lambda: _wanted(task, teacher, denoiser))
     manifest = collect(
         denoiser,
-        place,
+        storage,
         wanted,
         batch_size=spec.batch_size,
-        conditions=conditions_of(task.recipe, teacher, read_prompts(place, wanted)),
+        conditions=conditions_of(task.recipe, teacher, read_prompts(storage, wanted)),
         shards=task.shards,
     )
     size, made = sum(s.bytes for s in manifest.shards), sum(s.count for s in manifest.shards)
     waiting = f"; {len(manifest.missing):,} shards are still to be made" if manifest.missing else ""
     return (
         f"read {task.folder / 'teacher'}; wrote {made:,} trajectories of {spec.slices} states by "
-        f"{spec.solver} with {spec.steps} steps to {place} ({size / 1e6:,.1f} MB){waiting}"
+        f"{spec.solver} with {spec.steps} steps to {storage} ({size / 1e6:,.1f} MB){waiting}"
     )
 
 
 def _wanted(task: Task, teacher: Teacher, denoiser: DenoiserProtocol) -> Manifest:
     """What to collect; the prompts are in place then."""
-    spec, place = task.recipe.collect, task.trajectories
+    spec, storage = task.recipe.collect, task.trajectories
     prompts = _kept_prompts(task)
-    checksum = "" if prompts is None else load_manifest(place).prompts_sha256
+    checksum = "" if prompts is None else load_manifest(storage).prompts_sha256
     if prompts is None and (prompts := embedded_prompts(task.recipe, teacher)) is not None:
-        checksum = write_prompts(place, prompts)
+        checksum = write_prompts(storage, prompts)
     times = grid_times(Spacing(spec.grid, denoiser.schedule), spec.slices)
     assert spec.count is not None
     return Manifest(
@@ -262,25 +256,25 @@ def _wanted(task: Task, teacher: Teacher, denoiser: DenoiserProtocol) -> Manifes
 
 def _kept_prompts(task: Task) -> Prompts | None:
     """The embedded prompts of an interrupted collection, if they are whole."""
-    place = task.trajectories
-    if not has_manifest(place):
+    storage = task.trajectories
+    if not has_manifest(storage):
         return None
-    manifest = load_manifest(place)
+    manifest = load_manifest(storage)
     if manifest.tag != task.tags["collect"]:
         raise InputError(
-            f"{place} holds trajectories of another recipe; give another place or delete it."
+            f"{storage} holds trajectories of another recipe; give another place or delete it."
         )
     try:
-        return read_prompts(place, manifest)
+        return read_prompts(storage, manifest)
     except InputError:
         return None
 
 
 def _import_trajectories(task: Task, teacher: Teacher) -> str:
-    spec, place = task.recipe.collect, task.trajectories
+    spec, storage = task.recipe.collect, task.trajectories
     manifest = import_lmdb(
         Path(spec.source),
-        place,
+        storage,
         slices=spec.slices,
         spacing=spec.grid,
         schedule=teacher.denoiser.schedule,
@@ -296,7 +290,7 @@ def _import_trajectories(task: Task, teacher: Teacher) -> str:
             f"{labels or 'no'} classes, but the teacher makes {shape_text(wanted)} with "
             f"{known or 'no'} classes."
         )
-    return f"read {spec.source}; wrote {manifest.count:,} trajectories to {place}"
+    return f"read {spec.source}; wrote {manifest.count:,} trajectories to {storage}"
 
 
 def make_student(task: Task) -> str:
@@ -474,13 +468,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _plan(spec: Optimisation, seed: int) -> Plan:
-    names = {f.name for f in dataclasses.fields(Plan)}
+def _plan(spec: Optimisation, seed: int) -> TrainConfig:
+    names = {f.name for f in dataclasses.fields(TrainConfig)}
     values = {k: v for k, v in dict(spec).items() if k in names}
     if spec.clip_norm is None:
         values["clip_norm"] = math.inf
     check_trackers(spec.log_with)
-    return Plan(seed=seed, **values)
+    return TrainConfig(seed=seed, **values)
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

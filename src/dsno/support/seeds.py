@@ -102,6 +102,6 @@ def _epoch_order(seed: int, epoch: int, count: int, shard: int, window: int | No
     return np.concatenate([drawn.permutation(group[group < count]) for group in rows])
 
 
-def torch_generator(seed: int, stream: int, index: int = 0) -> torch.Generator:
-    """A CPU torch generator seeded from (seed, stream, index), for torch's own initialisers."""
-    return torch.Generator().manual_seed(int(generator(seed, stream, index).integers(2**63)))
+def torch_seed(seed: int, stream: int, index: int = 0) -> int:
+    """A seed for torch's own generators, drawn from (seed, stream, index)."""
+    return int(generator(seed, stream, index).integers(2**63))

@@ -18,7 +18,7 @@ from dsno.support.errors import DsnoError, InputError, WorkError
 from dsno.support.files import replacing
 
 
-class Place:
+class StorageDir:
     """A folder of files.
 
     Args:
@@ -149,6 +149,6 @@ def _file_system(url: str) -> tuple[Any, str]:
     return fs, root.rstrip("/")
 
 
-def place_of(folder: Path | str | Place) -> Place:
+def as_storage(folder: Path | str | StorageDir) -> StorageDir:
     """`folder` as a place."""
-    return folder if isinstance(folder, Place) else Place(folder)
+    return folder if isinstance(folder, StorageDir) else StorageDir(folder)

@@ -16,7 +16,7 @@ from dsno.support.hub import looks_like_hub_id
 from dsno.teachers.edm import load_edm
 from dsno.teachers.pipelines import diffusers_teacher, hub_teacher
 from dsno.teachers.progressive import load_progressive
-from dsno.teachers.schedulers import Meaning
+from dsno.teachers.schedulers import SchedulerSettings
 from dsno.teachers.store import DESCRIPTION, Teacher, load_teacher
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin")
@@ -95,11 +95,11 @@ def _reader(source: str) -> Callable[[TeacherOptions], Teacher]:
     raise InputError(f"{source} {what} that can be read: {ACCEPTED}.")
 
 
-def _stated(options: TeacherOptions) -> Meaning | None:
+def _stated(options: TeacherOptions) -> SchedulerSettings | None:
     """The meaning the user states, if they do."""
     if options.prediction_type is None and options.schedule is None:
         return None
-    return Meaning(_preconditioning(options))
+    return SchedulerSettings(_preconditioning(options))
 
 
 def _preconditioning(options: TeacherOptions) -> Preconditioning:

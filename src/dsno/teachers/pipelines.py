@@ -22,7 +22,7 @@ from dsno.support.errors import InputError
 from dsno.support.files import read_json
 from dsno.support.hub import download
 from dsno.teachers.components import load_component, load_text_encoder
-from dsno.teachers.schedulers import Meaning, scheduler_meaning
+from dsno.teachers.schedulers import SchedulerSettings, scheduler_meaning
 from dsno.teachers.store import Teacher, denoiser_of
 
 # What is worth downloading of a pipeline's repository: no second copies, no half precision.
@@ -38,7 +38,7 @@ AUTOENCODER_PARTS = ("vae", "vqvae")
 
 
 def hub_teacher(
-    name: str, meaning: Meaning | None = None, null_class: int | None = None
+    name: str, settings: SchedulerSettings | None = None, null_class: int | None = None
 ) -> Teacher:
     """A teacher from the Hub, by `owner/name`; see `diffusers_teacher`."""
     folder = download(name, allow=ALLOW, ignore=IGNORE)
@@ -47,7 +47,7 @@ def hub_teacher(
 
 def diffusers_teacher(
     folder: Path,
-    meaning: Meaning | None = None,
+    settings: SchedulerSettings | None = None,
     null_class: int | None = None,
     *,
     origin: str = "",
@@ -56,7 +56,7 @@ def diffusers_teacher(
 
     Args:
         folder: with model_index.json, or with a network's config.json and safetensors.
-        meaning: what the network predicts on which schedule; read from the scheduler beside the
+        settings: what the network predicts on which schedule; read from the scheduler beside the
             network if None.
         null_class: the label meaning "no class", which must be the last one; known for a DiT.
         origin: what to record as the source; the folder if empty.
@@ -77,7 +77,7 @@ def diffusers_teacher(
 def _read(
     folder: Path,
     index: Mapping[str, Any],
-    meaning: Meaning | None,
+    settings: SchedulerSettings | None,
     null_class: int | None,
     origin: str,
 ) -> Teacher:
@@ -86,16 +86,16 @@ def _read(
     _require_plain(read_json(place / "config.json", "configuration of the network", REMEDY))
     network = load_component(place, NETWORKS, "network")
     shape = _sample_shape(network)
-    meaning = meaning or _meaning(folder)
+    settings = settings or _meaning(folder)
     latents = _latents(folder, index)
     text = _text(folder, index, network)
     num_classes, null = _classes(network, null_class)
     denoiser = denoiser_of(
         network,
-        meaning.preconditioning,
+        settings.preconditioning,
         shape,
-        clip_sample=meaning.clip_sample,
-        dynamic_threshold=meaning.dynamic_threshold,
+        clip_sample=settings.clip_sample,
+        dynamic_threshold=settings.dynamic_threshold,
     )
     return Teacher(denoiser, num_classes, null, latents, text, origin)
 
@@ -111,7 +111,7 @@ def _place(folder: Path, part: str) -> Path:
     return folder / part if (folder / part).is_dir() else folder
 
 
-def _meaning(folder: Path) -> Meaning:
+def _meaning(folder: Path) -> SchedulerSettings:
     for place in (folder / "scheduler", folder, folder.parent / "scheduler"):
         path = place / "scheduler_config.json"
         if path.exists():
@@ -197,6 +197,6 @@ def _text(folder: Path, index: Mapping[str, Any], network: nn.Module) -> TextEnc
     return load_text_encoder(folder / "tokenizer", folder / "text_encoder")
 
 
-def described(prediction_type: str, schedule: Any, sigma_data: float) -> Meaning:
+def described(prediction_type: str, schedule: Any, sigma_data: float) -> SchedulerSettings:
     """The meaning the user states, for a network without a scheduler."""
-    return Meaning(Preconditioning(schedule, prediction_type, sigma_data))
+    return SchedulerSettings(Preconditioning(schedule, prediction_type, sigma_data))

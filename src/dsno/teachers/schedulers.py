@@ -60,7 +60,7 @@ _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": 
 
 
 @dataclass(frozen=True)
-class Meaning:
+class SchedulerSettings:
     """What the scheduler says: the preconditioning, and how D is clipped.
 
     Attributes:
@@ -74,7 +74,7 @@ class Meaning:
     dynamic_threshold: tuple[float, float] | None = None
 
 
-def scheduler_meaning(config: Mapping[str, Any]) -> Meaning:
+def scheduler_meaning(config: Mapping[str, Any]) -> SchedulerSettings:
     """Read a `scheduler_config.json`.
 
     Raises:
@@ -123,7 +123,7 @@ def _finish(name: str, values: Mapping[str, Any], neutral: Mapping[str, Any]) ->
         )
 
 
-def _betas(name: str, values: dict[str, Any]) -> Meaning:
+def _betas(name: str, values: dict[str, Any]) -> SchedulerSettings:
     kind = values.pop("prediction_type", None) or "epsilon"
     if not isinstance(kind, str) or kind not in _PREDICTIONS:
         raise InputError(
@@ -147,11 +147,11 @@ def _betas(name: str, values: dict[str, Any]) -> Meaning:
     _finish(name, values, {"use_flow_sigmas": False, "timestep_type": "discrete"})
     if threshold is not None:
         clip_sample = None  # diffusers clips or thresholds, not both
-    meaning = Preconditioning(checked(schedule), _PREDICTIONS[kind])
-    return Meaning(meaning, clip_sample, threshold)
+    preconditioning = Preconditioning(checked(schedule), _PREDICTIONS[kind])
+    return SchedulerSettings(preconditioning, clip_sample, threshold)
 
 
-def _flow(name: str, values: dict[str, Any]) -> Meaning:
+def _flow(name: str, values: dict[str, Any]) -> SchedulerSettings:
     # A shifted grid of steps is how to sample; the straight lines are the same.
     kind = _take(values, "prediction_type", "flow_prediction")
     if kind != "flow_prediction":
@@ -168,10 +168,10 @@ def _flow(name: str, values: dict[str, Any]) -> Meaning:
         "sample_max_value": 1.0,
     }
     _finish(name, values, neutral)
-    return Meaning(Preconditioning(RectifiedFlowSchedule(), "flow"))
+    return SchedulerSettings(Preconditioning(RectifiedFlowSchedule(), "flow"))
 
 
-def _edm(name: str, values: dict[str, Any]) -> Meaning:
+def _edm(name: str, values: dict[str, Any]) -> SchedulerSettings:
     defaults = EDMSchedule()
     schedule = dataclasses.replace(
         defaults,
@@ -189,4 +189,4 @@ def _edm(name: str, values: dict[str, Any]) -> Meaning:
     neutral = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
     values.pop("num_train_timesteps", None)
     _finish(name, values, neutral)
-    return Meaning(Preconditioning(checked(schedule), "edm", sigma_data))
+    return SchedulerSettings(Preconditioning(checked(schedule), "edm", sigma_data))

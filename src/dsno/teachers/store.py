@@ -23,7 +23,7 @@ from dsno.backbones.autoencoder import Latents
 from dsno.backbones.registry import backbone, backbone_of
 from dsno.backbones.safe_loading import AUTOENCODERS, NETWORKS, check_sample_shape, first_line
 from dsno.backbones.text_encoder import TextEncoder
-from dsno.diffusion.conditions import EMBEDDINGS, LABELS
+from dsno.diffusion.conditions import CLASS_LABELS, EMBEDDINGS
 from dsno.diffusion.denoisers import Denoiser, GuidedDenoiser, Preconditioning
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError
@@ -68,7 +68,9 @@ class Teacher:
         """One row of conditioning, to run the network once."""
         if self.text is not None:
             return {EMBEDDINGS: self.text.encode([""])}
-        return None if self.num_classes is None else {LABELS: torch.zeros(1, dtype=torch.int64)}
+        return (
+            None if self.num_classes is None else {CLASS_LABELS: torch.zeros(1, dtype=torch.int64)}
+        )
 
     def guided(self, scale: float | None, negative_prompt: str = "") -> GuidedDenoiser:
         """The teacher with classifier-free guidance at `scale`, or at one given per sample.
@@ -79,7 +81,7 @@ class Teacher:
         if self.text is not None:
             null = {EMBEDDINGS: self.text.encode([negative_prompt])[0]}
         elif self.null_class is not None:
-            null = {LABELS: torch.tensor(self.null_class)}
+            null = {CLASS_LABELS: torch.tensor(self.null_class)}
         else:
             raise InputError(
                 "Guidance needs a teacher that also knows 'no condition': one with text, with a "

@@ -33,7 +33,6 @@ from torch.nn.parallel import DistributedDataParallel
 from dsno.support import distributed
 from dsno.support.errors import InputError
 
-PRECISIONS = ("no", "bf16", "fp16")
 FUSED = ("cpu", "cuda", "xpu", "mps")
 # Whole tensors on process 0's side of the CPU, so that a checkpoint fits any number of processes.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

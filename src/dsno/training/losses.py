@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dsno.diffusion.denoisers import Condition, Denoiser, expand
+from dsno.diffusion.conditions import Condition
+from dsno.diffusion.denoisers import Denoiser, expand
 from dsno.diffusion.schedules import NoiseSchedule
 from dsno.operator.dsno import DSNO
 from dsno.support.errors import InputError, one_of

@@ -45,7 +45,7 @@ Preview = Callable[[nn.Module], Tensor]
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainConfig:
     """How to train.
 
     Attributes:
@@ -212,7 +212,7 @@ def ema_of(model: nn.Module, decay: float) -> AveragedModel:
 def train(
     objective: Objective,
     batches: Batches,
-    plan: Plan,
+    config: TrainConfig,
     checkpoints: Path,
     *,
     tag: str,
@@ -227,7 +227,7 @@ def train(
     Args:
         objective: the model with its loss; changed in place and moved to the device.
         batches: makes the data, in a thread of its own; must draw from `seeds` only.
-        plan: how.
+        config: how.
         checkpoints: folder of checkpoints, the same for all processes.
         tag: identifies what is trained; a checkpoint with another tag is not used.
         label: of the progress bar.
@@ -243,7 +243,7 @@ def train(
         InputError: if the batch cannot be split, or the hardware or network lacks what is asked.
         WorkError: if the loss or its gradient is not finite; the last good checkpoint stays.
     """
-    return _Training(objective, batches, plan, checkpoints, tag, label, log_folder, preview).run()
+    return _Training(objective, batches, config, checkpoints, tag, label, log_folder, preview).run()
 
 
 class _Training:
@@ -251,62 +251,64 @@ class _Training:
         self,
         objective: Objective,
         batches: Batches,
-        plan: Plan,
+        config: TrainConfig,
         folder: Path,
         tag: str,
         label: str,
         log_folder: Path | None,
         preview: Preview | None,
     ) -> None:
-        self.plan, self.batches, self.label, self.preview = plan, batches, label, preview
+        self.config, self.batches, self.label, self.preview = config, batches, label, preview
         self.objective, self.model = objective, objective.model
-        self.places = plan.places(distributed.rank(), distributed.world_size())
+        self.places = config.places(distributed.rank(), distributed.world_size())
         self.engine = Engine(
-            mixed_precision=plan.mixed_precision,
-            shard=plan.shard,
-            log_with=plan.log_with if log_folder is not None else (),
+            mixed_precision=config.mixed_precision,
+            shard=config.shard,
+            log_with=config.log_with if log_folder is not None else (),
             log_folder=None if log_folder is None else log_folder.parent,
         )
         objective.to(self.engine.device)
-        if plan.gradient_checkpointing:
+        if config.gradient_checkpointing:
             checkpoint_activations(objective.network)
         self.template = self.engine.template(self.model)
-        self.average = ema_of(self.model, plan.ema_decay)
+        self.average = ema_of(self.model, config.ema_decay)
         first = batches(0, self.places[0])
         self.worker = self.engine.spread(objective, [self.average], _without_items(first))
-        if plan.compile:
+        if config.compile:
             objective.network.compile()
         self.optimizer = self.engine.optimizer(
             self.model,
-            lr=plan.learning_rate,
-            betas=plan.betas,
-            weight_decay=plan.weight_decay,
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
         )
-        self.checkpoints = Checkpoints(folder, tag, plan.keep)
+        self.checkpoints = Checkpoints(folder, tag, config.keep)
         self.state = self._resume()
         name = "" if log_folder is None else log_folder.name
         self.log = Log(self.engine.accelerator, name, self.state.step)
         self.window_start, self.window_waited = time.perf_counter(), 0.0
 
     def run(self) -> tuple[nn.Module, list[Row]]:
-        plan, state = self.plan, self.state
+        config, state = self.config, self.state
         self.objective.train()
         pieces = (
-            (step, i) for step in range(state.step, plan.steps) for i in range(len(self.places))
+            (step, i) for step in range(state.step, config.steps) for i in range(len(self.places))
         )
         with (
-            progress(self.label, plan.steps, done=state.step, unit="step") as advance,
+            progress(self.label, config.steps, done=state.step, unit="step") as advance,
             interruption_delayed() as interrupted,
             fed(self._batch, pieces, pin=self.engine.device.type == "cuda") as feed,
         ):
-            while state.step < plan.steps:
+            while state.step < config.steps:
                 stop = self._step(feed, interrupted)
-                if state.step % plan.log_every == 0 or state.step == plan.steps:
+                if state.step % config.log_every == 0 or state.step == config.steps:
                     self._close_window(feed)
                 advance(1, note=f"loss {state.history[-1]['loss']:.4f}" if state.history else "")
-                if stop or (state.step % plan.checkpoint_every == 0 and state.step < plan.steps):
+                if stop or (
+                    state.step % config.checkpoint_every == 0 and state.step < config.steps
+                ):
                     self._save()
-                if plan.log_images_every and state.step % plan.log_images_every == 0:
+                if config.log_images_every and state.step % config.log_images_every == 0:
                     self._log_images()
                 if stop:
                     say(f"Interrupted at step {state.step:,}; the same command goes on from there.")
@@ -323,9 +325,9 @@ class _Training:
 
     def _step(self, feed: Feed, interrupted: Callable[[], bool]) -> bool:
         """Do one step; tell whether any process was asked to stop."""
-        plan, state, pieces = self.plan, self.state, len(self.places)
+        config, state, pieces = self.config, self.state, len(self.places)
         for group in self.optimizer.param_groups:
-            group["lr"] = plan.rate(state.step)
+            group["lr"] = config.rate(state.step)
         self.optimizer.zero_grad(set_to_none=True)
         total: Tensor | None = None
         bad: list[int] = []
@@ -336,7 +338,7 @@ class _Training:
                 bad += _items(batch)
             total = values if total is None else total + values
         assert total is not None
-        norm = self.engine.clip(self.model, plan.clip_norm, self.optimizer)
+        norm = self.engine.clip(self.model, config.clip_norm, self.optimizer)
         flag = total.new_full((1,), float(interrupted()))
         sums = distributed.summed(torch.cat([total / pieces, flag]))
         loss, *per_time = (sums[:-1] / distributed.world_size()).tolist()
@@ -353,9 +355,7 @@ class _Training:
         pieces, worlds = len(self.places), distributed.world_size()
         number = (self.state.step * worlds + distributed.rank()) * pieces + index
         # What is left to torch's own generator: dropout.
-        torch.manual_seed(
-            int(seeds.generator(self.plan.seed, seeds.TRAINING, number).integers(2**63))
-        )
+        torch.manual_seed(seeds.torch_seed(self.config.seed, seeds.TRAINING, number))
         with self.engine.gradients(self.worker, last=index == pieces - 1):
             with self.engine.accelerator.autocast():
                 rows = send_to_device(_without_items(batch), self.engine.device, non_blocking=True)
@@ -381,14 +381,14 @@ class _Training:
 
     def _close_window(self, feed: Feed) -> None:
         state, last = self.state, self.state.history[-1]["step"] if self.state.history else 0
-        state.close_window(self.plan.rate(state.step - 1))
+        state.close_window(self.config.rate(state.step - 1))
         now, row = time.perf_counter(), state.history[-1]
         seconds = max(now - self.window_start, 1e-9)
         values = {
             "loss": row["loss"],
             "learning_rate": row["learning_rate"],
             "gradient_norm": row["gradient_norm"],
-            "samples_per_second": (state.step - last) * self.plan.batch_size / seconds,
+            "samples_per_second": (state.step - last) * self.config.batch_size / seconds,
             "waiting_for_data": (feed.waited - self.window_waited) / seconds,
             "memory_gb": memory(self.engine.device),
         }
@@ -397,7 +397,7 @@ class _Training:
         self.window_start, self.window_waited = now, feed.waited
 
     def _log_images(self) -> None:
-        if self.preview is None or self.plan.shard or not distributed.is_main():
+        if self.preview is None or self.config.shard or not distributed.is_main():
             return
         with torch.no_grad():
             self.log.images(self.preview(self.average.module.eval()), self.state.step)
@@ -424,7 +424,7 @@ class _Training:
             start = start or copy.deepcopy(self.engine.states(*parts))
             try:
                 state = _State.read(saved["state"])
-                if self.checkpoints.path(state.step) != path or state.step > self.plan.steps:
+                if self.checkpoints.path(state.step) != path or state.step > self.config.steps:
                     raise ValueError("another step's")
                 self.engine.load(saved, *parts)
             except DAMAGED:

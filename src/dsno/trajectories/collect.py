@@ -19,7 +19,7 @@ from dsno.support import distributed, seeds
 from dsno.support.console import progress, say
 from dsno.support.errors import InputError
 from dsno.support.signals import interruption_delayed
-from dsno.support.storage import Place, place_of
+from dsno.support.storage import StorageDir, as_storage
 from dsno.trajectories.manifest import (
     DTYPES,
     Manifest,
@@ -40,7 +40,7 @@ SAVE_EVERY = 300.0
 
 def collect(
     denoiser: DenoiserProtocol,
-    folder: Path | Place,
+    folder: Path | StorageDir,
     manifest: Manifest,
     *,
     batch_size: int,
@@ -73,15 +73,15 @@ def collect(
         KeyboardInterrupt: after Ctrl-C or SIGTERM.
         WorkError: if the folder cannot be written.
     """
-    place = place_of(folder)
+    storage = as_storage(folder)
     wanted = shards_within(manifest, shards)
-    found = distributed.on_main(lambda: _resume(place, manifest, wanted))
+    found = distributed.on_main(lambda: _resume(storage, manifest, wanted))
     todo = [index for index in found.missing if index in wanted]
-    work = _Work(to_device(denoiser, distributed.device()), place, found, batch_size, conditions)
+    work = _Work(to_device(denoiser, distributed.device()), storage, found, batch_size, conditions)
     with exact_arithmetic(), interruption_delayed() as interrupted:
         work.make(todo, sum(len(manifest.items(i)) for i in wanted), interrupted)
     distributed.wait_for_everyone()
-    return distributed.on_main(lambda: compact(place))
+    return distributed.on_main(lambda: compact(storage))
 
 
 def shards_within(manifest: Manifest, shards: range | None) -> range:
@@ -100,25 +100,25 @@ def shards_within(manifest: Manifest, shards: range | None) -> range:
     return shards
 
 
-def _resume(place: Place, manifest: Manifest, wanted: range) -> Manifest:
+def _resume(storage: StorageDir, manifest: Manifest, wanted: range) -> Manifest:
     """What is there already, without those of the wanted shards that are damaged."""
-    if not has_manifest(place):
-        save_manifest(place, manifest)
+    if not has_manifest(storage):
+        save_manifest(storage, manifest)
         return manifest
-    found = load_manifest(place)
+    found = load_manifest(storage)
     if found.tag != manifest.tag:
         raise InputError(
-            f"{place} holds trajectories of another recipe; give another place or delete it."
+            f"{storage} holds trajectories of another recipe; give another place or delete it."
         )
     if found.prompts_sha256 != manifest.prompts_sha256:
         raise InputError(
-            f"{place} holds trajectories made with other embeddings of the prompts; give another "
+            f"{storage} holds trajectories made with other embeddings of the prompts; give another "
             "place or delete it."
         )
-    bad = damaged_shards(place, found, wanted)
+    bad = damaged_shards(storage, found, wanted)
     for index, complaint in bad.items():
-        say(f"{place.at(shard_name(index))} {complaint}; making it again.")
-    return forget(place, bad) if bad else found
+        say(f"{storage.at(shard_name(index))} {complaint}; making it again.")
+    return forget(storage, bad) if bad else found
 
 
 @contextlib.contextmanager
@@ -141,12 +141,12 @@ class _Work:
     def __init__(
         self,
         denoiser: DenoiserProtocol,
-        place: Place,
+        storage: StorageDir,
         manifest: Manifest,
         batch_size: int,
         conditions: Conditions,
     ) -> None:
-        self.denoiser, self.place, self.manifest = denoiser, place, manifest
+        self.denoiser, self.storage, self.manifest = denoiser, storage, manifest
         self.batch_size, self.conditions = batch_size, conditions
         self.times = torch.tensor(manifest.times, dtype=torch.float64)
         self.scales = torch.tensor(manifest.scales, device=distributed.device()).reshape(
@@ -173,7 +173,7 @@ class _Work:
         self, index: int, add: Callable[[int], None], interrupted: Callable[[], bool]
     ) -> None:
         items = self.manifest.items(index)
-        kept = load_partial(self.place, self.manifest, index, self.batch_size)
+        kept = load_partial(self.storage, self.manifest, index, self.batch_size)
         parts = [] if kept is None else [kept]
         rows = 0 if kept is None else len(kept["noise"])
         if rows:
@@ -187,16 +187,16 @@ class _Work:
             add(len(batch))
             if time.monotonic() - saved > SAVE_EVERY and batch.stop < items.stop:
                 parts = [_joined(parts)]
-                save_partial(self.place, self.manifest, index, parts[0])
+                save_partial(self.storage, self.manifest, index, parts[0])
                 saved = time.monotonic()
-        write_shard(self.place, self.manifest, index, _joined(parts))
-        drop_partial(self.place, index)
+        write_shard(self.storage, self.manifest, index, _joined(parts))
+        drop_partial(self.storage, index)
         if interrupted():
             raise KeyboardInterrupt
 
     def _stop(self, index: int, parts: list[dict[str, Tensor]]) -> None:
         if parts:
-            save_partial(self.place, self.manifest, index, _joined(parts))
+            save_partial(self.storage, self.manifest, index, _joined(parts))
         raise KeyboardInterrupt
 
     def _solve(self, items: range) -> dict[str, Tensor]:
@@ -204,15 +204,15 @@ class _Work:
         # Rounded before solving, so that what is stored is exactly what was solved.
         noise = seeds.item_noise(manifest.seed, items, manifest.sample_shape).to(kind)
         drawn = self.conditions.draw(manifest.seed, items)
-        place = distributed.device()
+        device = distributed.device()
         solution = solve(
             self.denoiser,
-            noise.to(place).float(),
+            noise.to(device).float(),
             self.times,
             method=str(manifest.solver["method"]),
             steps=int(manifest.solver["steps"]),
             spacing=str(manifest.solver["spacing"]),
-            condition=send_to_device(self.conditions.expand(drawn), place),
+            condition=send_to_device(self.conditions.expand(drawn), device),
         )
         states = (solution.states / self.scales).to(kind).cpu()
         return {"noise": noise, "states": states, **drawn}

@@ -10,12 +10,11 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dsno.diffusion.conditions import Conditions
-from dsno.diffusion.denoisers import Condition
+from dsno.diffusion.conditions import Condition, Conditions
 from dsno.support import distributed
 from dsno.support.errors import InputError, WorkError
 from dsno.support.files import locked, replacing, sha256
-from dsno.support.storage import Place, place_of
+from dsno.support.storage import StorageDir, as_storage
 from dsno.trajectories.manifest import (
     Shard,
     damaged_shards,
@@ -49,36 +48,38 @@ class TrajectoryStore:
 
     def __init__(
         self,
-        folder: Path | Place,
+        folder: Path | StorageDir,
         *,
         tag: str | None = None,
         times: Sequence[float] | None = None,
         cache: Path | None = None,
         cache_bytes: float = float("inf"),
     ) -> None:
-        self.place = place = place_of(folder)
-        self.manifest = manifest = distributed.on_main(lambda: load_manifest(place))
+        self.storage = storage = as_storage(folder)
+        self.manifest = manifest = distributed.on_main(lambda: load_manifest(storage))
         if tag is not None and manifest.tag != tag:
             raise InputError(
-                f"The trajectories in {place} are of another recipe; run `dsno collect` again."
+                f"The trajectories in {storage} are of another recipe; run `dsno collect` again."
             )
         if manifest.missing:
             raise InputError(
-                f"{len(manifest.missing)} of {manifest.shard_count} shards in {place} are not "
+                f"{len(manifest.missing)} of {manifest.shard_count} shards in {storage} are not "
                 "made yet; run `dsno collect` again to go on."
             )
-        if place.path is None:
-            self._cache: _Cache | None = _Cache(place, cache or _usual_cache(place), cache_bytes)
+        if storage.path is None:
+            self._cache: _Cache | None = _Cache(
+                storage, cache or _usual_cache(storage), cache_bytes
+            )
         else:
             self._cache = None
             # Every byte is read here, so one process of many does it.
-            bad = distributed.on_main(lambda: damaged_shards(place, manifest))
+            bad = distributed.on_main(lambda: damaged_shards(storage, manifest))
             for index, complaint in bad.items():
-                raise InputError(_again(place.at(shard_name(index)), complaint))
-        self.prompts = read_prompts(place, manifest)
+                raise InputError(_again(storage.at(shard_name(index)), complaint))
+        self.prompts = read_prompts(storage, manifest)
         embeddings = None if self.prompts is None else self.prompts.embeddings
         self._conditions = Conditions(prompts=embeddings)
-        self.slots = [_slot(manifest.times, t, place) for t in (times or manifest.times)]
+        self.slots = [_slot(manifest.times, t, storage) for t in (times or manifest.times)]
         self._shards = {s.first // manifest.shard_size: s for s in manifest.shards}
         self._open: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
         self._tensors(0)  # a shard of another shape is noticed now
@@ -114,12 +115,12 @@ class TrajectoryStore:
             self._open.move_to_end(index)
             return self._open[index]
         shard = self._shards[index]
-        address = self.place.at(shard.file)
+        address = self.storage.at(shard.file)
         if self._cache is not None:
             path = self._cache.path(shard)
         else:
-            assert self.place.path is not None
-            path = self.place.path / shard.file
+            assert self.storage.path is not None
+            path = self.storage.path / shard.file
         try:
             tensors = load_file(path)
         except Exception as error:  # whatever a foreign file makes the library raise
@@ -142,8 +143,8 @@ def _again(address: str, complaint: str) -> str:
 class _Cache:
     """Copies of a place's shards, in a folder."""
 
-    def __init__(self, place: Place, folder: Path, limit: float) -> None:
-        self.place, self.folder, self.limit = place, folder, limit
+    def __init__(self, storage: StorageDir, folder: Path, limit: float) -> None:
+        self.storage, self.folder, self.limit = storage, folder, limit
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, shard: Shard) -> Path:
@@ -160,13 +161,13 @@ class _Cache:
 
     def _copy(self, shard: Shard, target: Path) -> None:
         with replacing(target) as temporary:
-            self.place.copy_to(shard.file, temporary)
+            self.storage.copy_to(shard.file, temporary)
             if not temporary.is_file():
-                raise InputError(_again(self.place.at(shard.file), "is missing"))
+                raise InputError(_again(self.storage.at(shard.file), "is missing"))
             if sha256(temporary) != shard.sha256:
                 raise WorkError(
-                    f"{self.place.at(shard.file)} does not match its checksum; run `dsno "
-                    f"trajectories verify {self.place}` to find every such shard."
+                    f"{self.storage.at(shard.file)} does not match its checksum; run `dsno "
+                    f"trajectories verify {self.storage}` to find every such shard."
                 )
 
     def _make_room(self, size: int) -> None:
@@ -179,16 +180,16 @@ class _Cache:
             oldest.unlink(missing_ok=True)  # whoever has it open keeps it
 
 
-def _usual_cache(place: Place) -> Path:
-    name = hashlib.sha256(str(place).encode()).hexdigest()[:16]
+def _usual_cache(storage: StorageDir) -> Path:
+    name = hashlib.sha256(str(storage).encode()).hexdigest()[:16]
     return Path.home() / ".cache" / "dsno" / name
 
 
-def _slot(stored: Sequence[float], t: float, place: Place) -> int:
+def _slot(stored: Sequence[float], t: float, storage: StorageDir) -> int:
     for i, time in enumerate(stored):
         if abs(time - t) < 1e-9:
             return i
     raise InputError(
-        f"The trajectories in {place} have no state at t = {t:g}, only at "
+        f"The trajectories in {storage} have no state at t = {t:g}, only at "
         f"{', '.join(f'{s:g}' for s in stored)}; let `student.slices` divide `collect.slices`."
     )

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsno.diffusion.conditions import LABELS
+from dsno.diffusion.conditions import CLASS_LABELS
 from dsno.diffusion.schedules import CosineSchedule, NoiseSchedule, signal_and_noise, state_scale
 from dsno.diffusion.time_grids import Spacing, grid_times
 from dsno.support.console import progress, say
 from dsno.support.errors import InputError, one_of
-from dsno.support.storage import Place, place_of
+from dsno.support.storage import StorageDir, as_storage
 from dsno.trajectories.manifest import (
     DTYPES,
     Manifest,
@@ -50,7 +50,7 @@ MAX_CLASSES = 1_000_000
 
 def import_lmdb(
     source: Path,
-    folder: Path | Place,
+    folder: Path | StorageDir,
     *,
     slices: int = 4,
     spacing: str | None = None,
@@ -113,8 +113,8 @@ def import_lmdb(
                 "imported": _identity(records, given),
             },
         )
-        place = place_of(folder)
-        manifest = _resume(place, wanted)
+        storage = as_storage(folder)
+        manifest = _resume(storage, wanted)
         done = count - sum(len(manifest.items(i)) for i in manifest.missing)
         first = float(schedule.sigma(torch.ones((), dtype=torch.float64)))
         with progress("importing", count, done=done, unit="trajectory") as advance:
@@ -122,10 +122,10 @@ def import_lmdb(
                 items = manifest.items(index)
                 tensors = _read(records, items, layout, stride, DTYPES[dtype], first, scales)
                 if given is not None:
-                    tensors[LABELS] = given[items.start : items.stop].clone()
-                write_shard(place, manifest, index, tensors)
+                    tensors[CLASS_LABELS] = given[items.start : items.stop].clone()
+                write_shard(storage, manifest, index, tensors)
                 advance(len(items))
-    return compact(place)
+    return compact(storage)
 
 
 @dataclass(frozen=True)
@@ -274,8 +274,8 @@ def _read_labels(source: Path, labels: Path | None) -> Tensor | None:
         InputError: if the file is missing or does not hold class labels.
     """
     if labels is None:
-        places = [place / LABEL_FILE for place in (source, source.parent)]
-        labels = next((place for place in places if place.is_file()), None)
+        places = [folder / LABEL_FILE for folder in (source, source.parent)]
+        labels = next((storage for storage in places if storage.is_file()), None)
         if labels is None:
             return None
     try:
@@ -303,18 +303,18 @@ def _identity(records: _Records, labels: Tensor | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _resume(place: Place, wanted: Manifest) -> Manifest:
+def _resume(storage: StorageDir, wanted: Manifest) -> Manifest:
     """What an interrupted import of the same kind left, else a new start."""
-    if not has_manifest(place):
-        save_manifest(place, wanted)
+    if not has_manifest(storage):
+        save_manifest(storage, wanted)
         return wanted
-    found = load_manifest(place)
+    found = load_manifest(storage)
     if dataclasses.replace(found, shards=()) != wanted:
-        raise InputError(f"{place} holds other trajectories; give another place or delete it.")
-    bad = damaged_shards(place, found)
+        raise InputError(f"{storage} holds other trajectories; give another place or delete it.")
+    bad = damaged_shards(storage, found)
     for index, complaint in bad.items():
-        say(f"{place.at(shard_name(index))} {complaint}; importing it again.")
-    return forget(place, bad) if bad else found
+        say(f"{storage.at(shard_name(index))} {complaint}; importing it again.")
+    return forget(storage, bad) if bad else found
 
 
 def _read(

@@ -28,11 +28,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dsno.diffusion.conditions import LABELS, PROMPT
-from dsno.diffusion.denoisers import GUIDANCE_SCALE
+from dsno.diffusion.conditions import CLASS_LABELS, GUIDANCE_SCALE, PROMPT
 from dsno.support.errors import InputError
 from dsno.support.files import read_json, sha256
-from dsno.support.storage import Place, place_of
+from dsno.support.storage import StorageDir, as_storage
 
 FORMAT = 2
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -106,7 +105,7 @@ class Manifest:
         shape = self.sample_shape
         found = {"noise": (count, *shape), "states": (count, len(self.times), *shape)}
         if self.num_classes is not None:
-            found[LABELS] = (count,)
+            found[CLASS_LABELS] = (count,)
         if isinstance(self.guidance_scale, tuple):
             found[GUIDANCE_SCALE] = (count,)
         if self.prompts is not None:
@@ -125,41 +124,41 @@ class Manifest:
         return [i for i in range(self.shard_count) if i not in done]
 
 
-def save_manifest(folder: Path | Place, manifest: Manifest) -> None:
+def save_manifest(folder: Path | StorageDir, manifest: Manifest) -> None:
     """Write the manifest, whole or not at all."""
-    _write_json(place_of(folder), MANIFEST, dataclasses.asdict(manifest))
+    _write_json(as_storage(folder), MANIFEST, dataclasses.asdict(manifest))
 
 
-def _write_json(place: Place, name: str, value: Mapping[str, Any]) -> None:
-    with place.writing(name) as temporary:
+def _write_json(storage: StorageDir, name: str, value: Mapping[str, Any]) -> None:
+    with storage.writing(name) as temporary:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def has_manifest(folder: Path | Place) -> bool:
+def has_manifest(folder: Path | StorageDir) -> bool:
     """Whether a collection was begun in a folder."""
-    return place_of(folder).size(MANIFEST) is not None
+    return as_storage(folder).size(MANIFEST) is not None
 
 
-def load_manifest(folder: Path | Place) -> Manifest:
+def load_manifest(folder: Path | StorageDir) -> Manifest:
     """Read and check a manifest; shards recorded since it was written are listed in it.
 
     Raises:
         InputError: if it is missing, damaged, of another format, or names files outside the folder.
     """
-    place = place_of(folder)
+    storage = as_storage(folder)
     for _ in range(ATTEMPTS):
-        manifest = _read_manifest(place)
+        manifest = _read_manifest(storage)
         with contextlib.suppress(FileNotFoundError):
-            return _with_records(place, manifest)
+            return _with_records(storage, manifest)
         # Another process has just moved a record into the manifest.
     raise InputError(
-        f"A record of a shard in {place} is listed there but cannot be read; remove it."
+        f"A record of a shard in {storage} is listed there but cannot be read; remove it."
     )
 
 
-def _read_manifest(place: Place) -> Manifest:
-    path, remedy = place.at(MANIFEST), "run `dsno collect` to make the trajectories"
-    with place.reading(MANIFEST) as local:
+def _read_manifest(storage: StorageDir) -> Manifest:
+    path, remedy = storage.at(MANIFEST), "run `dsno collect` to make the trajectories"
+    with storage.reading(MANIFEST) as local:
         remedy = f"delete it and {remedy} again" if local.exists() else remedy
         value = read_json(local, "manifest", remedy, shown=path)
     known = {f.name for f in dataclasses.fields(Manifest)}
@@ -252,16 +251,16 @@ class Prompts:
     embeddings: Tensor
 
 
-def write_prompts(folder: Path | Place, prompts: Prompts) -> str:
+def write_prompts(folder: Path | StorageDir, prompts: Prompts) -> str:
     """Write prompts and embeddings; return the checksum of the latter."""
-    place = place_of(folder)
-    _write_json(place, PROMPTS, {"prompts": list(prompts.texts)})
-    with place.writing(EMBEDDED) as temporary:
+    storage = as_storage(folder)
+    _write_json(storage, PROMPTS, {"prompts": list(prompts.texts)})
+    with storage.writing(EMBEDDED) as temporary:
         save_file({"embeddings": prompts.embeddings.contiguous()}, temporary)
         return sha256(temporary)
 
 
-def read_prompts(folder: Path | Place, manifest: Manifest) -> Prompts | None:
+def read_prompts(folder: Path | StorageDir, manifest: Manifest) -> Prompts | None:
     """The prompts of a folder; None for a teacher without text.
 
     Raises:
@@ -269,24 +268,28 @@ def read_prompts(folder: Path | Place, manifest: Manifest) -> Prompts | None:
     """
     if manifest.prompts is None:
         return None
-    place, remedy = place_of(folder), "run `dsno collect` again to make them"
-    with place.reading(PROMPTS) as local:
-        path = place.at(PROMPTS)
+    storage, remedy = as_storage(folder), "run `dsno collect` again to make them"
+    with storage.reading(PROMPTS) as local:
+        path = storage.at(PROMPTS)
         texts = read_json(local, "list of prompts", remedy, shown=path).get("prompts")
-    with place.reading(EMBEDDED) as local:
+    with storage.reading(EMBEDDED) as local:
         if not local.is_file() or sha256(local) != manifest.prompts_sha256:
             raise InputError(
-                f"{place.at(EMBEDDED)} is missing or does not match its checksum; {remedy}."
+                f"{storage.at(EMBEDDED)} is missing or does not match its checksum; {remedy}."
             )
         try:
             with safe_open(local, "pt") as file:
                 embeddings = file.get_tensor("embeddings").clone()
         except Exception as error:  # whatever a foreign file makes the library raise
-            raise InputError(f"{place.at(EMBEDDED)} cannot be read ({error}); {remedy}.") from None
+            raise InputError(
+                f"{storage.at(EMBEDDED)} cannot be read ({error}); {remedy}."
+            ) from None
     if embeddings.ndim != 3 or not embeddings.is_floating_point():
-        raise InputError(f"{place.at(EMBEDDED)} holds no embeddings of prompts; {remedy}.")
+        raise InputError(f"{storage.at(EMBEDDED)} holds no embeddings of prompts; {remedy}.")
     if not isinstance(texts, list) or not (len(texts) == len(embeddings) == manifest.prompts):
-        raise InputError(f"{place.at(PROMPTS)} does not list {manifest.prompts} prompts; {remedy}.")
+        raise InputError(
+            f"{storage.at(PROMPTS)} does not list {manifest.prompts} prompts; {remedy}."
+        )
     return Prompts(tuple(str(t) for t in texts), embeddings)
 
 
@@ -294,14 +297,14 @@ def read_prompts(folder: Path | Place, manifest: Manifest) -> Prompts | None:
 
 
 def write_shard(
-    folder: Path | Place, manifest: Manifest, index: int, tensors: Mapping[str, Tensor]
+    folder: Path | StorageDir, manifest: Manifest, index: int, tensors: Mapping[str, Tensor]
 ) -> Shard:
     """Write one shard, then its record; return that."""
-    place, name, items = place_of(folder), shard_name(index), manifest.items(index)
-    with place.writing(name) as temporary:
+    storage, name, items = as_storage(folder), shard_name(index), manifest.items(index)
+    with storage.writing(name) as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
         shard = Shard(name, items.start, len(items), temporary.stat().st_size, sha256(temporary))
-    _write_json(place, record_name(index), {"tag": manifest.tag, **dataclasses.asdict(shard)})
+    _write_json(storage, record_name(index), {"tag": manifest.tag, **dataclasses.asdict(shard)})
     return shard
 
 
@@ -311,33 +314,33 @@ def misfit(manifest: Manifest, tensors: Mapping[str, Tensor], count: int) -> str
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:
         return f"holds {found!r:.300}, not {expected}"
-    kinds = {LABELS: torch.int64, PROMPT: torch.int32, GUIDANCE_SCALE: torch.float32}
+    kinds = {CLASS_LABELS: torch.int64, PROMPT: torch.int32, GUIDANCE_SCALE: torch.float32}
     for name, tensor in tensors.items():
         if tensor.dtype != kinds.get(name, DTYPES[manifest.dtype]):
             return f"has {name} of type {str(tensor.dtype).removeprefix('torch.')}"
-    limits = (LABELS, "labels", manifest.num_classes), (PROMPT, "prompts", manifest.prompts)
+    limits = (CLASS_LABELS, "labels", manifest.num_classes), (PROMPT, "prompts", manifest.prompts)
     for name, what, limit in limits:
         if limit is not None and not bool(((tensors[name] >= 0) & (tensors[name] < limit)).all()):
             return f"has other {what} than the {limit} there are"
     return ""
 
 
-def _with_records(place: Place, manifest: Manifest) -> Manifest:
+def _with_records(storage: StorageDir, manifest: Manifest) -> Manifest:
     """The manifest with the shards that have a record of their own, which is the newer word."""
     shards = {shard.file: shard for shard in manifest.shards}
-    for name in place.names():
+    for name in storage.names():
         index = record_index(name)
-        shard = None if index is None else _read_record(place, manifest, index)
+        shard = None if index is None else _read_record(storage, manifest, index)
         if shard is not None:
             shards[shard.file] = shard
     ordered = sorted(shards.values(), key=lambda shard: shard.first)
     return dataclasses.replace(manifest, shards=tuple(ordered))
 
 
-def _read_record(place: Place, manifest: Manifest, index: int) -> Shard | None:
+def _read_record(storage: StorageDir, manifest: Manifest, index: int) -> Shard | None:
     """A shard's record; None if it is damaged or another collection's: then it is made again."""
     try:
-        with place.reading(record_name(index)) as local:
+        with storage.reading(record_name(index)) as local:
             if not local.exists():
                 raise FileNotFoundError(local)
             value = read_json(local, "record", "delete it")
@@ -350,35 +353,35 @@ def _read_record(place: Place, manifest: Manifest, index: int) -> Shard | None:
     return shard if is_its else None
 
 
-def compact(folder: Path | Place) -> Manifest:
+def compact(folder: Path | StorageDir) -> Manifest:
     """Once every shard is made, list them in the manifest and remove their records; return it.
 
     Several processes may do this at once: all write the same.
     """
-    place = place_of(folder)
-    manifest = load_manifest(place)
-    records = [name for name in place.names() if record_index(name) is not None]
+    storage = as_storage(folder)
+    manifest = load_manifest(storage)
+    records = [name for name in storage.names() if record_index(name) is not None]
     if records and not manifest.missing:
-        save_manifest(place, manifest)
+        save_manifest(storage, manifest)
         for name in records:
-            place.delete(name)
+            storage.delete(name)
     return manifest
 
 
-def forget(folder: Path | Place, indices: Iterable[int]) -> Manifest:
+def forget(folder: Path | StorageDir, indices: Iterable[int]) -> Manifest:
     """Take shards off the list, so that they are made again; return the manifest."""
-    place, bad = place_of(folder), set(indices)
-    manifest = _read_manifest(place)
+    storage, bad = as_storage(folder), set(indices)
+    manifest = _read_manifest(storage)
     kept = tuple(s for s in manifest.shards if s.first // manifest.shard_size not in bad)
     if kept != manifest.shards:
-        save_manifest(place, dataclasses.replace(manifest, shards=kept))
+        save_manifest(storage, dataclasses.replace(manifest, shards=kept))
     for index in bad:
-        place.delete(record_name(index))
-    return load_manifest(place)
+        storage.delete(record_name(index))
+    return load_manifest(storage)
 
 
 def damaged_shards(
-    folder: Path | Place,
+    folder: Path | StorageDir,
     manifest: Manifest,
     indices: Iterable[int] | None = None,
     *,
@@ -393,27 +396,27 @@ def damaged_shards(
         reads: whether to read each and compare its checksum, or look at sizes alone; if None they
             are read where they lie on this machine.
     """
-    place = place_of(folder)
-    reads = place.path is not None if reads is None else reads
+    storage = as_storage(folder)
+    reads = storage.path is not None if reads is None else reads
     wanted = None if indices is None else set(indices)
     bad: dict[int, str] = {}
     for shard in manifest.shards:
         index = shard.first // manifest.shard_size
         if wanted is None or index in wanted:
-            complaint = _damage(place, shard, reads)
+            complaint = _damage(storage, shard, reads)
             if complaint:
                 bad[index] = complaint
     return bad
 
 
-def _damage(place: Place, shard: Shard, reads: bool) -> str:
+def _damage(storage: StorageDir, shard: Shard, reads: bool) -> str:
     """What is wrong with a shard's file; empty if nothing is."""
-    size = place.size(shard.file)
+    size = storage.size(shard.file)
     if size is None:
         return "is missing"
     if size != shard.bytes:
         return f"has {size} bytes, not {shard.bytes}"
     if not reads:
         return ""
-    with place.reading(shard.file) as local:
+    with storage.reading(shard.file) as local:
         return "" if sha256(local) == shard.sha256 else "does not match its checksum"

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dsno.support.storage import Place
+from dsno.support.storage import StorageDir
 from dsno.trajectories.manifest import Manifest, misfit, shard_index, shard_name
 
 
@@ -28,21 +28,21 @@ def partial_index(name: str) -> int | None:
 
 
 def save_partial(
-    place: Place, manifest: Manifest, index: int, tensors: Mapping[str, Tensor]
+    storage: StorageDir, manifest: Manifest, index: int, tensors: Mapping[str, Tensor]
 ) -> None:
     """Write the first rows of a shard."""
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with place.writing(partial_name(index)) as temporary:
+    with storage.writing(partial_name(index)) as temporary:
         save_file(whole, temporary, {"tag": manifest.tag, "sha256": _checksum(whole)})
 
 
 def load_partial(
-    place: Place, manifest: Manifest, index: int, batch_size: int
+    storage: StorageDir, manifest: Manifest, index: int, batch_size: int
 ) -> dict[str, Tensor] | None:
     """The first rows of a shard, in whole batches; None if there are none to go on from."""
-    if place.size(partial_name(index)) is None:
+    if storage.size(partial_name(index)) is None:
         return None
-    with place.reading(partial_name(index)) as local:
+    with storage.reading(partial_name(index)) as local:
         try:
             with safe_open(local, "pt") as file:
                 told = file.metadata() or {}
@@ -57,9 +57,9 @@ def load_partial(
     return tensors if is_its else None
 
 
-def drop_partial(place: Place, index: int) -> None:
+def drop_partial(storage: StorageDir, index: int) -> None:
     """Remove it, once the shard is whole."""
-    place.delete(partial_name(index))
+    storage.delete(partial_name(index))
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dsno.support.errors import InputError
 from dsno.support.files import is_left
-from dsno.support.storage import Place
+from dsno.support.storage import StorageDir
 from dsno.trajectories.manifest import (
     EMBEDDED,
     MANIFEST,
@@ -43,7 +43,7 @@ class Finding:
     is_foreign: bool = False
 
 
-def inspect_trajectories(place: Place) -> tuple[Manifest, list[Finding]]:
+def inspect_trajectories(storage: StorageDir) -> tuple[Manifest, list[Finding]]:
     """Read every byte of a folder of trajectories; return what is wrong with it.
 
     Shards that are not made yet are no finding; `manifest.missing` has them.
@@ -51,25 +51,25 @@ def inspect_trajectories(place: Place) -> tuple[Manifest, list[Finding]]:
     Raises:
         InputError: if there is no manifest, or none that can be read.
     """
-    manifest = load_manifest(place)
+    manifest = load_manifest(storage)
     listed = {shard.first // manifest.shard_size for shard in manifest.shards}
-    damaged = damaged_shards(place, manifest, reads=True)
+    damaged = damaged_shards(storage, manifest, reads=True)
     findings = [Finding(shard_name(i), says, i) for i, says in damaged.items()]
     try:
-        read_prompts(place, manifest)
+        read_prompts(storage, manifest)
     except InputError as error:
         findings.append(Finding(EMBEDDED, str(error)))
-    for name in place.names():
-        if not _is_ours(place, name, manifest, listed):
+    for name in storage.names():
+        if not _is_ours(storage, name, manifest, listed):
             findings.append(_stray(name, manifest))
     return manifest, sorted(findings, key=lambda f: f.file)
 
 
-def _is_ours(place: Place, name: str, manifest: Manifest, listed: set[int]) -> bool:
+def _is_ours(storage: StorageDir, name: str, manifest: Manifest, listed: set[int]) -> bool:
     if name in (MANIFEST, PROMPTS, EMBEDDED, ASIDE):
         return True
     if _is_temporary(name):  # someone may be writing it now
-        return place.path is None or not is_left(place.path / name)
+        return storage.path is None or not is_left(storage.path / name)
     shard, record, part = shard_index(name), record_index(name), partial_index(name)
     if shard is not None or record is not None:
         return (shard if record is None else record) in listed
@@ -89,7 +89,7 @@ def _stray(name: str, manifest: Manifest) -> Finding:
     return Finding(name, "does not belong to this collection", is_foreign=True)
 
 
-def set_aside(place: Place, findings: list[Finding]) -> list[str]:
+def set_aside(storage: StorageDir, findings: list[Finding]) -> list[str]:
     """Move foreign files into a folder beside them, so that nothing of anybody's is lost.
 
     Returns:
@@ -99,30 +99,31 @@ def set_aside(place: Place, findings: list[Finding]) -> list[str]:
         InputError: for a place behind a URL.
     """
     foreign = [finding.file for finding in findings if finding.is_foreign]
-    if foreign and place.path is None:
+    if foreign and storage.path is None:
         raise InputError(
-            f"{place} holds files that do not belong there ({', '.join(foreign)}); move them away."
+            f"{storage} holds files that do not belong there ({', '.join(foreign)}); "
+            "move them away."
         )
     for name in foreign:
-        assert place.path is not None
-        target = place.path / ASIDE / name
+        assert storage.path is not None
+        target = storage.path / ASIDE / name
         target.parent.mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # its owner has just finished it
-            (place.path / name).replace(target)
+            (storage.path / name).replace(target)
     return foreign
 
 
-def describe(place: Place) -> dict[str, str]:
+def describe(storage: StorageDir) -> dict[str, str]:
     """What a folder of trajectories holds, for people.
 
     Raises:
         InputError: if there is no manifest, or none that can be read.
     """
-    m = load_manifest(place)
+    m = load_manifest(storage)
     made, size = sum(s.count for s in m.shards), sum(s.bytes for s in m.shards)
     solver = m.solver
     found = {
-        "place": str(place),
+        "place": str(storage),
         "trajectories": f"{made:,} of {m.count:,}",
         "shards": f"{len(m.shards):,} of {m.shard_count:,}, of {m.shard_size:,} trajectories",
         "bytes": f"{size:,}" + (f", {size / made:,.0f} a trajectory" if made else ""),
