@@ -43,7 +43,7 @@ from dsno.support.storage import StorageDir
 from dsno.teachers.edm import load_edm
 from dsno.teachers.flax_checkpoint import read_flax
 from dsno.teachers.pipelines import diffusers_teacher
-from dsno.teachers.schedulers import scheduler_meaning
+from dsno.teachers.schedulers import scheduler_settings
 from dsno.teachers.store import Teacher, denoiser_of, load_teacher, save_teacher
 from dsno.teachers.unet import build_unet
 from dsno.teachers.weights import read_tensors
@@ -357,7 +357,7 @@ TARGETS: dict[str, Target] = {
     "pipeline": Target(_diffusers, diffusers_teacher, "model_index.json", is_json=True),
     "scheduler": Target(
         _scheduler,
-        lambda path: scheduler_meaning(read_json(path, "scheduler", "save it again")),
+        lambda path: scheduler_settings(read_json(path, "scheduler", "save it again")),
         is_json=True,
     ),
     "edm": Target(_edm, load_edm, "network.json", is_json=True),

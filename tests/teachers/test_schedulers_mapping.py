@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dsno.diffusion.denoisers import Denoiser
 from dsno.support.errors import InputError
-from dsno.teachers.schedulers import SchedulerSettings, scheduler_meaning
+from dsno.teachers.schedulers import SchedulerSettings, scheduler_settings
 
 # what diffusers' schedulers do with NumPy
 pytestmark = pytest.mark.filterwarnings("ignore:.*__array.*:DeprecationWarning")
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*__array.*:DeprecationWarning")
 
 def saved(scheduler: Any) -> SchedulerSettings:
     """What a scheduler's saved configuration is read as."""
-    return scheduler_meaning(json.loads(scheduler.to_json_string()))
+    return scheduler_settings(json.loads(scheduler.to_json_string()))
 
 
 class Fixed(nn.Module):
@@ -171,5 +171,5 @@ def test_what_cannot_be_mapped_is_refused_in_one_sentence(
     config: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(InputError, match=says) as caught:
-        scheduler_meaning(config)
+        scheduler_settings(config)
     assert "\n" not in str(caught.value)

@@ -287,7 +287,7 @@ def _render(metrics: Metrics, uris: Mapping[str, str]) -> str:
     )
     environment.filters |= {"number": number, "duration": _duration}
     environment.filters |= {"evaluations": _evaluations, "singular": singular}
-    text = (resources.files("dsno") / TEMPLATE).read_text(encoding="utf-8")
+    text = (resources.files("dsno.evaluation") / TEMPLATE).read_text(encoding="utf-8")
     sentence, told = verdict(metrics)
     return environment.from_string(text).render(
         m=metrics,

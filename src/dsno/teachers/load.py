@@ -96,7 +96,7 @@ def _reader(source: str) -> Callable[[TeacherOptions], Teacher]:
 
 
 def _stated(options: TeacherOptions) -> SchedulerSettings | None:
-    """The meaning the user states, if they do."""
+    """The settings the user states, if they do."""
     if options.prediction_type is None and options.schedule is None:
         return None
     return SchedulerSettings(_preconditioning(options))

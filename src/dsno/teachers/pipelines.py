@@ -22,7 +22,7 @@ from dsno.support.errors import InputError
 from dsno.support.files import read_json
 from dsno.support.hub import download
 from dsno.teachers.components import load_component, load_text_encoder
-from dsno.teachers.schedulers import SchedulerSettings, scheduler_meaning
+from dsno.teachers.schedulers import SchedulerSettings, scheduler_settings
 from dsno.teachers.store import Teacher, denoiser_of
 
 # What is worth downloading of a pipeline's repository: no second copies, no half precision.
@@ -42,7 +42,7 @@ def hub_teacher(
 ) -> Teacher:
     """A teacher from the Hub, by `owner/name`; see `diffusers_teacher`."""
     folder = download(name, allow=ALLOW, ignore=IGNORE)
-    return diffusers_teacher(folder, meaning, null_class, origin=name)
+    return diffusers_teacher(folder, settings, null_class, origin=name)
 
 
 def diffusers_teacher(
@@ -65,7 +65,7 @@ def diffusers_teacher(
         InputError: for parts that are not supported, do not fit or are missing.
     """
     try:
-        return _read(folder, _index(folder), meaning, null_class, origin or str(folder))
+        return _read(folder, _index(folder), settings, null_class, origin or str(folder))
     except InputError:
         raise
     except Exception as error:  # whatever a lying configuration makes a library raise
@@ -86,7 +86,7 @@ def _read(
     _require_plain(read_json(place / "config.json", "configuration of the network", REMEDY))
     network = load_component(place, NETWORKS, "network")
     shape = _sample_shape(network)
-    settings = settings or _meaning(folder)
+    settings = settings or _saved_settings(folder)
     latents = _latents(folder, index)
     text = _text(folder, index, network)
     num_classes, null = _classes(network, null_class)
@@ -111,11 +111,11 @@ def _place(folder: Path, part: str) -> Path:
     return folder / part if (folder / part).is_dir() else folder
 
 
-def _meaning(folder: Path) -> SchedulerSettings:
+def _saved_settings(folder: Path) -> SchedulerSettings:
     for place in (folder / "scheduler", folder, folder.parent / "scheduler"):
         path = place / "scheduler_config.json"
         if path.exists():
-            return scheduler_meaning(read_json(path, "scheduler", REMEDY))
+            return scheduler_settings(read_json(path, "scheduler", REMEDY))
     raise InputError(
         f"{folder} has no scheduler_config.json, so what the network predicts is not known; say it "
         "with prediction_type=... and schedule.name=..."
@@ -198,5 +198,5 @@ def _text(folder: Path, index: Mapping[str, Any], network: nn.Module) -> TextEnc
 
 
 def described(prediction_type: str, schedule: Any, sigma_data: float) -> SchedulerSettings:
-    """The meaning the user states, for a network without a scheduler."""
+    """The settings the user states, for a network without a scheduler."""
     return SchedulerSettings(Preconditioning(schedule, prediction_type, sigma_data))

@@ -74,7 +74,7 @@ class SchedulerSettings:
     dynamic_threshold: tuple[float, float] | None = None
 
 
-def scheduler_meaning(config: Mapping[str, Any]) -> SchedulerSettings:
+def scheduler_settings(config: Mapping[str, Any]) -> SchedulerSettings:
     """Read a `scheduler_config.json`.
 
     Raises:
