@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dsno.data import load as data
-from dsno.data.load import Dataset, Encoded, load_data
+from dsno.data import dataset
+from dsno.data.dataset import Dataset, Encoded
+from dsno.data.load import load_data
 from dsno.support.errors import InputError
 
 
@@ -307,7 +308,7 @@ def test_a_large_folder_is_decoded_as_its_rows_are_asked_for(
     levels = random_levels(5, 8, 8, 3)
     for i, image in enumerate(levels):
         write(tmp_path / f"{i}.png", image)
-    monkeypatch.setattr(data, "IN_MEMORY", levels.size - 1)
+    monkeypatch.setattr(dataset, "IN_MEMORY", levels.size - 1)
     loaded = load_data("folder", str(tmp_path))
     assert isinstance(loaded.pixels, Encoded)
     assert (len(loaded), loaded.sample_shape) == (5, (3, 8, 8))
@@ -327,7 +328,7 @@ def test_a_folder_of_exactly_the_limit_is_kept_in_memory(
 ) -> None:
     levels = random_levels(8, 8, 3)
     write(tmp_path / "a.png", levels)
-    monkeypatch.setattr(data, "IN_MEMORY", levels.size)
+    monkeypatch.setattr(dataset, "IN_MEMORY", levels.size)
     assert isinstance(load_data("folder", str(tmp_path)).pixels, Tensor)
 
 
@@ -335,9 +336,9 @@ def test_threads_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     levels = random_levels(40, 8, 8, 1)
     for i, image in enumerate(levels):
         write(tmp_path / f"{i:02}.png", image)
-    monkeypatch.setattr(data, "THREADS", 3)
-    monkeypatch.setattr(data, "THREADED", 1)
-    monkeypatch.setattr(data, "CHUNK", 7)
+    monkeypatch.setattr(dataset, "THREADS", 3)
+    monkeypatch.setattr(dataset, "THREADED", 1)
+    monkeypatch.setattr(dataset, "CHUNK", 7)
     assert load_data("folder", str(tmp_path)).images.equal(as_floats(levels))
 
 
@@ -539,7 +540,7 @@ def test_a_large_data_set_is_decoded_as_its_rows_are_asked_for(
     tmp_path: Path, hub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table(hub).to_parquet(tmp_path / "a.parquet")
-    monkeypatch.setattr(data, "IN_MEMORY", 10)
+    monkeypatch.setattr(dataset, "IN_MEMORY", 10)
     loaded = load_data("huggingface", str(tmp_path / "a.parquet"))
     assert isinstance(loaded.pixels, Encoded)
     assert loaded.rows(torch.tensor([4, 4, 0])).equal(as_floats(LEVELS)[[4, 4, 0]])

@@ -19,7 +19,7 @@ from accelerate.utils import send_to_device
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dsno.data.load import Dataset
+from dsno.data.dataset import Dataset
 from dsno.diffusion.conditions import LABELS
 from dsno.diffusion.denoisers import (
     Condition,
