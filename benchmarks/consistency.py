@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsno.data.load import Dataset
+from dsno.data.dataset import Dataset
 from dsno.diffusion.denoisers import Denoiser, expand
 from dsno.support import seeds
 from dsno.training.losses import Objective

@@ -30,7 +30,7 @@ from dsno.backbones import registry
 from dsno.backbones.edm import SongUNet
 from dsno.backbones.safe_loading import stored_shapes
 from dsno.backbones.text_encoder import read_prompts
-from dsno.data import load as data
+from dsno.data import load
 from dsno.diffusion.denoisers import Preconditioning
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.operator.dsno import DSNO
@@ -342,8 +342,8 @@ def _train_from_state(path: Path) -> None:
 
 def _read_data(source: str) -> Callable[[Path], object]:
     def read(path: Path) -> object:
-        data._load.cache_clear()  # keyed by the path, which is always the same here
-        return data.load_data(source, str(path))
+        load._load.cache_clear()  # keyed by the path, which is always the same here
+        return load.load_data(source, str(path))
 
     return read
 

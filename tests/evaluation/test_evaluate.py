@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dsno.data.load import Dataset
+from dsno.data.dataset import Dataset
 from dsno.diffusion.analytic import Gaussian, GaussianMixture
 from dsno.diffusion.conditions import Condition, Conditions
 from dsno.diffusion.schedules import CosineSchedule

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dsno.data.load import Dataset, load_data
+from dsno.data.dataset import Dataset
+from dsno.data.load import load_data
 from dsno.evaluation.features import Classifier, TrainedClassifier, pixels, train_classifier
 from dsno.support.errors import InputError
 

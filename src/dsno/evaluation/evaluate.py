@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
-from dsno.data.load import Dataset
+from dsno.data.dataset import Dataset
 from dsno.diffusion.conditions import Condition, Conditions
 from dsno.diffusion.denoisers import DenoiserProtocol, evaluations_per_call
 from dsno.diffusion.solvers import evaluations, solve

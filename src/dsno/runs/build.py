@@ -11,7 +11,8 @@ from torch import nn
 from dsno.backbones.registry import backbone_of
 from dsno.backbones.sites import inside, match_sites
 from dsno.backbones.text_encoder import read_prompts
-from dsno.data.load import Dataset, load_data
+from dsno.data.dataset import Dataset
+from dsno.data.load import load_data
 from dsno.diffusion.conditions import Conditions
 from dsno.diffusion.denoisers import DenoiserProtocol, Preconditioning, to_device
 from dsno.diffusion.schedules import schedule_from_config

@@ -19,8 +19,7 @@ from accelerate.utils import send_to_device
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dsno.data.load import Dataset
-from dsno.diffusion.conditions import CLASS_LABELS, Condition
+from dsno.diffusion.conditions import Condition
 from dsno.diffusion.denoisers import Denoiser, DenoiserProtocol, evaluations_per_call, to_device
 from dsno.diffusion.solvers import evaluations, solve
 from dsno.diffusion.time_grids import Spacing, grid_times
@@ -55,11 +54,11 @@ from dsno.support.errors import InputError
 from dsno.support.files import filling, read_json, replacing, write_json
 from dsno.support.storage import StorageDir
 from dsno.teachers.store import Teacher, load_teacher, save_teacher
+from dsno.training.batches import student_batches, teacher_batches
 from dsno.training.loggers import check_trackers
 from dsno.training.losses import DenoisingObjective, TrajectoryObjective, slice_weights
 from dsno.training.lpips import load_vgg16
-from dsno.training.prefetch import Batch
-from dsno.training.trainer import ITEMS, Batches, Preview, TrainConfig, train
+from dsno.training.trainer import Preview, TrainConfig, train
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
 from dsno.trajectories.lmdb import import_lmdb
@@ -123,9 +122,18 @@ def _bring_teacher(task: Task) -> str:
 def _train_teacher(task: Task) -> str:
     data, teacher = load_recipe_data(task.recipe), new_teacher(task.recipe)
     spec, folder = task.recipe.teacher, task.folder / "teacher"
+    assert spec.batch_size is not None
     averaged, history = train(
         DenoisingObjective(teacher.denoiser),
-        _teacher_batches(task.recipe, data, teacher),
+        teacher_batches(
+            data,
+            spec.batch_size,
+            seed=task.recipe.seed,
+            flips=task.recipe.data is not None and task.recipe.data.random_flip,
+            conditional=spec.conditional,
+            label_dropout=spec.label_dropout,
+            null_class=teacher.null_class,
+        ),
         _plan(spec, task.recipe.seed),
         folder / "checkpoints",
         tag=task.tags["teacher"],
@@ -142,38 +150,6 @@ def _train_teacher(task: Task) -> str:
         f"read {len(data):,} {data.name} of {shape_text(data.sample_shape)}; "
         f"wrote a U-Net of {count(averaged.network):,} parameters to {folder}"
     )
-
-
-def _teacher_batches(recipe: Recipe, data: Dataset, teacher: Teacher) -> Batches:
-    """Rows of the data with noise, times and labels: functions of the seed, the step and place."""
-    spec, seed, flips = recipe.teacher, recipe.seed, recipe.data and recipe.data.random_flip
-    assert spec.batch_size is not None
-    size = spec.batch_size
-
-    def batch(step: int, places: range) -> Batch:
-        here = slice(places.start, places.stop)
-        units = {
-            stream: torch.from_numpy(seeds.generator(seed, stream, step).random(size)[here])
-            for stream in (seeds.FLIP, seeds.TEACHER_TIME, seeds.LABEL_DROPOUT)
-        }
-        rows = seeds.batch_items(seed, step, size, len(data))[here]
-        clean = data.rows(rows, units[seeds.FLIP] < 0.5 if flips else None)
-        items = range(step * size + places.start, step * size + places.stop)
-        noise = seeds.item_noise(seed, items, data.sample_shape, stream=seeds.TEACHER_NOISE)
-        # one time in each of `size` equal strata
-        t = (torch.tensor(places) + units[seeds.TEACHER_TIME]) / size
-        found: dict[str, Any] = {ITEMS: rows, "clean": clean, "noise": noise, "times": t}
-        if spec.conditional:
-            assert data.labels is not None
-            labels = data.labels[rows]
-            if spec.label_dropout:
-                assert teacher.null_class is not None
-                withheld = units[seeds.LABEL_DROPOUT] < spec.label_dropout
-                labels = torch.where(withheld, teacher.null_class, labels)
-            found["condition"] = {CLASS_LABELS: labels}
-        return found
-
-    return batch
 
 
 def _teacher_preview(recipe: Recipe, teacher: Teacher) -> Preview:
@@ -323,9 +299,16 @@ def make_student(task: Task) -> str:
         delta=spec.huber_delta,
         perceptual=load_vgg16(Path(spec.vgg16)) if spec.loss == "lpips_vgg" else None,
     )
+    assert spec.batch_size is not None
     averaged, history = train(
         objective,
-        _student_batches(task.recipe, store),
+        student_batches(
+            store,
+            spec.batch_size,
+            seed=task.recipe.seed,
+            window=spec.shuffle_shards,
+            trajectory_every=spec.trajectory_every,
+        ),
         _plan(spec, task.recipe.seed),
         folder / "checkpoints",
         tag=task.tags["train"],
@@ -349,24 +332,6 @@ def make_student(task: Task) -> str:
         f"read {len(store):,} trajectories; wrote an operator of {count(model):,} parameters, "
         f"{len(averaged.lifted.sites)} time-mixing sites, {student.slices} slices, to {folder}"
     )
-
-
-def _student_batches(recipe: Recipe, store: TrajectoryStore) -> Batches:
-    """Rows of the trajectories: a function of the seed, the step and place."""
-    assert recipe.train.batch_size is not None
-    size, window = recipe.train.batch_size, recipe.train.shuffle_shards
-    shard = store.manifest.shard_size
-
-    def batch(step: int, places: range) -> Batch:
-        whole = seeds.batch_items(recipe.seed, step, size, len(store), shard=shard, window=window)
-        rows = whole[places.start : places.stop]
-        noise, states, condition = store.rows(rows)
-        if step % recipe.train.trajectory_every:
-            states = states[:, -1:]
-        found: dict[str, Any] = {ITEMS: rows, "noise": noise, "states": states}
-        return found if condition is None else {**found, "condition": condition}
-
-    return batch
 
 
 def _student_preview(recipe: Recipe, teacher: Teacher, prompts: Prompts | None) -> Preview:
