@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +159,20 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     write(tmp_path / "a.png", random_levels(8, 8, 3))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     refused("a.png has too many pixels", source="folder", path=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("height", "complaint"), [(2**13, "cannot be read"), (2**13 + 1, "has too many pixels")]
+)
+def test_an_image_of_more_than_2_to_the_26_pixels_is_not_decoded(
+    tmp_path: Path, height: int, complaint: str
+) -> None:
+    """The file says its size, of 2^13 columns, and ends."""
+    content = bytearray(png(random_levels(8, 8, 1))[:33])  # the signature and the header
+    content[16:24] = struct.pack(">II", 2**13, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    (tmp_path / "a.png").write_bytes(content + struct.pack(">I", 0) + b"IDAT")
+    refused(f"a.png {complaint}", source="folder", path=str(tmp_path))
 
 
 def test_a_file_that_would_start_a_program_is_not_tried(tmp_path: Path) -> None:

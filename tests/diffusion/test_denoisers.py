@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dsno.diffusion.denoisers import (
     PREDICTION_TYPES,
     TIME_INPUTS,
+    Condition,
     CountingDenoiser,
     Denoiser,
     GuidedDenoiser,
@@ -245,6 +246,25 @@ def test_a_half_precision_network_runs_in_its_dtype_under_a_float32_state() -> N
     denoiser = Denoiser(Half(), schedule, prediction_type="v_prediction", sample_shape=(2,))
     assert denoiser(torch.randn(3, 2), torch.tensor(0.5)).dtype == torch.float32
     assert seen == [torch.bfloat16]
+
+
+def test_a_half_precision_network_is_told_the_time_in_single_precision() -> None:
+    """Rounded to bfloat16, 777.7 would be 776."""
+    told: list[Tensor] = []
+
+    def call(network: nn.Module, x: Tensor, c_noise: Tensor, condition: Condition) -> Tensor:
+        told.append(c_noise)
+        return x
+
+    denoiser = Denoiser(
+        nn.Linear(2, 2).bfloat16(),
+        SCHEDULES["rectified_flow"](),
+        prediction_type="flow",
+        sample_shape=(2,),
+        call=call,
+    )
+    denoiser(torch.randn(3, 2), torch.tensor(0.7777, dtype=torch.float64))
+    torch.testing.assert_close(told[0], torch.full((3,), 777.7), rtol=1e-6, atol=0)
 
 
 class Labelled(nn.Module):

@@ -187,6 +187,7 @@ def test_time_zero_stands_for_the_clean_end(schedule: NoiseSchedule) -> None:
         ({}, "Unknown noise schedule"),
         ({"name": "edm", "sigma_mim": 1.0}, "'sigma_min'"),
         ({"name": "cosine", "log_snr_min": 3.0, "log_snr_max": 3.0}, "log_snr_min < log_snr_max"),
+        ({"name": "cosine", "log_snr_min": -1e-17, "log_snr_max": 0.0}, "less noise to more"),
         ({"name": "betas", "beta_schedule": "linar"}, "'linear'"),
         ({"name": "betas", "timesteps": 1}, "at least 2"),
         ({"name": "betas", "trained_betas": []}, "at least 2"),

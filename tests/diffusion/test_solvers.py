@@ -152,6 +152,13 @@ def test_nearly_equal_times_share_one_state() -> None:
     torch.testing.assert_close(solution.states[:, [1, 4]], exact, atol=1e-5, rtol=0)
 
 
+def test_times_a_little_further_apart_have_states_of_their_own() -> None:
+    schedule, asked = CASES["mild cosine"], times(1, 1 - 1e-5, 0.5 + 1e-5, 0.5, 1e-5, 0)
+    states = solve(gaussian(schedule), NOISE, asked, method="ddim", steps=8).states
+    for first, second in ((0, 1), (2, 3), (4, 5)):
+        assert not torch.equal(states[:, first], states[:, second])
+
+
 @cases
 def test_time_one_is_the_scaled_noise_and_costs_nothing(name: str) -> None:
     solution = solve(gaussian(CASES[name]), NOISE, times(1))

@@ -26,6 +26,7 @@ from dsno.evaluation.evaluate import (
     seconds_per_sample,
     student_sampler,
     teacher_sampler,
+    usual_spaces,
 )
 from dsno.operator.dsno import DSNO
 from dsno.recipes.schema import Curve, Evaluate
@@ -112,6 +113,15 @@ def test_a_reference_describes_its_spaces(data: Dataset, reference: Reference) -
 def test_a_sampler_that_makes_nan_is_refused(reference: Reference) -> None:
     with pytest.raises(InputError, match="not finite"):
         reference.distances(torch.full((5, *SHAPE), torch.nan))
+
+
+@pytest.mark.parametrize(("shape", "plain"), [((1, 32, 32), "pixels"), ((1, 25, 41), "thumbnail")])
+def test_images_of_more_than_1024_numbers_are_compared_by_thumbnails(
+    shape: tuple[int, ...], plain: str
+) -> None:
+    images, labels = torch.zeros(2, *shape), torch.tensor([0, 1])
+    assert usual_spaces(Dataset("plain", images)) == (plain,)
+    assert usual_spaces(Dataset("classes", images, labels, 2)) == (plain, "classifier")
 
 
 def test_classifier_features_of_vectors_are_refused() -> None:

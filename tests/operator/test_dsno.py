@@ -319,3 +319,19 @@ def test_compiled_code_makes_nothing_on_the_host(unet_teacher: Any, last_only: b
 def test_no_times_asked_are_no_states(point_net: Any) -> None:
     operator = point_operator(point_net(), slices=3, modes=2)
     assert operator(torch.randn(4, 2), times=torch.zeros(0)).shape == (4, 0, 2)
+
+
+def test_a_half_precision_network_is_told_the_times_in_single_precision(point_net: Any) -> None:
+    """Rounded to bfloat16, many times would be told as others."""
+    operator = point_operator(point_net(), slices=4).bfloat16()
+    told: list[Tensor] = []
+
+    def call(network: nn.Module, x: Tensor, c_noise: Tensor, condition: Any) -> Tensor:
+        told.append(c_noise)
+        return x
+
+    operator.call = call
+    operator(torch.randn(2, 2).bfloat16())
+    expected = operator.preconditioning.c_noise(operator.times).float().repeat(2)
+    assert not torch.equal(expected, expected.bfloat16().float())
+    torch.testing.assert_close(told[0], expected, rtol=1e-6, atol=0)

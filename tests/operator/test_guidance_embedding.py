@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,15 @@ def test_a_copy_has_shifts_of_its_own(unet_teacher: Any) -> None:
     twin = copy.deepcopy(operator)
     assert torch.equal(twin(noise, scale), before)
     assert twin.lifted.shifts is not None
-    for parameter in twin.lifted.shifts.parameters():
+    for parameter in twin.lifted.shifts.shifts.parameters():
         nn.init.zeros_(parameter)
     assert not torch.allclose(twin(noise, scale), before, atol=1e-4)
     assert torch.equal(operator(noise, scale), before)
+    nn.init.zeros_(loud(twin).lifted.shifts.embedding.mix.weight)
+    assert torch.equal(operator(noise, scale), before)
+    for parameter in operator.lifted.shifts.parameters():
+        parameter.data.add_(1)
+    assert twin.lifted.state.shifts is twin.lifted.shifts is not operator.lifted.shifts
 
 
 def test_the_embedding_tells_scales_apart_by_ratio() -> None:
@@ -114,6 +120,21 @@ def test_the_embedding_tells_scales_apart_by_ratio() -> None:
         6,
         1,
         1,
+    )
+
+
+def test_the_embeddings_frequencies_are_geometric_from_1_up_to_200() -> None:
+    """cos(200^(k / n) log(1 + value)) and the same sines, k = 0 .. n - 1, behind a SiLU."""
+    embed, values = ScalarEmbedding(8), [0.0, 1.0, 7.5]
+    nn.init.eye_(embed.mix.weight)
+    nn.init.zeros_(embed.mix.bias)
+    expected = []
+    for value in values:
+        phases = [200 ** (k / 4) * math.log(1 + value) for k in range(4)]
+        waves = [*map(math.cos, phases), *map(math.sin, phases)]
+        expected.append([wave / (1 + math.exp(-wave)) for wave in waves])
+    torch.testing.assert_close(
+        embed(torch.tensor(values)), torch.tensor(expected), atol=1e-4, rtol=0
     )
 
 
@@ -132,6 +153,8 @@ def test_the_saved_model_says_what_guidance_it_holds(
     guidance: Any, unet_teacher: Any, tmp_path: Path
 ) -> None:
     operator = operator_of(unet_teacher, isinstance(guidance, list), num_classes=4)
+    if isinstance(guidance, list):
+        loud(operator)
     save_pipeline(
         DSNOModel.from_operator(operator, class_frequencies=[0.25] * 4, guidance_scale=guidance),
         tmp_path / "model",
@@ -150,6 +173,7 @@ def test_the_saved_model_says_what_guidance_it_holds(
         assert torch.equal(pipeline(guidance_scale=2.0, **given).images, expected)
         middle = pipeline(guidance_scale=[4.5, 4.5], **given).images
         assert torch.equal(pipeline(**given).images, middle)
+        assert not torch.allclose(middle, expected, atol=1e-4)
         with pytest.raises(InputError, match="9 is outside the range .* 1 to 8"):
             pipeline(guidance_scale=[2.0, 9.0], **given)
         with pytest.raises(InputError, match="disagree.*guidance_scale 3"):

@@ -286,6 +286,33 @@ class Tabled(Convs):
         return h + self.table((t > 100).long())[:, :, None, None]
 
 
+class Normed(Convs):
+    """What a layer puts out depends on all rows of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def between(self, h: Tensor, t: Tensor) -> Tensor:
+        return self.norm(h)  # type: ignore[no-any-return]
+
+
+class Twice(Convs):
+    """The layer after which time is mixed runs twice."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        h = self.middle(self.early(self.enter(x)) + self.told(t[:, None])[:, :, None, None])
+        return self.late(self.middle(torch.tanh(h)))  # type: ignore[no-any-return]
+
+
+class Skip(Convs):
+    """What an early layer puts out is added to what a late one does, in the network's own code."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        h = self.enter(x)
+        return h + self.late(self.middle(h + self.told(t[:, None])[:, :, None, None]))  # type: ignore[no-any-return]
+
+
 class InPlace(Convs):
     """What a layer puts out is changed in place."""
 
@@ -305,7 +332,12 @@ def of_convs(network: nn.Module, sites: list[str], **options: Any) -> DSNO:
 
 @pytest.mark.parametrize(
     ("kind", "found"),
-    [(Convs, ("enter", "early")), (Tabled, ("enter",)), (InPlace, ("enter",))],
+    [
+        (Convs, ("enter", "early")),
+        (Tabled, ("enter",)),
+        (InPlace, ("enter",)),
+        (Normed, ("enter", "early")),
+    ],
 )
 def test_time_is_found_wherever_it_enters(kind: type[Convs], found: tuple[str, ...]) -> None:
     operator = of_convs(kind(), ["middle"], slices=4)
@@ -327,6 +359,25 @@ def every_row(operator: DSNO, noise: Tensor) -> Tensor:
     plain.lifted.temporal.load_state_dict(lifted.temporal.state_dict())
     found: Tensor = plain(noise)
     return found
+
+
+def test_a_sample_is_the_last_state_where_a_site_runs_twice() -> None:
+    operator = of_convs(Twice(), ["middle"], slices=M)
+    for parameter in operator.lifted.temporal.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    noise = makers.seeded((2, *SHAPE))
+    states = operator(noise)
+    torch.testing.assert_close(states, every_row(operator, noise))
+    torch.testing.assert_close(operator.sample(noise), states[:, -1])
+
+
+@pytest.mark.parametrize("slices", [2, 4])
+def test_rows_that_one_sample_alone_would_broadcast_are_restored(slices: int) -> None:
+    operator = of_convs(Skip(), ["middle"], slices=slices, shared=["enter"])
+    assert operator.lifted.parts.restores
+    for batch in (1, 2, slices):
+        noise = makers.seeded((batch, *SHAPE))
+        torch.testing.assert_close(operator(noise), every_row(operator, noise))
 
 
 class Ends(Convs):

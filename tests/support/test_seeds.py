@@ -79,6 +79,22 @@ def test_labels_have_the_asked_frequencies() -> None:
     assert labels.dtype == torch.int64
 
 
+@pytest.mark.parametrize(
+    ("draw", "label"), [(0.0, 1), (0.25, 1), (0.5, 2), (0.75, 4), (1 - 2**-53, 4)]
+)
+def test_a_draw_at_the_edge_of_two_classes_is_of_the_upper_one(
+    draw: float, label: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class with a frequency of 0, here the first and the fourth, is never drawn."""
+
+    class Drawn:
+        def random(self) -> float:
+            return draw
+
+    monkeypatch.setattr(seeds, "generator", lambda *_: Drawn())
+    assert seeds.item_labels(0, [0], [0.0, 0.5, 0.25, 0.0, 0.25]).tolist() == [label]
+
+
 def test_every_stream_has_its_own_numbers() -> None:
     assert len(set(STREAMS.values())) == len(STREAMS) >= 8
     drawn = {name: seeds.item_noise(0, [0], (6,), stream=s) for name, s in STREAMS.items()}

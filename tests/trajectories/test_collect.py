@@ -116,6 +116,51 @@ def test_states_are_the_solution_of_the_stored_noise(
     assert bool((error <= tolerance * (solution.states.abs() + scales)).all())
 
 
+class Watching(Stopping):
+    """Another teacher that notes what it is given, and how it is to compute."""
+
+    def __init__(self, inner: GaussianMixture) -> None:
+        super().__init__(inner, 0)
+        self.given: list[Tensor] = []
+        self.arithmetic: set[tuple[Any, ...]] = set()
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Any = None, /) -> Tensor:
+        if t == 1:
+            self.given.append(x)
+        flags = torch.backends.cudnn
+        self.arithmetic.add(
+            (
+                torch.get_float32_matmul_precision(),
+                flags.deterministic,
+                flags.benchmark,
+                flags.allow_tf32,
+            )
+        )
+        return self.inner(x, t, condition)
+
+
+def test_what_is_solved_is_the_stored_noise_to_the_last_bit(tmp_path: Path) -> None:
+    denoiser = Watching(teacher(EDMSchedule()))
+    collect(denoiser, tmp_path, plan(denoiser.inner), batch_size=5)
+    noise, _, _ = TrajectoryStore(tmp_path).rows(torch.arange(22))
+    sigma = float(denoiser.schedule.sigma(torch.ones((), dtype=torch.float64)))
+    assert torch.equal(torch.cat(denoiser.given), noise * sigma)
+
+
+def test_the_teacher_computes_exactly_and_the_setting_before_comes_back(tmp_path: Path) -> None:
+    denoiser = Watching(teacher(CosineSchedule()))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.backends.cudnn.flags(benchmark=True, deterministic=False, allow_tf32=True):
+            collect(denoiser, tmp_path, plan(denoiser.inner, count=2), batch_size=2)
+            assert torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert denoiser.arithmetic == {("highest", True, False, False)}
+
+
 def test_stored_states_are_divided_by_the_scale_of_their_time() -> None:
     # EDM: sqrt(sigma_data^2 + sigma^2) with sigma_data = 1 here, and 1 at t = 0.
     denoiser = teacher(EDMSchedule())
@@ -243,6 +288,18 @@ def test_trajectories_of_another_recipe_are_left_alone(whole: Path) -> None:
     with pytest.raises(InputError, match="trajectories of another recipe; give another place"):
         collect(denoiser, whole, dataclasses.replace(plan(denoiser), tag="b"), batch_size=5)
     assert contents(whole) == before
+
+
+def test_trajectories_of_other_embeddings_of_the_prompts_are_left_alone(tmp_path: Path) -> None:
+    denoiser = teacher(CosineSchedule())
+    made = plan(denoiser, prompts_sha256="0" * 64)
+    trajectories.save_manifest(tmp_path, made)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="other embeddings of the prompts; give another place"):
+        collect(
+            denoiser, tmp_path, dataclasses.replace(made, prompts_sha256="1" * 64), batch_size=5
+        )
+    assert contents(tmp_path) == before
 
 
 # -------------------------------------------------------------------------- interruption

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,21 @@ from torch import Tensor
 
 from dsno.support.errors import DsnoError, InputError
 from dsno.support.storage import StorageDir
-from dsno.trajectories.dataset import TrajectoryStore
+from dsno.trajectories.dataset import TrajectoryStore, _Cache
 from dsno.trajectories.manifest import (
+    EMBEDDED,
     MANIFEST,
     Manifest,
+    Prompts,
     compact,
     damaged_shards,
     forget,
     load_manifest,
+    read_prompts,
     record_name,
     save_manifest,
     shard_name,
+    write_prompts,
     write_shard,
 )
 
@@ -286,6 +291,11 @@ def test_a_time_that_is_not_stored_is_named_with_those_that_are(folder: Path) ->
     assert "no state at t = 0.3, only at 0.5, 0.25, 0" in text
 
 
+def test_a_time_near_a_stored_one_is_another_unless_it_is_rounding(folder: Path) -> None:
+    assert "no state at t = 0.250001" in refusal(folder, times=[0.5, 0.250001])
+    assert TrajectoryStore(folder, times=[0.5, 0.25 + 1e-12]).slots == [0, 1]
+
+
 def test_a_shard_is_an_ordinary_safetensors_file(folder: Path, tmp_path: Path) -> None:
     content = load_file(folder / shard_name(2))
     assert {k: tuple(v.shape) for k, v in content.items()} == {
@@ -373,6 +383,31 @@ def test_a_forgotten_shard_is_made_again_and_the_others_stay(folder: Path) -> No
     assert compact(folder) == before
 
 
+# --------------------------------------------------------------------------------- prompts
+
+
+@pytest.mark.parametrize("change", ["none", "edited", "others", "gone"])
+def test_prompts_are_read_if_they_are_those_of_the_manifest(tmp_path: Path, change: str) -> None:
+    prompts = Prompts(("a cat", "a dog"), torch.ones(2, 3, 4))
+    checksum = write_prompts(tmp_path, prompts)
+    made = manifest(prompts=2, prompts_sha256=checksum)
+    if change == "none":
+        found = read_prompts(tmp_path, made)
+        assert found is not None
+        assert found.texts == prompts.texts
+        assert torch.equal(found.embeddings, prompts.embeddings)
+        return
+    file = tmp_path / EMBEDDED
+    if change == "edited":
+        file.write_bytes(file.read_bytes()[:-1] + b"\x11")
+    elif change == "others":
+        assert write_prompts(tmp_path, Prompts(prompts.texts, torch.zeros(2, 3, 4))) != checksum
+    else:
+        file.unlink()
+    with pytest.raises(InputError, match="does not match its checksum; run `dsno collect` again"):
+        read_prompts(tmp_path, made)
+
+
 # ---------------------------------------------------------------------------- behind a URL
 
 
@@ -419,6 +454,28 @@ def test_the_cache_keeps_to_its_limit(folder: Path, far: StorageDir, tmp_path: P
     for item in (0, 4, 8, 1, 5, 9):
         assert torch.equal(store.rows(torch.tensor([item]))[1][0], whole[item])
         assert sum(p.stat().st_size for p in cache.glob("*.safetensors")) <= 2 * size
+
+
+def test_the_copy_used_last_stays_in_the_cache(
+    folder: Path, far: StorageDir, tmp_path: Path
+) -> None:
+    cache, size = tmp_path / "cache", (folder / shard_name(0)).stat().st_size
+    shards = load_manifest(folder).shards
+    names = [f"{shard.sha256[:32]}.safetensors" for shard in shards]
+    copies = _Cache(far, cache, 2 * size)
+    for index in (0, 1):
+        os.utime(copies.path(shards[index]), (index, index))
+    copies.path(shards[0])
+    copies.path(shards[2])
+    assert {p.name for p in cache.glob("*.safetensors")} == {names[0], names[2]}
+
+
+def test_the_shard_used_last_stays_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsno.trajectories.dataset.MAX_OPEN", 2)
+    store = TrajectoryStore(folder)
+    for item in (0, 4, 0, 8):
+        store.rows(torch.tensor([item]))
+    assert list(store._open) == [0, 2]
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1] + b"\x11", lambda b: b[:-7], None])
