@@ -350,7 +350,7 @@ def recipes() -> None:
 @app.command()
 def info() -> None:
     """Print the versions that numbers depend on."""
-    from dsno.runs.stages import environment
+    from dsno.support.environment import environment
 
     for key, value in environment().items():
         typer.echo(f"{key:<10} {value}")

@@ -216,7 +216,7 @@ def test_a_changed_key_redoes_exactly_what_depends_on_it(
         (folder / "report.html").write_text("<html>")
         return folder / "report.html"
 
-    monkeypatch.setattr("dsno.runs.stages.write_report", write_report)
+    monkeypatch.setattr("dsno.evaluation.report.write_report", write_report)
     assert run("run", copy, override) == 0
     lines = capsys.readouterr().err.splitlines()
     skipped = {line.partition(":")[0] for line in lines if "finished already" in line}

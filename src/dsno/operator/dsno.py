@@ -29,7 +29,7 @@ from dsno.diffusion.time_grids import Spacing, grid_times
 from dsno.operator.batch_plan import Rows
 from dsno.operator.lift import Lifted, lift
 from dsno.operator.probe import trace
-from dsno.operator.temporal import SliceLayout
+from dsno.operator.temporal import SliceLayout, constant_when_compiled
 from dsno.support.errors import InputError, one_of
 
 OUTPUTS = ("denoised", "state")
@@ -225,7 +225,7 @@ class DSNO(nn.Module):
             raise InputError("This model has no guidance scale among its inputs: give none.")
         return None if shifts is None or scale is None else shifts.embedding(scale)
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # not in compiled code
+    @constant_when_compiled
     @torch.inference_mode(False)
     def _trained(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
         """`_coefficients` at the trained times.

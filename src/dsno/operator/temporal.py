@@ -19,13 +19,17 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dsno.support.errors import InputError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,17 @@ def harmonics(modes: int, carriers: int) -> int:
     return modes - 1 - (2 * (modes - 1) == carriers)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # not in compiled code
+def constant_when_compiled(function: Function) -> Function:
+    """Make compiled code hold what `function` returns as a constant.
+
+    It does what `torch.compiler.assume_constant_result` does, and without importing the compiler,
+    which takes seconds that every command would pay for.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_compiled
 @torch.inference_mode(False)  # a tensor made in inference mode could not be used in training
 def _bases(
     m: int, queries: tuple[float, ...], modes: int, dtype: torch.dtype, device: torch.device

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import importlib.metadata
 import math
-import os
-import platform
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,9 +26,7 @@ from dsno.evaluation.evaluate import (
     power_spectrum,
     trajectory_arrays,
 )
-from dsno.evaluation.report import write_report
 from dsno.operator.dsno import DSNO
-from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
 from dsno.recipes.schema import Optimisation, Recipe
 from dsno.runs.build import (
     brought_teacher,
@@ -50,6 +44,7 @@ from dsno.runs.build import (
     summary,
 )
 from dsno.support import distributed, seeds
+from dsno.support.environment import environment
 from dsno.support.errors import InputError
 from dsno.support.files import filling, read_json, replacing, write_json
 from dsno.support.storage import StorageDir
@@ -134,7 +129,7 @@ def _train_teacher(task: Task) -> str:
             label_dropout=spec.label_dropout,
             null_class=teacher.null_class,
         ),
-        _plan(spec, task.recipe.seed),
+        _train_config(spec, task.recipe.seed),
         folder / "checkpoints",
         tag=task.tags["teacher"],
         label="training the teacher",
@@ -309,7 +304,7 @@ def make_student(task: Task) -> str:
             window=spec.shuffle_shards,
             trajectory_every=spec.trajectory_every,
         ),
-        _plan(spec, task.recipe.seed),
+        _train_config(spec, task.recipe.seed),
         folder / "checkpoints",
         tag=task.tags["train"],
         label="training the student",
@@ -317,6 +312,8 @@ def make_student(task: Task) -> str:
         preview=_student_preview(task.recipe, teacher, store.prompts),
     )
     assert isinstance(averaged, DSNO)
+    from dsno.pipeline import DSNOModel, save_pipeline  # diffusers: seconds
+
     model = DSNOModel.from_operator(
         averaged,
         class_frequencies=class_frequencies(task.recipe, teacher),
@@ -399,6 +396,8 @@ def make_metrics(task: Task) -> str:
 
 def make_report(task: Task) -> str:
     """Draw the report; return what was read and written."""
+    from dsno.evaluation.report import write_report  # matplotlib: a second
+
     folder = task.folder / "report"
     return f"read {folder / 'metrics.json'}; wrote {write_report(folder)}"
 
@@ -414,26 +413,13 @@ WORK: dict[str, Callable[[Task], str]] = {
 
 def load_operator(folder: Path) -> DSNO:
     """The trained operator of a run."""
+    from dsno.pipeline import DSNOPipeline  # diffusers: seconds
+
     operator: DSNO = DSNOPipeline.from_pretrained(folder / "student").model.operator.eval()
     return operator
 
 
-def environment() -> dict[str, Any]:
-    """Where the numbers were made."""
-    return {
-        "dsno": importlib.metadata.version("dsno"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": importlib.metadata.version("diffusers"),
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": distributed.device_name(),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-    }
-
-
-def _plan(spec: Optimisation, seed: int) -> TrainConfig:
+def _train_config(spec: Optimisation, seed: int) -> TrainConfig:
     names = {f.name for f in dataclasses.fields(TrainConfig)}
     values = {k: v for k, v in dict(spec).items() if k in names}
     if spec.clip_norm is None:

@@ -13,9 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from dsno.backbones.safe_loading import check_sample_shape, sketch
@@ -26,6 +25,9 @@ from dsno.support.errors import InputError
 from dsno.teachers.flax_checkpoint import read_flax
 from dsno.teachers.unet import build_unet
 from dsno.teachers.weights import mismatch_sentence, read_tensors, strict_load
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
 
 GROUPS = 32  # of every GroupNorm: flax's default
 MAX_LEVELS, MAX_BLOCKS = 8, 32
@@ -73,6 +75,8 @@ def load_progressive(path: Path, *, clip: bool = True, sample_size: int | None =
         len(weights),
         f"network of {path}",
     )
+    from diffusers import UNet2DModel  # seconds
+
     assert isinstance(network, UNet2DModel)
     strict_load(network, _convert(network, weights, path), str(path))
     both = config.out_channels == 2 * config.in_channels

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from diffusers import UNet2DModel
+from typing import TYPE_CHECKING
 
 from dsno.support.errors import InputError
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
 
 
 def build_unet(
@@ -70,6 +73,8 @@ def build_unet(
     plain = ("Resnet", "sample") if resample == "resnet" else ("", "")
     down = tuple("AttnDownBlock2D" if a else "{}Down{}Block2D".format(*plain) for a in attends)
     up = tuple("AttnUpBlock2D" if a else "{}Up{}Block2D".format(*plain) for a in reversed(attends))
+    from diffusers import UNet2DModel  # seconds
+
     return UNet2DModel(
         sample_size=(sample_shape[1], sample_shape[2]),
         in_channels=sample_shape[0],

@@ -28,7 +28,6 @@ from dsno.support.console import progress, say
 from dsno.support.errors import InputError, WorkError, one_of
 from dsno.support.signals import interruption_delayed
 from dsno.training.checkpoints import Checkpoints
-from dsno.training.engine import Engine, checkpoint_activations
 from dsno.training.loggers import Log, memory
 from dsno.training.losses import Objective
 from dsno.training.prefetch import Batch, Feed, fed
@@ -258,6 +257,9 @@ class _Training:
         log_folder: Path | None,
         preview: Preview | None,
     ) -> None:
+        # PyTorch's sharding and checkpoints: a second
+        from dsno.training.engine import Engine, checkpoint_activations
+
         self.config, self.batches, self.label, self.preview = config, batches, label, preview
         self.objective, self.model = objective, objective.model
         self.places = config.places(distributed.rank(), distributed.world_size())

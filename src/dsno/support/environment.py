@@ -1,0 +1,28 @@
+"""Where numbers are made: the versions and the machine they depend on."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import torch
+
+from dsno.support import distributed
+
+
+def environment() -> dict[str, Any]:
+    """Where the numbers were made."""
+    return {
+        "dsno": importlib.metadata.version("dsno"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": importlib.metadata.version("diffusers"),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": distributed.device_name(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    }
