@@ -72,3 +72,23 @@ def test_saved_folders_name_modules_that_must_not_move() -> None:
         "dsno.pipeline",
         "DSNOPipeline",
     )
+
+
+def test_the_doors_give_what_lives_in_the_rooms() -> None:
+    import dsno.diffusion
+    import dsno.images
+
+    assert dsno.diffusion.solve is dsno.solve
+    assert dsno.diffusion.Denoiser is dsno.Denoiser
+    for room in (dsno.diffusion, dsno.images):
+        for name in room.__all__:
+            assert getattr(room, name).__module__.startswith(("dsno.diffusion.", "dsno.support."))
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    rooms = sorted((ROOT / "src" / "dsno").glob("*/__init__.py"))
+    assert len(rooms) == 10
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for path in rooms:
+        assert f"`{path.parent.name}/`" in contributing
+        assert (ROOT / "tests" / path.parent.name).is_dir()
