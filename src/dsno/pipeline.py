@@ -397,8 +397,11 @@ def _check_folder(folder: Path, given: Mapping[str, Any]) -> None:
             raise InputError(
                 f"The {part} in {folder} is a {kind!r:.60}, which is not supported; {REMEDY}."
             )
-        if _check_part(folder / part, part) not in (kind[1], None):
-            raise InputError(f"The {part} in {folder} is not the {kind[1]} it shall be; {REMEDY}.")
+        found = _check_part(folder / part, part)
+        if found not in (kind[1], None):
+            raise InputError(
+                f"The {part} in {folder} is a {found!r:.60}, expected {kind[1]!r}; {REMEDY}."
+            )
 
 
 def _is_known(part: str, kind: Any) -> bool:

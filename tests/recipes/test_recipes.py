@@ -183,7 +183,7 @@ def test_a_missing_file_or_recipe_is_named(tmp_path: Path) -> None:
     assert "digits" in refusal("digit")
     assert "did you mean 'digits'?" in refusal("digitz")
     assert "No such file" in refusal(str(tmp_path / "none.yaml"))
-    assert "it is no file" in refusal(f"{tmp_path}/")
+    assert "it is not a regular file" in refusal(f"{tmp_path}/")
 
 
 def test_yaml_never_runs_code(tmp_path: Path) -> None:

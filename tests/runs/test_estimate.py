@@ -270,7 +270,7 @@ def test_times_are_in_a_unit_people_use(hours: float, words: str) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="what Linux counts")
 def test_the_peak_memory_is_measured() -> None:
-    peak = module._peak_memory(torch.device("cpu"))
+    peak = module.peak_memory(torch.device("cpu"))
     # Linux's own count of the largest resident set, in kB
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
     assert peak == pytest.approx(int(line.split()[1]) * 1024, rel=0.02)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dsno.support.console import quiet_libraries, say
 from dsno.support.errors import InputError
+from dsno.support.files import require_regular
 
 
 class TextEncoder:
@@ -50,9 +51,8 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         InputError: if it cannot be read or has none.
     """
-    if path.exists() and not path.is_file():  # a pipe or device would never end
-        raise InputError(f"The prompts {path} cannot be read (it is no file).")
     try:
+        require_regular(path)
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from dsno.recipes.schema import Recipe, Section, with_teacher_defaults
 from dsno.support.errors import InputError, closest
+from dsno.support.files import require_regular
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -148,8 +149,7 @@ def _text(path: Path) -> str:
         InputError: if it cannot be read, or is no recipe by its size alone.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe or device would never end
-            raise InputError(f"The recipe {path} cannot be read (it is no file).")
+        require_regular(path)
         if path.stat().st_size > MAX_RECIPE:
             raise InputError(
                 f"The recipe {path} has {path.stat().st_size:,} bytes, and at most {MAX_RECIPE:,} "

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from dsno.diffusion.solvers import evaluations
 from dsno.recipes.schema import Recipe
 from dsno.runs.build import brought_teacher, conditions_of, guided, new_teacher, prompt_texts
 from dsno.support import distributed, seeds
+from dsno.support.environment import peak_memory
 from dsno.support.errors import InputError
 from dsno.teachers.store import DESCRIPTION, Teacher, load_teacher
 from dsno.trajectories.manifest import DTYPES, Prompts
@@ -122,7 +121,7 @@ def estimate_collection(recipe: Recipe, folder: Path) -> CollectionEstimate:
         trajectory_bytes=per_trajectory,
         prompt_bytes=0 if embedding is None or texts is None else len(texts) * embedding.nbytes,
         shards=-(-spec.count // shard),
-        memory_bytes=_peak_memory(device),
+        memory_bytes=peak_memory(device),
         shard_bytes=2 * shard * per_trajectory,  # its batches, and then the whole beside them
         device=distributed.device_name(),
         threads=torch.get_num_threads(),
@@ -217,13 +216,6 @@ def _one_prompt(recipe: Recipe, teacher: Teacher, texts: list[str] | None) -> Pr
         return None
     embeddings = teacher.text.encode(texts[:1]).to(DTYPES[recipe.collect.dtype])
     return Prompts(tuple(texts[:1]), embeddings)
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _duration(hours: float) -> str:

@@ -6,6 +6,8 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import resource
+import sys
 from typing import Any
 
 import torch
@@ -26,3 +28,11 @@ def environment() -> dict[str, Any]:
         "device": distributed.device_name(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most memory used so far, in bytes: the device's, or the process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -164,8 +164,7 @@ def read_json(path: Path, what: str, remedy: str, *, shown: str = "") -> dict[st
     """
     name = shown or str(path)
     try:
-        if path.exists() and not path.is_file():  # a pipe or device would never end
-            raise OSError("it is no file")
+        require_regular(path)
         value = json.loads(path.read_text(encoding="utf-8"), parse_int=_number)
     except FileNotFoundError:
         raise InputError(f"There is no {what} at {name}; {remedy}.") from None
@@ -186,14 +185,23 @@ def _number(text: str) -> int | float:
     return int(text) if len(text) < 20 else float(text)
 
 
+def require_regular(path: Path) -> None:
+    """Refuse a folder, pipe or device, which would never end or cannot be read; not a missing file.
+
+    Raises:
+        OSError: if it is one.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file")
+
+
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file.
 
     Raises:
         OSError: if it is none, or cannot be read.
     """
-    if path.exists() and not path.is_file():  # a pipe or device would never end
-        raise OSError(f"{path} is no file")
+    require_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import Tensor
@@ -75,11 +72,3 @@ class Log:
             except OSError as error:  # a full disk: the run is worth more than its log
                 self._is_broken = True
                 say(f"Nothing more is logged to {tracker.name}: {error}.")
-
-
-def memory(device: torch.device) -> float:
-    """Most memory used so far, in GB: the device's, or the process's on a CPU."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device)) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

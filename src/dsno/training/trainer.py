@@ -25,10 +25,11 @@ from typing_extensions import TypedDict
 
 from dsno.support import distributed, seeds
 from dsno.support.console import progress, say
+from dsno.support.environment import peak_memory
 from dsno.support.errors import InputError, WorkError, one_of
 from dsno.support.signals import interruption_delayed
 from dsno.training.checkpoints import Checkpoints
-from dsno.training.loggers import Log, memory
+from dsno.training.loggers import Log
 from dsno.training.losses import Objective
 from dsno.training.prefetch import Batch, Feed, fed
 
@@ -392,7 +393,7 @@ class _Training:
             "gradient_norm": row["gradient_norm"],
             "samples_per_second": (state.step - last) * self.config.batch_size / seconds,
             "waiting_for_data": (feed.waited - self.window_waited) / seconds,
-            "memory_gb": memory(self.engine.device),
+            "memory_gb": peak_memory(self.engine.device) / 1e9,
         }
         values |= {f"loss_at_slice/{i}": v for i, v in enumerate(row.get("per_time", []))}
         self.log.values(values, state.step)
