@@ -374,7 +374,7 @@ def test_a_sample_is_the_last_state_where_a_site_runs_twice() -> None:
 @pytest.mark.parametrize("slices", [2, 4])
 def test_rows_that_one_sample_alone_would_broadcast_are_restored(slices: int) -> None:
     operator = of_convs(Skip(), ["middle"], slices=slices, shared=["enter"])
-    assert operator.lifted.parts.restores
+    assert operator.lifted.plan.restores
     for batch in (1, 2, slices):
         noise = makers.seeded((batch, *SHAPE))
         torch.testing.assert_close(operator(noise), every_row(operator, noise))
