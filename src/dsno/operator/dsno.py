@@ -1,9 +1,8 @@
 """The operator: noise in, the whole trajectory out, in one evaluation of a lifted backbone.
 
 `DSNO` owns a backbone with time made a dimension of its data (`dsno.operator.lift`): the noise is
-fed
-once per output time, each copy told its own time, spatial layers see B * M rows and temporal layers
-mix the M slices of each sample (parallel decoding; arXiv 2211.13449, section 4).
+fed once per output time, each copy told its own time, spatial layers see B * M rows and temporal
+layers mix the M slices of each sample (parallel decoding; arXiv 2211.13449, section 4).
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 `lift` attaches temporal layers behind named submodules (`sites`), and finds out by running the
 network which of its submodules need not see every slice (`dsno.operator.batch_plan`): those that
-time does not
-reach and those named as `shared` are computed once per sample, and those that run after time was
-mixed for the last time serve the last slice alone when only t = 0 is asked for.
+time does not reach and those named as `shared` are computed once per sample, and those that run
+after time was mixed for the last time serve the last slice alone when only t = 0 is asked for.
 """
 
 from __future__ import annotations
