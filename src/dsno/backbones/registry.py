@@ -31,6 +31,7 @@ class Backbone:
         sites: network -> names of the submodules behind which time is mixed.
         channel_dim: where those submodules' outputs have their channels: 1, or -1 for tokens.
         levels: network -> its submodules at each resolution, from the highest; none if it has one.
+        middle: network -> name of the last submodule between encoder and decoder; None without.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Backbone:
     sites: Callable[[nn.Module], list[str]]
     channel_dim: int = 1
     levels: Callable[[nn.Module], list[Level]] = lambda network: []
+    middle: Callable[[nn.Module], str | None] = lambda network: None
 
 
 def _build_diffusers(name: str) -> Callable[[Mapping[str, Any]], nn.Module]:
@@ -70,6 +72,7 @@ BACKBONES: dict[str, Backbone] = {
             unet.call_unet,
             unet.unet_sites,
             levels=unet.unet_levels,
+            middle=unet.unet_middle,
         ),
         Backbone(
             "UNet2DConditionModel",
@@ -78,6 +81,7 @@ BACKBONES: dict[str, Backbone] = {
             unet.call_condition_unet,
             unet.unet_sites,
             levels=unet.unet_levels,
+            middle=unet.unet_middle,
         ),
         Backbone(
             "DiTTransformer2DModel",
@@ -94,6 +98,7 @@ BACKBONES: dict[str, Backbone] = {
             edm.call_edm,
             edm.edm_sites,
             levels=edm.edm_levels,
+            middle=edm.edm_middle,
         ),
         Backbone(
             "DhariwalUNet",
@@ -102,6 +107,7 @@ BACKBONES: dict[str, Backbone] = {
             edm.call_edm,
             edm.edm_sites,
             levels=edm.edm_levels,
+            middle=edm.edm_middle,
         ),
     )
 }

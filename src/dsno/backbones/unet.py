@@ -98,6 +98,11 @@ def unet_levels(network: nn.Module) -> list[Level]:
     ]
 
 
+def unet_middle(network: nn.Module) -> str | None:
+    """Name of the block between encoder and decoder; None for a network without."""
+    return "mid_block" if isinstance(getattr(network, "mid_block", None), nn.Module) else None
+
+
 def _block_sites(block: nn.Module) -> list[str]:
     resnets = _list(block, "resnets")
     attentions = _list(block, "attentions")
