@@ -61,11 +61,11 @@ from dsno.support.files import write_json
 from dsno.teachers.store import Teacher, load_teacher
 from dsno.training.trainer import TrainConfig, train
 
-NOT_SHARED = ("student.shared=[]",)
-ALL = ("student.sites=[default]", *NOT_SHARED)
-CORE = (*ALL, "student.lifted_from=1", "student.shared_levels=1")
-MIDDLE = (*NOT_SHARED, "student.sites=[mid_block]", "student.shared_levels={levels}")
-PLAIN = (*NOT_SHARED, "student.slices=1", "student.modes=1", "student.sites=[]")
+ALL = ("student.lift=all",)
+CORE = ("student.lift=core",)
+MIDDLE = ("student.lift=middle",)
+NOT_MIXED = ("student.lift=null", "student.sites=[]")
+PLAIN = (*NOT_MIXED, "student.slices=1", "student.modes=1")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ KINDS = {
     "middle-m2": Kind("DSNO, middle lifted, M = 2", ("student.slices=2", *MIDDLE)),
     "training-m2": Kind(
         "slices only in training, M = 2",
-        (*NOT_SHARED, "student.slices=2", "student.sites=[]", "student.shared_levels=1"),
+        (*NOT_MIXED, "student.slices=2", "student.shared_levels=1"),
     ),
     "plain-m1": Kind("knowledge distillation (M = 1)", PLAIN),
     "middle-m2-eighth": Kind(
@@ -133,11 +133,8 @@ class Work:
 
     def given(self, seed: int, changes: Sequence[str] = ()) -> list[str]:
         """What to change in it, written out."""
-        base = load_recipe(self.source, self.changes)
-        assert base.teacher.network is not None
-        levels = len(base.teacher.network.channels)
         usual = (f"seed={seed}", "train.trajectory_every=1")
-        return [*usual, *self.changes, *(c.format(levels=levels) for c in changes)]
+        return [*usual, *self.changes, *changes]
 
     def student(self, name: str, teacher: Teacher) -> tuple[Recipe, float]:
         """The recipe of a kind of student, and multiply-adds of its forward pass in training."""

@@ -33,6 +33,7 @@ from dsno.diffusion.denoisers import Denoiser, Preconditioning
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.diffusion.time_grids import Spacing, grid_times
 from dsno.operator.dsno import DSNO
+from dsno.operator.lift import LiftConfig
 from dsno.runs.stages import environment
 from dsno.support import seeds
 from dsno.support.files import write_json
@@ -149,7 +150,8 @@ def waiting(folder: Path, count: int, steps: int, batch: int) -> dict[str, Any]:
     mixture = GaussianMixture(means, torch.ones(1, *CIFAR), CosineSchedule())
     collect(mixture, folder / "data", manifest(mixture, count, 1024, 4), batch_size=256)
     denoiser = teacher()
-    operator = DSNO.from_teacher(denoiser, unet_sites(denoiser.network), slices=SLICES, modes=2)
+    config = LiftConfig(unet_sites(denoiser.network), slices=SLICES)
+    operator = DSNO.from_teacher(denoiser, config)
     scales = torch.tensor(scales_at(denoiser, operator.times))
     objective = TrajectoryObjective(operator, scales, torch.ones(SLICES))
     batches = Timed(TrajectoryStore(folder / "data"), batch)

@@ -34,12 +34,12 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsno.backbones.registry import backbone_of
 from dsno.diffusion.denoisers import Preconditioning
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.diffusion.solvers import evaluations
 from dsno.operator.dsno import DSNO
 from dsno.recipes import Recipe, load_recipe
+from dsno.runs.build import lift_config
 from dsno.support.files import replacing, write_json
 from dsno.teachers.store import denoiser_of
 from dsno.teachers.unet import build_unet
@@ -167,11 +167,7 @@ def flops(recipe: Recipe, classes: int) -> dict[str, float]:
         network = build_unet(shape, num_classes=classes, **spec.model_dump()).eval()
         denoiser = denoiser_of(network, Preconditioning(CosineSchedule(), "sample"), shape)
         operator = DSNO.from_teacher(
-            denoiser,
-            backbone_of(network).sites(network),
-            slices=recipe.student.slices,
-            modes=recipe.student.modes,
-            condition=condition,
+            denoiser, lift_config(recipe, network), condition=condition
         ).eval()
         x = torch.zeros(1, *shape)
         with torch.no_grad(), FlopCounterMode(display=False) as teacher:

@@ -50,17 +50,14 @@ from dsno.training.trainer import ema_of
 
 SHAPE = (3, 32, 32)
 HERE = Path(__file__).parent
+NOT_MIXED = ("student.lift=null", "student.sites=[]")
 LIFTS = {
     "all lifted, M = 4": ("student.slices=4",),
     "all lifted, M = 2": ("student.slices=2",),
-    "core lifted, M = 4": ("student.slices=4", "student.lifted_from=1", "student.shared_levels=1"),
-    "core lifted, M = 2": ("student.slices=2", "student.lifted_from=1", "student.shared_levels=1"),
-    "middle lifted, M = 2": (
-        "student.slices=2",
-        "student.sites=[mid_block]",
-        "student.shared_levels=3",
-    ),
-    "not lifted, M = 1": ("student.slices=1", "student.modes=1", "student.sites=[]"),
+    "core lifted, M = 4": ("student.slices=4", "student.lift=core"),
+    "core lifted, M = 2": ("student.slices=2", "student.lift=core"),
+    "middle lifted, M = 2": ("student.slices=2", "student.lift=middle"),
+    "not lifted, M = 1": ("student.slices=1", "student.modes=1", *NOT_MIXED),
 }
 CORE = LIFTS["core lifted, M = 4"]
 """Another function than theirs: quality against cost is in `frontier.py`."""
@@ -98,7 +95,7 @@ def student(width: int, *changes: str) -> tuple[DSNO, Denoiser]:
 
 def without_mixing(width: int) -> DSNO:
     """The same backbone on as many rows, without temporal layers."""
-    return student(width, "student.sites=[]")[0]
+    return student(width, *NOT_MIXED)[0]
 
 
 def without_layers(width: int) -> DSNO:

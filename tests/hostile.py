@@ -34,6 +34,7 @@ from dsno.data import load
 from dsno.diffusion.denoisers import Preconditioning
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.operator.dsno import DSNO
+from dsno.operator.lift import LiftConfig
 from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
 from dsno.recipes.load import load_recipe, shipped_recipes
 from dsno.runs.run import Run, saved_recipe
@@ -166,7 +167,7 @@ def _prompts(folder: Path) -> Path:
 def _student(folder: Path) -> Path:
     denoiser = tiny_teacher().denoiser
     sites = registry.backbone_of(denoiser.network).sites(denoiser.network)
-    operator = DSNO.from_teacher(denoiser, sites)
+    operator = DSNO.from_teacher(denoiser, LiftConfig(sites))
     save_pipeline(DSNOModel.from_operator(operator), folder / "student")
     return folder / "student"
 

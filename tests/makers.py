@@ -30,6 +30,13 @@ def shake(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
+def zero_temporal(lifted: nn.Module) -> None:
+    """Set every temporal kernel to zero: the network is then the one that was lifted."""
+    for name, parameter in lifted.named_parameters():
+        if "temporal." in name:
+            nn.init.zeros_(parameter)
+
+
 def save(pipeline: Any, folder: Path) -> Path:
     """Save a pipeline with safetensors, without the libraries' bars."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):

@@ -204,7 +204,16 @@ DRY_RUN = {
         "destination",
         "cache_gb",
     ],
-    "student": ["slices", "modes", "output", "sites", "lifted_from", "shared_levels", "shared"],
+    "student": [
+        "slices",
+        "modes",
+        "output",
+        "lift",
+        "sites",
+        "lifted_from",
+        "shared_levels",
+        "shared",
+    ],
     "train": [
         "steps",
         "batch_size",

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from dsno.operator.dsno import DSNO
+from dsno.operator.lift import LiftConfig
 from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
 from dsno.support.errors import InputError
 
-SITES = ["down_blocks.*.resnets.*", "mid_block.attentions.0", "up_blocks.*.resnets.*"]
+LIFT = LiftConfig(["down_blocks.*.resnets.*", "mid_block.attentions.0", "up_blocks.*.resnets.*"])
 FREQUENCIES = [0.0, 0.25, 0.75]
 
 
@@ -26,7 +27,7 @@ def make(unet_teacher: Any) -> Any:
     def pipeline(shape: tuple[int, int, int] = (1, 8, 8), classes: int = 0) -> DSNOPipeline:
         labels = {"class_labels": torch.zeros(1, dtype=torch.int64)} if classes else None
         teacher = unet_teacher(shape, num_classes=classes or None)
-        operator = DSNO.from_teacher(teacher, SITES, condition=labels, output="state").eval()
+        operator = DSNO.from_teacher(teacher, LIFT, condition=labels, output="state").eval()
         for part in operator.lifted.temporal.parameters():
             torch.nn.init.normal_(part, std=0.05)
         frequencies = FREQUENCIES if classes else None
@@ -80,7 +81,7 @@ def test_the_folder_names_the_modules_it_needs_and_holds_no_pickle(
 
 
 def test_the_pipeline_samples_the_operator_it_was_made_of(unet_teacher: Any) -> None:
-    operator, noise = DSNO.from_teacher(unet_teacher(), SITES), torch.randn(2, 1, 8, 8)
+    operator, noise = DSNO.from_teacher(unet_teacher(), LIFT), torch.randn(2, 1, 8, 8)
     images = DSNOPipeline(DSNOModel.from_operator(operator))(noise=noise, output_type="pt").images
     with torch.no_grad():
         assert torch.equal(images, operator.sample(noise))

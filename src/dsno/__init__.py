@@ -8,16 +8,18 @@ if TYPE_CHECKING:
     from dsno.diffusion.denoisers import Denoiser
     from dsno.diffusion.solvers import solve
     from dsno.operator.dsno import DSNO
+    from dsno.operator.lift import LiftConfig
     from dsno.pipeline import DSNOModel, DSNOPipeline
 
 __version__ = "0.1.0"
-__all__ = ["DSNO", "DSNOModel", "DSNOPipeline", "Denoiser", "__version__", "solve"]
+__all__ = ["DSNO", "DSNOModel", "DSNOPipeline", "Denoiser", "LiftConfig", "__version__", "solve"]
 
 _HOMES = {
     "DSNO": "dsno.operator.dsno",
     "DSNOModel": "dsno.pipeline",
     "DSNOPipeline": "dsno.pipeline",
     "Denoiser": "dsno.diffusion.denoisers",
+    "LiftConfig": "dsno.operator.lift",
     "solve": "dsno.diffusion.solvers",
 }
 

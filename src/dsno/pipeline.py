@@ -34,7 +34,7 @@ from dsno.diffusion.conditions import CLASS_LABELS, EMBEDDINGS, GUIDANCE_SCALE
 from dsno.diffusion.denoisers import Preconditioning
 from dsno.operator.batch_plan import BatchPlan
 from dsno.operator.dsno import DSNO
-from dsno.operator.lift import Lifted
+from dsno.operator.lift import LiftConfig, Lifted
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError, one_of
 from dsno.support.files import read_json
@@ -96,13 +96,15 @@ class DSNOModel(ModelMixin, ConfigMixin):
             meaning = Preconditioning.from_config(preconditioning)
         lifted = Lifted(
             kind.build(backbone_config),
-            sites,
+            LiftConfig(
+                sites,
+                slices=slices,
+                modes=modes,
+                channel_dim=channel_dim,
+                guidance=guidance_scale is not None and not isinstance(guidance_scale, int | float),
+            ),
             site_channels,
-            slices=slices,
-            modes=modes,
-            channel_dim=channel_dim,
-            guidance=guidance_scale is not None and not isinstance(guidance_scale, int | float),
-            plan=BatchPlan.from_config(parts),
+            BatchPlan.from_config(parts),
         )
         self.operator = DSNO(
             lifted,
@@ -132,11 +134,11 @@ class DSNOModel(ModelMixin, ConfigMixin):
                 backbone_config=_config_of(network, kind),
                 preconditioning=operator.preconditioning.to_config(),
                 sample_shape=list(operator.sample_shape),
-                sites=list(lifted.sites),
+                sites=list(lifted.config.sites),
                 site_channels=list(lifted.channels),
                 slices=operator.slices,
-                modes=lifted.modes,
-                channel_dim=lifted.channel_dim,
+                modes=lifted.config.modes,
+                channel_dim=lifted.config.channel_dim,
                 spacing=operator.spacing.name,
                 output=operator.output,
                 class_frequencies=None if class_frequencies is None else list(class_frequencies),

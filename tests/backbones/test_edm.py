@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.makers import zero_temporal
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,7 +19,7 @@ from dsno.backbones.edm import DhariwalUNet, SongUNet, call_edm, edm_sites
 from dsno.diffusion.denoisers import Denoiser
 from dsno.diffusion.schedules import EDMSchedule
 from dsno.operator.dsno import DSNO
-from dsno.operator.lift import lift
+from dsno.operator.lift import LiftConfig, lift
 from dsno.operator.temporal import SliceLayout
 from dsno.support.errors import InputError
 from dsno.teachers.edm import load_edm
@@ -408,7 +409,7 @@ def test_sites_are_the_blocks_that_keep_the_resolution() -> None:
         "dec.4x4_in0",
         *(f"dec.{n}x{n}_block{i}" for n in (4, 8, 16) for i in (0, 1)),
     ]
-    with pytest.raises(InputError, match=r"Linear is no network of EDM.*student\.sites"):
+    with pytest.raises(InputError, match=r"Linear is not a network of EDM.*student\.sites"):
         edm_sites(nn.Linear(2, 2))
 
 
@@ -417,11 +418,12 @@ def test_hooks_are_the_papers_placement_written_out(case: str) -> None:
     """Time is mixed before each skip is taken, and nowhere else."""
     network = made(case)
     condition = {"class_labels": LABELS[:1]}
-    lifted = lift(denoiser_of(network), edm_sites(network), slices=2, modes=2, condition=condition)
+    config = LiftConfig(edm_sites(network), slices=2)
+    lifted = lift(denoiser_of(network), config, condition=condition)
     for part in lifted.temporal.parameters():
         nn.init.normal_(part, std=0.1)
     lifted.double()
-    layers, used = dict(zip(lifted.sites, lifted.temporal, strict=True)), []
+    layers, used = dict(zip(lifted.config.sites, lifted.temporal, strict=True)), []
 
     def mix(name: str, h: Tensor) -> Tensor:
         used.append(name)
@@ -441,6 +443,18 @@ def test_hooks_are_the_papers_placement_written_out(case: str) -> None:
     assert used == edm_sites(network)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_network_whose_weights_alone_are_cast_runs(case: str) -> None:
+    """A library that loads weights in bfloat16 may leave the filters in float32."""
+    network = made(case)
+    exact = network(X.float(), TOLD.float(), LABELS)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.bfloat16()
+    rough = network(X.bfloat16(), TOLD.float(), LABELS)
+    assert rough.dtype == torch.bfloat16
+    assert (rough - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
 @pytest.mark.parametrize("slices", [1, 2, 4])
 @pytest.mark.parametrize("case", ["ncsn++", "adm"])
 def test_a_student_without_mixing_is_its_teacher(case: str, slices: int) -> None:
@@ -450,13 +464,11 @@ def test_a_student_without_mixing_is_its_teacher(case: str, slices: int) -> None
     one = {"class_labels": LABELS[:1]}
     student = DSNO.from_teacher(
         teacher,
-        edm_sites(teacher.network),
-        slices=slices,
-        modes=1,
+        LiftConfig(edm_sites(teacher.network), slices=slices, modes=1),
         condition=one,
         output="state",
     )
-    student.lifted.zero_temporal()
+    zero_temporal(student)
     noise = X.float()
     with torch.no_grad():
         states = student(noise, condition)

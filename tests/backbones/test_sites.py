@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from tests.makers import zero_temporal
 from torch import Tensor, nn
 
 from dsno.backbones.unet import call_condition_unet, call_unet, unet_sites
 from dsno.diffusion.denoisers import Denoiser
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.operator.dsno import DSNO
-from dsno.operator.lift import Lifted, lift
+from dsno.operator.lift import LiftConfig, Lifted, lift
 from dsno.operator.temporal import SliceLayout
 from dsno.support.errors import InputError
 
@@ -54,7 +55,7 @@ def teacher(network: nn.Module, shape: tuple[int, ...] = (2, 8, 8)) -> Denoiser:
 
 
 def lifted_with_large_weights(network: nn.Module, sites: list[str]) -> Lifted:
-    made = lift(teacher(network), sites, slices=M, modes=2)
+    made = lift(teacher(network), LiftConfig(sites, slices=M))
     for part in made.temporal.parameters():
         nn.init.normal_(part, std=0.1)
     return made
@@ -112,7 +113,7 @@ def test_hooks_are_the_papers_placement_written_out() -> None:
     network = official(8)
     sites = unet_sites(network)
     made = lifted_with_large_weights(network, sites)
-    layers = dict(zip(made.sites, made.temporal, strict=True))
+    layers = dict(zip(made.config.sites, made.temporal, strict=True))
     x, t = torch.randn(2 * M, 2, 8, 8), torch.rand(2 * M) * 1000
     used: list[str] = []
 
@@ -130,8 +131,8 @@ def test_hooks_are_the_papers_placement_written_out() -> None:
 
 def test_zero_kernels_give_the_original_network_to_the_last_bit() -> None:
     network = official(8)
-    made = lift(teacher(network), unet_sites(network), slices=M, modes=2)
-    made.zero_temporal()
+    made = lift(teacher(network), LiftConfig(unet_sites(network), slices=M))
+    zero_temporal(made)
     x, t = torch.randn(2 * M, 2, 8, 8), torch.rand(2 * M) * 1000
     with torch.no_grad():
         assert torch.equal(call_unet(made.network, x, t, {}), call_unet(network, x, t, {}))
@@ -185,8 +186,8 @@ def test_every_block_type_is_covered_and_runs(down: str, up: str) -> None:
         *(f"up_blocks.0.{s}" for s in UP["UpBlock2D"]),
         *(f"up_blocks.1.{s}" for s in UP[up]),
     ]
-    made = lift(teacher(network, (3, 8, 8)), sites, slices=M, modes=2)
-    assert sorted(made.sites) == sorted(sites)
+    made = lift(teacher(network, (3, 8, 8)), LiftConfig(sites, slices=M))
+    assert sorted(made.config.sites) == sorted(sites)
     with torch.no_grad():
         assert call_unet(made.network, torch.randn(M, 3, 8, 8), torch.rand(M), {}).isfinite().all()
 
@@ -223,12 +224,12 @@ def test_text_blocks_have_time_behind_their_attention(kind: str, middle: str | N
         sample_shape=(4, 8, 8),
         call=call_condition_unet,
     )
-    made = lift(whole, sites, slices=M, modes=2, condition=text)
+    made = lift(whole, LiftConfig(sites, slices=M), condition=text)
     x, t = torch.randn(1, 4, 8, 8).expand(M, -1, -1, -1), torch.rand(M)
     rows = {"encoder_hidden_states": torch.randn(1, 5, 8).expand(M, -1, -1)}
     with torch.no_grad():
         mixed = call_condition_unet(made.network, x, t, rows)
-        made.zero_temporal()
+        zero_temporal(made)
         plain = call_condition_unet(network, x, t, rows)
         zeroed = call_condition_unet(made.network, x, t, rows)
     torch.testing.assert_close(zeroed, plain, atol=2e-6, rtol=1e-5)
@@ -317,15 +318,15 @@ def test_any_network_is_lifted_by_names_or_patterns(
 ) -> None:
     base = network()
     teacher = Denoiser(base, CosineSchedule(), prediction_type="v_prediction", sample_shape=shape)
-    made = lift(teacher, patterns, slices=4, modes=2, channel_dim=dim)
-    assert list(made.sites) == sites
+    made = lift(teacher, LiftConfig(patterns, channel_dim=dim))
+    assert list(made.config.sites) == sites
     x, t = torch.randn(8, *shape), torch.rand(8)
     before = base(x, t)
     for part in made.temporal.parameters():
         nn.init.normal_(part, std=0.3)
     changed = made.network(x, t)
     assert not torch.allclose(changed, before, atol=1e-3)
-    made.zero_temporal()
+    zero_temporal(made)
     assert torch.equal(made.network(x, t), before)
     assert torch.equal(base(x, t), before)  # the teacher's own network is not touched
     states = DSNO(made, teacher.preconditioning, shape)(torch.randn(2, *shape))
@@ -344,4 +345,4 @@ def test_a_site_that_never_runs_or_has_no_channels_is_refused() -> None:
     teacher = Denoiser(Odd(), CosineSchedule(), prediction_type="sample", sample_shape=(2, 8))
     for site, message in (("unused", "never run"), ("total", "not a tensor with channels")):
         with pytest.raises(InputError, match=message):
-            lift(teacher, [site], slices=2, modes=1)
+            lift(teacher, LiftConfig([site]))

@@ -334,7 +334,7 @@ def test_a_stage_of_another_recipe_is_refused_and_nothing_is_changed(
         "teacher.schedule={name: cosin}",
         "teacher.schedule.log_snr_mix=3",
         "teacher.prediction_type=flow",
-        "student.sites=[nowhere]",
+        "student={sites: [nowhere]}",
     ],
 )
 def test_a_recipe_that_cannot_work_is_refused_before_anything_is_deleted(

@@ -19,6 +19,7 @@ from dsno.backbones.unet import unet_sites
 from dsno.diffusion.denoisers import Denoiser, Preconditioning
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.operator.dsno import DSNO
+from dsno.operator.lift import LiftConfig
 from dsno.support import distributed, seeds
 from dsno.support.files import write_json
 from dsno.teachers.store import denoiser_of
@@ -62,9 +63,7 @@ def objective() -> TrajectoryObjective:
     denoiser = teacher()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        operator = DSNO.from_teacher(
-            denoiser, unet_sites(denoiser.network), slices=2, modes=2, channel_dim=1
-        )
+        operator = DSNO.from_teacher(denoiser, LiftConfig(unet_sites(denoiser.network), slices=2))
     # l2, as the signs of l1's errors turn with rounding
     return TrajectoryObjective(operator, torch.ones(2), torch.tensor([0.5, 1.5]), distance="l2")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
 import torch
+from tests.makers import zero_temporal
 from torch import Tensor, nn
 
 from dsno.backbones.sites import match_sites
@@ -15,7 +17,7 @@ from dsno.diffusion.denoisers import Denoiser, Preconditioning
 from dsno.diffusion.schedules import SCHEDULES, BetaSchedule, CosineSchedule
 from dsno.diffusion.time_grids import SPACINGS, Spacing
 from dsno.operator.dsno import DSNO, OUTPUTS
-from dsno.operator.lift import Lifted
+from dsno.operator.lift import LiftConfig, Lifted
 from dsno.operator.temporal import SliceLayout
 from dsno.support.errors import InputError
 from dsno.training.losses import slice_weights, trajectory_loss
@@ -38,7 +40,13 @@ def loud(module: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.3)
 
 
-def point_operator(network: nn.Module, kind: str = "v_prediction", **options: Any) -> DSNO:
+def point_operator(
+    network: nn.Module,
+    kind: str = "v_prediction",
+    slices: int = 4,
+    modes: int = 2,
+    **options: Any,
+) -> DSNO:
     teacher = Denoiser(
         network,
         SCHEDULE_OF[kind],
@@ -46,7 +54,8 @@ def point_operator(network: nn.Module, kind: str = "v_prediction", **options: An
         sample_shape=(2,),
         sigma_data=0.5 if kind == "edm" else 1.0,
     )
-    made = DSNO.from_teacher(teacher, ["first", "second"], **options)
+    config = LiftConfig(["first", "second"], slices, modes)
+    made = DSNO.from_teacher(teacher, config, **options)
     loud(made)
     return made
 
@@ -68,7 +77,7 @@ def test_unknown_sites_are_answered_with_the_closest(point_net: Any) -> None:
     with pytest.raises(InputError, match="'secnod'.*'second'"):
         match_sites(point_net(), ["first", "secnod"])
     with pytest.raises(InputError, match="no submodule 'frist'.*'first'"):
-        Lifted(point_net(), ["frist"], [4], slices=2, modes=1)
+        Lifted(point_net(), LiftConfig(["frist"]), [4])
 
 
 def test_a_copy_has_temporal_weights_of_its_own(point_net: Any) -> None:
@@ -78,7 +87,7 @@ def test_a_copy_has_temporal_weights_of_its_own(point_net: Any) -> None:
     twin = copy.deepcopy(operator)
     assert torch.equal(twin(noise), before)
     twin(noise, times=torch.tensor([0.3]))  # another layout of slices in flight
-    twin.lifted.zero_temporal()
+    zero_temporal(twin)
     assert torch.equal(operator(noise), before)
     assert not torch.allclose(twin(noise), before, atol=1e-3)
     shared = {p.data_ptr() for p in operator.parameters()}
@@ -98,7 +107,8 @@ def test_weights_load_under_their_own_names(point_net: Any) -> None:
 
 def test_gradient_checkpointing_gives_the_same_gradients(unet_teacher: Any) -> None:
     teacher = unet_teacher(attention=(False, True))
-    operator = DSNO.from_teacher(teacher, ["down_blocks.*.resnets.*", "up_blocks.*.resnets.*"])
+    sites = ["down_blocks.*.resnets.*", "up_blocks.*.resnets.*"]
+    operator = DSNO.from_teacher(teacher, LiftConfig(sites))
     loud(operator)
     operator.train()
     noise = torch.randn(2, 1, 8, 8)
@@ -154,7 +164,7 @@ def test_training_starts_at_the_teachers_one_step_guess(kind: str, point_net: An
     """A slice told t = 1 of an operator without temporal mixing is D(x_1, 1)."""
     network = point_net()
     operator = point_operator(network, kind, output="state")
-    operator.lifted.zero_temporal()
+    zero_temporal(operator)
     noise, schedule = torch.randn(3, 2), SCHEDULE_OF[kind]
     d = 0.5 if kind == "edm" else 1.0
     teacher = Denoiser(network, schedule, prediction_type=kind, sample_shape=(2,), sigma_data=d)
@@ -210,7 +220,7 @@ def test_labels_belong_to_their_sample(point_net: Any) -> None:
         point_net(classes=4), CosineSchedule(), prediction_type="v_prediction", sample_shape=(2,)
     )
     one = {"class_labels": torch.zeros(1, dtype=torch.int64)}
-    operator = DSNO.from_teacher(teacher, ["second"], condition=one)
+    operator = DSNO.from_teacher(teacher, LiftConfig(["second"]), condition=one)
     loud(operator)
     noise, labels = torch.randn(5, 2), torch.tensor([3, 1, 0, 2, 2])
     states, order = operator(noise, {"class_labels": labels}), torch.tensor([4, 2, 0, 1, 3])
@@ -227,7 +237,8 @@ def test_every_prediction_type_starts_finite_on_images(
     kind: str, channels: int, unet_teacher: Any
 ) -> None:
     teacher = unet_teacher((channels, 8, 8), kind, SCHEDULE_OF[kind])
-    operator = DSNO.from_teacher(teacher, ["mid_block.attentions.0", "up_blocks.*.resnets.*"])
+    sites = ["mid_block.attentions.0", "up_blocks.*.resnets.*"]
+    operator = DSNO.from_teacher(teacher, LiftConfig(sites))
     states = operator(torch.randn(2, channels, 8, 8))
     assert states.shape == (2, 4, channels, 8, 8)
     assert states.isfinite().all()
@@ -255,7 +266,7 @@ def test_a_student_learns_the_exact_flow_of_a_gaussian(output: str, point_net: A
     schedule = CosineSchedule()
     teacher = Gaussian(torch.tensor([0.6, -0.4]), torch.tensor([0.3, 0.9]), schedule)
     network = Denoiser(point_net(64), schedule, prediction_type="v_prediction", sample_shape=(2,))
-    student = DSNO.from_teacher(network, ["second"], output=output)
+    student = DSNO.from_teacher(network, LiftConfig(["second"]), output=output)
     weights = slice_weights("flat", schedule, student.times, weight_max=1.0)
 
     def exact(noise: Tensor) -> Tensor:
@@ -288,34 +299,6 @@ def test_preconditioning_is_the_teachers(point_net: Any) -> None:
     assert (operator.slices, operator.sample_shape) == (4, (2,))
 
 
-@pytest.mark.parametrize("last_only", [False, True])
-def test_compiled_code_makes_nothing_on_the_host(unet_teacher: Any, last_only: bool) -> None:
-    """A CUDA graph must not hold a tensor made on the CPU, so on `meta` all must be there."""
-    operator = DSNO.from_teacher(unet_teacher(), ["**.resnets.*"], slices=3, modes=2)
-    loud(operator)
-    devices, kinds = set(), set()
-
-    def look(graph: Any, inputs: Any) -> Any:
-        for node in graph.graph.nodes:
-            value = node.meta.get("example_value")
-            if isinstance(value, Tensor):
-                devices.add(value.device.type)
-                kinds.add(value.dtype)
-        return graph.forward
-
-    noise = torch.randn(2, *operator.sample_shape)
-    with torch.no_grad():
-        compiled = torch.compile(operator, backend=look, fullgraph=True)
-        made = compiled(noise, last_only=last_only)
-        torch.testing.assert_close(made, operator(noise, last_only=last_only))
-        assert torch.float64 not in kinds
-        devices.clear()
-        torch.compile(operator.to("meta"), backend=look, fullgraph=True)(
-            noise.to("meta"), last_only=last_only
-        )
-    assert devices == {"meta"}
-
-
 def test_no_times_asked_are_no_states(point_net: Any) -> None:
     operator = point_operator(point_net(), slices=3, modes=2)
     assert operator(torch.randn(4, 2), times=torch.zeros(0)).shape == (4, 0, 2)
@@ -335,3 +318,33 @@ def test_a_half_precision_network_is_told_the_times_in_single_precision(point_ne
     expected = operator.preconditioning.c_noise(operator.times).float().repeat(2)
     assert not torch.equal(expected, expected.bfloat16().float())
     torch.testing.assert_close(told[0], expected, rtol=1e-6, atol=0)
+
+
+def test_coefficients_are_not_saved_and_no_cast_loses_their_precision(point_net: Any) -> None:
+    operator = point_operator(point_net(), slices=4)
+    assert not any("coefficients" in name for name in operator.state_dict())
+    exact = operator.preconditioning.c_noise(operator.times)
+    for cast in (operator.bfloat16, operator.double):
+        cast()
+    held = dict(operator.coefficients.named_buffers())
+    assert torch.equal(held["c_noise"], exact)
+    small = math.atan(math.exp(-10))  # the cosine schedule's angle at t = 0
+    sigma = [math.sin(small + t * (math.pi / 2 - 2 * small)) for t in (0.5625, 0.25, 0.0625, 1)]
+    expected = [*(value / sigma[-1] for value in sigma[:-1]), 0]
+    assert held["of_noise"].tolist() == pytest.approx(expected, rel=1e-14)
+
+
+def test_noise_in_another_precision_than_the_weights_gets_exact_coefficients(
+    point_net: Any,
+) -> None:
+    operator = point_operator(point_net(), slices=4)
+    found = operator.coefficients(torch.float64, torch.device("cpu"))
+    assert torch.equal(found.c_noise, operator.preconditioning.c_noise(operator.times))
+    assert operator.coefficients.c_noise.dtype == torch.float32
+
+
+def test_coefficients_made_in_inference_mode_do_not_spoil_training(point_net: Any) -> None:
+    operator = point_operator(point_net())
+    with torch.inference_mode():
+        operator(torch.randn(2, 2))
+    operator(torch.randn(2, 2)).sum().backward()

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.makers import seeded
+from tests.makers import seeded, zero_temporal
 from torch import Tensor, nn
 
 from dsno.diffusion.denoisers import Denoiser
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.operator.dsno import DSNO
 from dsno.operator.guidance_embedding import ScalarEmbedding, SiteShifts
+from dsno.operator.lift import LiftConfig
 from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
 from dsno.support.errors import InputError
 
@@ -36,9 +37,8 @@ def operator_of(unet_teacher: Any, guidance: bool, **options: Any) -> DSNO:
     torch.manual_seed(3)
     sites = ["down_blocks.*.resnets.*", "mid_block.resnets.0"]
     labels = {"class_labels": torch.zeros(1, dtype=torch.int64)} if options else None
-    return DSNO.from_teacher(
-        unet_teacher(**options), sites, slices=2, guidance=guidance, condition=labels
-    )
+    config = LiftConfig(sites, slices=2, guidance=guidance)
+    return DSNO.from_teacher(unet_teacher(**options), config, condition=labels)
 
 
 def loud(operator: DSNO) -> DSNO:
@@ -75,8 +75,9 @@ def test_a_shift_is_added_behind_its_site_on_the_channels() -> None:
     teacher = Denoiser(
         Tokens(), CosineSchedule(), prediction_type="v_prediction", sample_shape=(3, 2, 2)
     )
-    operator = DSNO.from_teacher(teacher, ["mix"], slices=2, channel_dim=-1, guidance=True)
-    operator.lifted.zero_temporal()
+    config = LiftConfig(["mix"], slices=2, channel_dim=-1, guidance=True)
+    operator = DSNO.from_teacher(teacher, config)
+    zero_temporal(operator)
     shifts = operator.lifted.shifts
     assert shifts is not None
     nn.init.zeros_(shifts.shifts[0].weight)
@@ -145,7 +146,10 @@ def test_the_scale_must_be_there_if_and_only_if_it_is_an_input(unet_teacher: Any
     with pytest.raises(InputError, match="no guidance scale among its inputs"):
         operator_of(unet_teacher, False)(noise, {"guidance_scale": torch.ones(1)})
     with pytest.raises(InputError, match="at least one site"):
-        DSNO.from_teacher(unet_teacher(), [], guidance=True)
+        LiftConfig([], guidance=True)
+    only_shared = LiftConfig(["mid_block.**"], guidance=True, shared=["mid_block"])
+    with pytest.raises(InputError, match="at least one site"):
+        DSNO.from_teacher(unet_teacher(), only_shared)
 
 
 @pytest.mark.parametrize("guidance", [None, 4.0, [1.0, 8.0]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,12 @@ from dsno.backbones.registry import backbone_of
 from dsno.backbones.sites import Level
 from dsno.diffusion.denoisers import Denoiser, Preconditioning
 from dsno.diffusion.schedules import CosineSchedule
-from dsno.operator.batch_plan import BatchPlan
+from dsno.operator.batch_plan import BatchPlan, FixedTensor
 from dsno.operator.dsno import DSNO, sampling_cost
-from dsno.operator.lift import Lifted
+from dsno.operator.lift import LiftConfig, Lifted
 from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
 from dsno.recipes.load import load_recipe
-from dsno.runs.build import new_operator
+from dsno.runs.build import lift_config, new_operator
 from dsno.support.errors import InputError
 from dsno.teachers.store import Teacher, denoiser_of
 
@@ -95,18 +96,23 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], tuple[str, ...]
 
 
 def build(case: str) -> tuple[DSNO, Denoiser]:
+    """A copy of the case's operator, which is lifted once, and its teacher."""
+    return copy.deepcopy(lifted_once(case))
+
+
+@functools.cache
+def lifted_once(case: str) -> tuple[DSNO, Denoiser]:
+    torch.manual_seed(0)
     make, shared, sites = CASES[case]
     network = make().eval()
     kind = backbone_of(network)
     denoiser = denoiser_of(network, Preconditioning(CosineSchedule(), "v_prediction"), SHAPE)
     operator = DSNO.from_teacher(
         denoiser,
-        sites or kind.sites(network),
-        slices=M,
-        modes=2,
-        channel_dim=kind.channel_dim,
+        LiftConfig(
+            sites or kind.sites(network), slices=M, channel_dim=kind.channel_dim, shared=shared
+        ),
         condition={"class_labels": torch.zeros(1, dtype=torch.long)},
-        shared=shared,
     )
     for name, parameter in operator.named_parameters():
         if "temporal" in name:
@@ -122,14 +128,7 @@ def written_out(operator: DSNO) -> DSNO:
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
         module._forward_pre_hooks_with_kwargs.clear()
-    plain = Lifted(
-        network,
-        lifted.sites,
-        lifted.channels,
-        slices=M,
-        modes=lifted.modes,
-        channel_dim=lifted.channel_dim,
-    )
+    plain = Lifted(network, lifted.config, lifted.channels)
     plain.temporal.load_state_dict(lifted.temporal.state_dict())
 
     def first(x: Any) -> Any:
@@ -157,7 +156,7 @@ def given(batch: int = 4) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_shared_parts_are_computed_once_and_nothing_else_changes(case: str) -> None:
+def test_shared_submodules_are_computed_once_and_nothing_else_changes(case: str) -> None:
     operator = build(case)[0].eval()
     reference = written_out(operator)
     noise, condition = given()
@@ -219,7 +218,7 @@ def rows_seen(operator: DSNO, names: list[str], *, last_only: bool) -> dict[str,
     return seen
 
 
-def test_each_part_sees_the_rows_it_needs() -> None:
+def test_each_submodule_sees_the_rows_it_needs() -> None:
     operator = build("U-Net, core")[0]
     names = {
         "conv_in": (2, 2),
@@ -245,7 +244,8 @@ def test_layers_that_time_does_not_reach_are_computed_once(
     denoiser = unet_teacher(time_scale_shift=scale_shift)
     for parameter in denoiser.network.time_embedding.parameters():
         nn.init.zeros_(parameter)  # untrained, so that no output changes with time yet
-    operator = DSNO.from_teacher(denoiser, backbone_of(denoiser.network).sites(denoiser.network))
+    sites = backbone_of(denoiser.network).sites(denoiser.network)
+    operator = DSNO.from_teacher(denoiser, LiftConfig(sites))
     block = "down_blocks.0.resnets.0"
     expected = ["conv_in", f"{block}.norm1", f"{block}.conv1"]
     assert operator.lifted.plan.constant == (*expected, *([f"{block}.norm2"] * scale_shift))
@@ -325,7 +325,7 @@ def of_convs(network: nn.Module, sites: list[str], **options: Any) -> DSNO:
     teacher = Denoiser(
         network, CosineSchedule(), prediction_type="v_prediction", sample_shape=SHAPE
     )
-    operator = DSNO.from_teacher(teacher, sites, **options)
+    operator = DSNO.from_teacher(teacher, LiftConfig(sites, **options))
     nn.init.normal_(operator.lifted.network.get_submodule("told").weight)
     return operator
 
@@ -353,9 +353,7 @@ def every_row(operator: DSNO, noise: Tensor) -> Tensor:
     lifted = operator.lifted
     network = type(lifted.network)()
     network.load_state_dict(lifted.network.state_dict())
-    plain.lifted = Lifted(
-        network, lifted.sites, lifted.channels, slices=lifted.slices, modes=lifted.modes
-    )
+    plain.lifted = Lifted(network, lifted.config, lifted.channels)
     plain.lifted.temporal.load_state_dict(lifted.temporal.state_dict())
     found: Tensor = plain(noise)
     return found
@@ -392,7 +390,7 @@ class Ends(Convs):
 
 
 @pytest.mark.parametrize("slices", [2, 4])
-def test_a_site_that_ends_with_a_shared_part_mixes_all_rows(slices: int) -> None:
+def test_a_site_that_ends_with_a_shared_submodule_mixes_all_rows(slices: int) -> None:
     options = {"slices": slices, "shared": ["enter", "block.1"]}
     operator = of_convs(Ends(), ["block"], **options)
     for batch in (1, 2, 3, 4):
@@ -434,18 +432,49 @@ def test_a_table_as_long_as_the_batch_is_not_taken_for_rows(batch: int) -> None:
         Positions(), CosineSchedule(), prediction_type="v_prediction", sample_shape=(8, 3)
     )
     operator = DSNO.from_teacher(
-        teacher, ["blocks.1"], slices=4, channel_dim=-1, shared=["enter", "blocks.0"]
+        teacher, LiftConfig(["blocks.1"], channel_dim=-1, shared=["enter", "blocks.0"])
     ).eval()
-    assert set(operator.lifted.plan.fixed) >= {"blocks.0 < 1", "blocks.1 < 1", "blocks.2 < 1"}
+    assert set(operator.lifted.plan.fixed) >= {
+        FixedTensor(f"blocks.{i}", "input", 1) for i in range(3)
+    }
     noise = makers.seeded((batch, 8, 3))
     with torch.no_grad():
         torch.testing.assert_close(operator.sample(noise), operator(noise)[:, -1])
         torch.testing.assert_close(operator(noise), operator(noise.repeat(3, 1, 1))[:batch])
 
 
-def test_the_layout_of_a_network_that_combines_parts_itself_is_restored() -> None:
+def test_rows_are_restored_in_a_network_that_combines_tensors_itself() -> None:
     assert build("EDM, core")[0].lifted.plan.restores
     assert not build("U-Net, core")[0].lifted.plan.restores
+
+
+@pytest.mark.parametrize("last_only", [False, True])
+def test_compiled_code_makes_nothing_on_the_host(last_only: bool) -> None:
+    """A CUDA graph must not hold a tensor made on the CPU, so on `meta` all must be there."""
+    operator = of_convs(Convs(), ["middle"], slices=3)
+    assert operator.lifted.plan.constant
+    assert operator.lifted.plan.final
+    devices, kinds = set(), set()
+
+    def look(graph: Any, inputs: Any) -> Any:
+        for node in graph.graph.nodes:
+            value = node.meta.get("example_value")
+            if isinstance(value, Tensor):
+                devices.add(value.device.type)
+                kinds.add(value.dtype)
+        return graph.forward
+
+    noise = makers.seeded((2, *SHAPE))
+    with torch.no_grad():
+        compiled = torch.compile(operator, backend=look, fullgraph=True)
+        made = compiled(noise, last_only=last_only)
+        torch.testing.assert_close(made, operator(noise, last_only=last_only))
+        assert torch.float64 not in kinds
+        devices.clear()
+        torch.compile(operator.to("meta"), backend=look, fullgraph=True)(
+            noise.to("meta"), last_only=last_only
+        )
+    assert devices == {"meta"}
 
 
 def test_the_cost_of_a_sample_is_what_its_layers_add_up_to(point_net: Any) -> None:
@@ -458,7 +487,7 @@ def test_the_cost_of_a_sample_is_what_its_layers_add_up_to(point_net: Any) -> No
         ("time", "first"): 16 + 16 + 4 * 64 + 16,
     }
     for shared, cost in costs.items():
-        operator = DSNO.from_teacher(teacher, ["second"], slices=4, modes=1, shared=shared)
+        operator = DSNO.from_teacher(teacher, LiftConfig(["second"], modes=1, shared=shared))
         # one mode: sums over four slices, one product of 8 x 8, and the last slice of it
         temporal = 4 * 8 + 64 + 8
         assert sampling_cost(operator, teacher) == pytest.approx((cost + temporal) / (16 * 3 + 64))
@@ -474,7 +503,7 @@ def test_sharing_costs_less() -> None:
     assert core < 0.7 * all_
 
 
-def test_weights_are_named_as_without_parts() -> None:
+def test_weights_are_named_as_in_the_network() -> None:
     assert build("U-Net, core")[0].lifted.network.state_dict().keys() == unet().state_dict().keys()
 
 
@@ -505,7 +534,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
 
 
 @pytest.mark.parametrize("case", ["U-Net, core", "EDM, core", "DiT, first block shared"])
-def test_a_saved_student_keeps_its_parts(case: str, tmp_path: Path) -> None:
+def test_a_saved_student_keeps_its_plan(case: str, tmp_path: Path) -> None:
     operator = build(case)[0].eval()
     model = DSNOModel.from_operator(operator, class_frequencies=[0.25] * 4)
     save_pipeline(model, tmp_path / "student")
@@ -514,11 +543,11 @@ def test_a_saved_student_keeps_its_parts(case: str, tmp_path: Path) -> None:
     noise, condition = given()
     with torch.no_grad():
         expected = operator.sample(noise, condition)
-    told = {"noise": noise, "class_labels": condition["class_labels"], "output_type": "pt"}
-    assert torch.equal(pipeline(**told).images, expected)
+    given_noise = {"noise": noise, "class_labels": condition["class_labels"]}
+    assert torch.equal(pipeline(**given_noise, output_type="pt").images, expected)
 
 
-def test_a_student_saved_before_there_were_parts_is_read(tmp_path: Path) -> None:
+def test_a_student_saved_before_there_were_plans_is_read(tmp_path: Path) -> None:
     operator = build("U-Net")[0].eval()
     save_pipeline(DSNOModel.from_operator(operator), tmp_path / "student")
     path = tmp_path / "student" / "model" / "config.json"
@@ -532,19 +561,42 @@ def test_a_student_saved_before_there_were_parts_is_read(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "parts",
+    ("entry", "sentence"),
     [
-        {"shared": "conv_in"},
-        {"shared": [3]},
-        {"last_site": 1},
-        {"restores": "yes"},
-        {"fixed": ["conv_in < x"]},
-        {"other": []},
+        ({"shared": "conv_in"}, "wrong entry parts.shared: expected a list of .* found 'conv_in'"),
+        ({"shared": [3]}, "wrong entry parts.shared: expected a list of submodules' names"),
+        ({"last_site": 1}, "wrong entry parts.last_site: expected a submodule's name, found 1"),
+        ({"restores": "yes"}, "wrong entry parts.restores: expected true or false, found 'yes'"),
+        ({"fixed": ["conv_in < x"]}, "wrong entry parts.fixed: expected .* such as 'block < 1'"),
+        ({"other": []}, "unknown entry parts.other: expected constant, shared"),
     ],
 )
-def test_parts_of_another_kind_are_refused(parts: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"wrong entry parts\.\w+; it must hold constant, shared"):
-        BatchPlan.from_config(parts)
+def test_a_wrong_saved_plan_is_refused(entry: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        BatchPlan.from_config(entry)
+
+
+def test_a_saved_plan_is_plain_text() -> None:
+    """In the form that every saved student has."""
+    saved = {
+        "constant": ["conv_in"],
+        "shared": [],
+        "lifted": ["block"],
+        "final": ["head"],
+        "last_site": "block",
+        "fixed": ["block < 12", "head > 0"],
+        "restores": True,
+    }
+    plan = BatchPlan(
+        constant=("conv_in",),
+        lifted=("block",),
+        final=("head",),
+        last_site="block",
+        fixed=(FixedTensor("block", "input", 12), FixedTensor("head", "output", 0)),
+        restores=True,
+    )
+    assert BatchPlan.from_config(saved) == plan
+    assert json.loads(json.dumps(plan.to_config())) == saved
 
 
 @pytest.mark.parametrize(
@@ -561,9 +613,8 @@ def test_what_cannot_be_shared_is_named(shared: tuple[str, ...], sentence: str) 
     with pytest.raises(InputError, match=sentence):
         DSNO.from_teacher(
             denoiser_of(network, Preconditioning(CosineSchedule(), "v_prediction"), SHAPE),
-            kind.sites(network),
+            LiftConfig(kind.sites(network), shared=shared),
             condition={"class_labels": torch.zeros(1, dtype=torch.long)},
-            shared=shared,
         )
 
 
@@ -593,19 +644,87 @@ def test_levels_are_found_from_the_highest_resolution_down() -> None:
     ]
 
 
-def test_a_recipe_says_which_levels_are_shared_and_lifted(unet_teacher: Any) -> None:
-    teacher = Teacher(unet_teacher(attention=(False, True)))
-    plain = ["student.sites=[default]", "student.shared=[]"]
-    recipe = load_recipe("digits", [*plain, "student.lifted_from=1", "student.shared_levels=1"])
-    lifted = new_operator(recipe, teacher).lifted
-    assert lifted.plan.shared == ("conv_in", "down_blocks.0")
-    assert all(
-        site.startswith(("down_blocks.1", "mid_block", "up_blocks.0")) for site in lifted.sites
+def config_of(make: Callable[[], nn.Module], *changes: str) -> LiftConfig:
+    return lift_config(load_recipe("digits", changes), make())
+
+
+def test_a_recipe_says_which_levels_are_shared_and_lifted() -> None:
+    changes = ["student.lift=null", "student.lifted_from=1", "student.shared_levels=1"]
+    config = config_of(unet, *changes)
+    assert config.shared == ("conv_in", "down_blocks.0")
+    assert config.sites == (
+        "down_blocks.1.attentions.0",
+        "mid_block.attentions.0",
+        "up_blocks.0.attentions.0",
+        "up_blocks.0.attentions.1",
     )
-    assert "up_blocks.1" in lifted.plan.final
     for key in ("lifted_from", "shared_levels"):
-        recipe = load_recipe("digits", [*plain, f"student.{key}=3"])
         with pytest.raises(
             InputError, match=rf"student\.{key} = 3, but the UNet2DModel has 2 levels"
         ):
-            new_operator(recipe, teacher)
+            config_of(unet, "student.lift=null", f"student.{key}=3")
+
+
+# the sites and the shared submodules of each name
+NAMED_LIFTS = {
+    ("all", unet): (None, []),
+    ("all", dit): (None, []),
+    ("core", unet): (
+        ["down_blocks.1.attentions.0", "mid_block.attentions.0"]
+        + ["up_blocks.0.attentions.0", "up_blocks.0.attentions.1"],
+        ["conv_in", "down_blocks.0"],
+    ),
+    ("core", song): (
+        ["enc.8x8_block0", "dec.8x8_in0", "dec.8x8_block0", "dec.8x8_block1"],
+        ["enc.16x16_conv", "enc.16x16_block0"],
+    ),
+    ("middle", unet): (["mid_block"], ["conv_in", "down_blocks.0", "down_blocks.1"]),
+    ("middle", song): (
+        ["dec.8x8_in1"],
+        ["enc.16x16_conv", "enc.16x16_block0", "enc.8x8_down", "enc.8x8_block0"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "make"), NAMED_LIFTS)
+def test_a_named_lift_is_its_sites_and_shared_submodules(
+    name: str, make: Callable[[], nn.Module]
+) -> None:
+    network = make()
+    sites, shared = NAMED_LIFTS[name, make]
+    found = lift_config(load_recipe("digits", [f"student.lift={name}"]), network)
+    assert list(found.sites) == (sites or backbone_of(network).sites(network))
+    assert list(found.shared) == shared
+
+
+@pytest.mark.parametrize(
+    ("named", "detailed"),
+    [
+        (["student.lift=middle"], ["student.sites=[mid_block]", "student.shared_levels=2"]),
+        ([], ["student.sites=[mid_block]", "student.shared=[conv_in, down_blocks.*]"]),
+        (["student.lift=core"], ["student.lifted_from=1", "student.shared_levels=1"]),
+        (["student.lift=all"], ["student.sites=[default]"]),
+        (["student.lift=all"], []),
+    ],
+)
+def test_a_named_lift_is_the_same_student_as_the_detailed_keys(
+    named: list[str], detailed: list[str], unet_teacher: Any
+) -> None:
+    teacher = Teacher(unet_teacher())
+    one, other = (
+        DSNOModel.from_operator(new_operator(load_recipe("digits", changes), teacher))
+        for changes in (named, ["student.lift=null", *detailed])
+    )
+    assert one.to_json_string() == other.to_json_string()
+    weights = other.state_dict()
+    assert list(one.state_dict()) == list(weights)
+    assert all(torch.equal(value, weights[key]) for key, value in one.state_dict().items())
+
+
+def test_a_lift_that_a_network_has_no_levels_for_is_refused() -> None:
+    with pytest.raises(InputError, match=r"lift = core needs .* several resolutions.*DiT"):
+        config_of(dit, "student.lift=core")
+    with pytest.raises(InputError, match=r"lift = middle needs .* a middle block.*student\.sites"):
+        config_of(dit, "student.lift=middle")
+    with pytest.raises(InputError, match=r"a middle block, which this UNet2DModel"):
+        config_of(lambda: makers.unet2d(mid_block_type=None), "student.lift=middle")

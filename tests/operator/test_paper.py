@@ -18,6 +18,7 @@ from dsno.diffusion.denoisers import Preconditioning
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.operator.dsno import DSNO
 from dsno.recipes import load_recipe
+from dsno.runs.build import lift_config
 from dsno.teachers.progressive import load_progressive
 from dsno.teachers.store import denoiser_of
 from dsno.teachers.unet import build_unet
@@ -34,9 +35,7 @@ def student(name: str, device: str) -> DSNO:
         labels = None if classes is None else {"class_labels": torch.zeros(1, dtype=torch.long)}
         return DSNO.from_teacher(
             teacher,
-            backbone_of(network).sites(network),
-            slices=recipe.student.slices,
-            modes=recipe.student.modes,
+            lift_config(recipe, network),
             spacing=recipe.collect.grid,
             output=recipe.student.output,
             condition=labels,
@@ -49,7 +48,8 @@ def millions(module: nn.Module) -> float:
 
 def test_the_cifar10_student_has_the_papers_size() -> None:
     operator = student("cifar10", "meta")
-    assert len(operator.lifted.sites) == 22
+    assert operator(torch.zeros(1, 3, 32, 32, device="meta")).shape == (1, 4, 3, 32, 32)
+    assert len(operator.lifted.temporal) == 22
     assert millions(operator.lifted.network) == pytest.approx(60.0, abs=0.05)
     assert millions(operator.lifted.temporal) == pytest.approx(5.77, abs=0.005)
     assert millions(operator) == pytest.approx(65.8, abs=0.05)
@@ -58,16 +58,13 @@ def test_the_cifar10_student_has_the_papers_size() -> None:
 
 def test_the_imagenet_student_has_the_papers_size() -> None:
     operator = student("imagenet64", "meta")
+    states = operator(
+        torch.zeros(1, 3, 64, 64, device="meta"),
+        {"class_labels": torch.zeros(1, dtype=torch.long, device="meta")},
+    )
+    assert states.shape == (1, 4, 3, 64, 64)
     assert millions(operator) == pytest.approx(329.2, abs=0.05)
     assert operator.times.tolist() == [0.75, 0.5, 0.25, 0]
-
-
-def test_a_full_size_cifar10_student_runs() -> None:
-    operator = student("cifar10", "cpu").eval()
-    with torch.no_grad():
-        states = operator(seeded((1, 3, 32, 32)))
-    assert states.shape == (1, 4, 3, 32, 32)
-    assert states.isfinite().all()
 
 
 def test_the_recipes_hold_the_papers_settings() -> None:
@@ -103,7 +100,7 @@ def test_the_recipes_hold_the_papers_settings() -> None:
 def mixing_by_fft(operator: DSNO, batch: int) -> Callable[[Tensor], Tensor]:
     """u + LeakyReLU(F^-1 (R . F u)) with complex numbers and FFTs, channels last, site by site."""
     names = backbone_of(operator.lifted.network).sites(operator.lifted.network)
-    index = {name: i for i, name in enumerate(operator.lifted.sites)}
+    index = {name: i for i, name in enumerate(operator.lifted.config.sites)}
     layers = iter([operator.lifted.temporal[index[name]] for name in names])
 
     def mix(h: Tensor) -> Tensor:
@@ -144,9 +141,7 @@ def test_the_lifted_network_is_the_papers_written_out(
     labels = torch.tensor([3, 1]) if "classes" in kind else None
     operator = DSNO.from_teacher(
         teacher,
-        backbone_of(teacher.network).sites(teacher.network),
-        slices=recipe.student.slices,
-        modes=recipe.student.modes,
+        lift_config(recipe, teacher.network),
         spacing=recipe.collect.grid,
         output=recipe.student.output,
         condition=None if labels is None else {"class_labels": labels[:1]},

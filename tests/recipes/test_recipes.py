@@ -52,7 +52,7 @@ def test_overrides_reach_nested_keys_lists_and_lists_of_sections() -> None:
             "teacher.network.channels=[8, 24]",
             "teacher.network.norm_num_groups=4",
             "evaluate.curves=[{solver: heun, steps: [2, 4], spacing: karras}]",
-            "student.sites=[]",
+            "student={sites: []}",
             "teacher.schedule.log_snr_max=15",
             "title=a = b",
             "train.steps=5",
@@ -194,3 +194,18 @@ def test_yaml_never_runs_code(tmp_path: Path) -> None:
     assert "not valid YAML" in refusal(str(path))
     assert "not valid YAML" in refusal("digits", f"title={attack}")
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("student.sites=[default]", "`student.sites`"),
+        ("student.shared=[]", "`student.shared`"),
+        ("student.lifted_from=1", "`student.lifted_from`"),
+        ("student.shared_levels=0", "`student.shared_levels`"),
+    ],
+)
+def test_a_lift_is_named_or_said_in_detail_but_not_both(override: str, key: str) -> None:
+    with pytest.raises(InputError, match=f"`student.lift` = middle cannot be combined with {key}"):
+        load_recipe("digits", [override])
+    load_recipe("digits", [override, "student.lift=null"])

@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests import makers
-from tests.makers import seeded
+from tests.makers import seeded, zero_temporal
 
 from dsno.backbones.registry import BACKBONES, backbone_of
 from dsno.diffusion.denoisers import Preconditioning
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.diffusion.solvers import solve
 from dsno.operator.dsno import DSNO
+from dsno.operator.lift import LiftConfig
 from dsno.support.errors import InputError
 from dsno.teachers.components import NETWORKS
 from dsno.teachers.pipelines import diffusers_teacher
@@ -68,13 +69,11 @@ def test_a_student_starts_as_the_lifted_teacher(folder: Path) -> None:
     sites = kind.sites(teacher.denoiser.network)
     operator = DSNO.from_teacher(
         teacher.denoiser,
-        sites,
-        slices=2,
-        channel_dim=kind.channel_dim,
+        LiftConfig(sites, slices=2, channel_dim=kind.channel_dim),
         output="state",
         condition=teacher.example_condition(),
     )
-    operator.lifted.zero_temporal()
+    zero_temporal(operator)
     noise, condition = seeded((2, *teacher.denoiser.sample_shape)), rows(teacher)
     pre, one = teacher.denoiser.preconditioning, torch.ones((), dtype=torch.float64)
     if pre.prediction_type == "epsilon":

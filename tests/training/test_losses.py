@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dsno.diffusion.denoisers import PREDICTION_TYPES, Denoiser
 from dsno.diffusion.schedules import SCHEDULES, BetaSchedule, CosineSchedule
 from dsno.operator.dsno import DSNO
+from dsno.operator.lift import LiftConfig
 from dsno.support.errors import InputError
 from dsno.training.losses import (
     DISTANCES,
@@ -266,7 +267,7 @@ def test_the_condition_reaches_the_network() -> None:
 
 
 def test_states_at_zero_alone_are_compared_without_computing_the_others(unet_teacher: Any) -> None:
-    operator = DSNO.from_teacher(unet_teacher(), ["mid_block"], slices=2, modes=2)
+    operator = DSNO.from_teacher(unet_teacher(), LiftConfig(["mid_block"], slices=2))
     scales, weights = torch.tensor([0.5, 2.0]), torch.tensor([0.4, 1.6])
     objective = TrajectoryObjective(operator, scales, weights)
     noise, states = torch.randn(3, 1, 8, 8), torch.randn(3, 2, 1, 8, 8)

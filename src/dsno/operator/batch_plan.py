@@ -1,18 +1,26 @@
-"""Which rows of the batch each part of a lifted network works on, and the hooks that see to it.
+"""Which rows of the batch each submodule of a lifted network works on, and the hooks that do it.
 
-A batch has a row for every slice of every sample. Not every part of a network needs all of them:
+A batch has a row for every slice of every sample. Not every submodule needs all of them:
 
-* `constant` parts, which nothing about time reaches, see each sample once; the numbers stay the
-  same but for rounding;
-* `shared` parts see each sample once, at the time of its first slice;
-* `lifted` parts see every slice;
-* `final` parts see the last slice alone when nothing but t = 0 is wanted. They run after time is
-  mixed for the last time, so the last slice's rows are all that its output depends on.
+* `constant` submodules, which nothing about time reaches, see each sample once; the numbers stay
+  the same but for rounding;
+* `shared` submodules see each sample once, at the time of its first slice;
+* `lifted` submodules see every slice;
+* `final` submodules see the last slice alone when nothing but t = 0 is wanted. They run after time
+  is mixed for the last time, so the last slice's rows are all that its output depends on.
 
-Tensors that cross from one part to another are brought to the rows of the part they enter: a hook
-in front of it repeats or picks rows in every argument. The network's own code may combine tensors
-of two kinds of part between its submodules (EDM's networks concatenate skips there); it then
-`restores` all rows behind every part that reduced them, which costs copies, but no arithmetic.
+A tensor that goes from one submodule to another is given the rows of the one it enters: a hook in
+front of it repeats or picks rows in every argument. The network's own code may combine tensors of
+two such submodules on the way (EDM's networks concatenate skips); the plan then `restores` all rows
+behind every submodule that reduced them, which costs copies, but no arithmetic.
+
+A `BatchPlan` is fixed when the network is lifted and saved with it. What changes from batch to
+batch is the `BatchState`, one object that all hooks of a network hold, because a network's own code
+would not pass it on. It lives as follows: `DSNO.forward` sets it, then calls the network; the hooks
+read it during that forward pass; and it stays as it is until the backward pass is over, since
+gradient checkpointing runs submodules, and so their hooks, once more there. With checkpointing,
+each forward pass must therefore be followed by its backward pass before the next; and a network
+must not run in two threads at a time.
 """
 
 from __future__ import annotations
@@ -20,9 +28,9 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -31,22 +39,57 @@ from dsno.operator.guidance_embedding import SiteShifts
 from dsno.operator.temporal import SliceLayout, TemporalLayer
 from dsno.support.errors import InputError
 
+Side = Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class FixedTensor:
+    """A tensor at a submodule's boundary without a row per sample: a table of positions, say.
+
+    Whatever its length, its rows are left alone.
+
+    Attributes:
+        module: name of the submodule.
+        side: whether the submodule is given it or returns it.
+        position: its index among the leaves of (arguments, keyword arguments), or of the output,
+            both flattened.
+    """
+
+    module: str
+    side: Side
+    position: int
+
+    def to_text(self) -> str:
+        """The form in a saved configuration: `block < 1` is an input, `block > 0` an output."""
+        return f"{self.module} {'<' if self.side == 'input' else '>'} {self.position}"
+
+    @classmethod
+    def from_text(cls, text: str) -> FixedTensor:
+        """The inverse of `to_text`.
+
+        Raises:
+            ValueError: for another text.
+        """
+        match = re.fullmatch(r"(\S+) ([<>]) ([0-9]{1,4})", text)
+        if match is None:
+            raise ValueError(f"expected 'NAME < INDEX' or 'NAME > INDEX', found {text!r}")
+        module, sign, position = match.groups()
+        return cls(module, "input" if sign == "<" else "output", int(position))
+
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The submodules of a network whose rows are not just as they come; by default there are none.
+    """The submodules of a network that do not simply see the rows they are given; by default none.
 
     Attributes:
         constant: names of those that see each sample once, with all rows restored behind them.
         shared: names of those that see each sample once.
         lifted: names of those that see every slice, where they might be given shared tensors.
         final: names of those that may see the last slice alone.
-        last_site: where time is mixed for the last time; empty if it is not mixed, or if its last
-            time cannot be told.
-        fixed: tensors given to or by a part that have no row per sample, whatever their length (a
-            table of positions): `name < i` is the i-th of a part's arguments, `name > i` of what it
-            returns, both flattened.
-        restores: whether all rows are restored behind shared and final parts.
+        last_site: where time is mixed for the last time; empty if it is not mixed, or if that site
+            runs more than once.
+        fixed: tensors given to or returned by these submodules that have no row per sample.
+        restores: whether all rows are restored behind shared and final submodules.
     """
 
     constant: tuple[str, ...] = ()
@@ -54,12 +97,14 @@ class BatchPlan:
     lifted: tuple[str, ...] = ()
     final: tuple[str, ...] = ()
     last_site: str = ""
-    fixed: tuple[str, ...] = ()
+    fixed: tuple[FixedTensor, ...] = ()
     restores: bool = False
 
     def to_config(self) -> dict[str, Any]:
         """As JSON-able values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        listed = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {**listed, "fixed": [tensor.to_text() for tensor in self.fixed]}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None) -> BatchPlan:
@@ -68,26 +113,49 @@ class BatchPlan:
         Raises:
             InputError: for other values.
         """
-        if config is None:
-            return cls()
-        kinds = {field.name: type(field.default) for field in fields(cls)}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(config).items()}
-        for name, value in values.items():
-            wanted = kinds.get(name)
-            names = value if isinstance(value, tuple) else ()
-            right = wanted is type(value) and all(isinstance(n, str) for n in names)
-            if name == "fixed":
-                right = right and all(re.fullmatch(r"\S+ [<>] [0-9]{1,4}", n) for n in names)
-            if not right:
+        known = [field.name for field in fields(cls)]
+        values: dict[str, Any] = {}
+        for name, value in (config or {}).items():
+            if name not in known:
                 raise InputError(
-                    f"The model's configuration has a wrong entry parts.{name}; it must hold "
-                    f"{', '.join(kinds)}."
+                    f"The model's configuration has an unknown entry parts.{name}: expected "
+                    f"{', '.join(known)}."
                 )
-        return cls(**cast(Any, values))
+            values[name] = _read_entry(name, value)
+        return cls(**values)
+
+
+def _read_entry(name: str, value: Any) -> Any:
+    """One entry of a saved plan.
+
+    Raises:
+        InputError: for a value of another type.
+    """
+    expected = "a list of submodules' names"
+    if name == "restores":
+        expected = "true or false"
+        if isinstance(value, bool):
+            return value
+    elif name == "last_site":
+        expected = "a submodule's name"
+        if isinstance(value, str):
+            return value
+    elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+        if name != "fixed":
+            return tuple(value)
+        expected = "a list of texts such as 'block < 1'"
+        try:
+            return tuple(FixedTensor.from_text(item) for item in value)
+        except ValueError:
+            pass  # refused below
+    raise InputError(
+        f"The model's configuration has a wrong entry parts.{name}: expected {expected}, found "
+        f"{value!r:.60}."
+    )
 
 
 class Rows(Enum):
-    """What part of a batch's rows."""
+    """Which of a batch's rows."""
 
     SHARED = "the first of each sample"
     ALL = "all"
@@ -97,8 +165,10 @@ class Rows(Enum):
 class BatchState:
     """What the hooks of one lifted network share: the batch in flight and the guidance input.
 
+    The module's docstring says when it is set and read.
+
     Attributes:
-        layout: how its rows are laid out in time.
+        layout: how the batch's rows are laid out in time.
         batch: samples in the batch.
         last_only: whether the state at t = 0 is all that is wanted.
         shifts: turns the guidance's embedding into a bias per site; None without that input.
@@ -119,21 +189,21 @@ class BatchState:
     def set(
         self, layout: SliceLayout, batch: int, *, last_only: bool = False, embedding: Tensor | None
     ) -> None:
-        """Prepare for a batch. It must stay so until backward has run, for checkpointing."""
+        """Prepare for the forward and backward pass of a batch."""
         self.layout, self.batch = layout, batch
         self.last_only, self.embedding = last_only, embedding
 
     def select_rows(self, value: Any, rows: Rows, fixed: Collection[int] = ()) -> Any:
         """Give every tensor in nested tuples, lists and dictionaries the rows asked for.
 
-        Those at the places `fixed` of the flattened value are left alone.
+        Those at the positions `fixed` of the flattened value are left alone.
         """
         leaves, structure = tree_flatten(value)
-        made = [
+        selected = [
             self._select(x, rows) if isinstance(x, Tensor) and i not in fixed else x
             for i, x in enumerate(leaves)
         ]
-        return tree_unflatten(made, structure)
+        return tree_unflatten(selected, structure)
 
     def _select(self, x: Tensor, rows: Rows) -> Tensor:
         """One tensor; those without a row per sample or slice are left alone."""
@@ -150,23 +220,20 @@ class BatchState:
         return x[(0 if rows is Rows.SHARED else self.layout.carriers - 1) :: count]
 
 
-class PartHooks:
-    """In front of a part: bring its arguments to its rows. Behind it: restore all, if need be."""
+class SubmoduleHooks:
+    """In front of a submodule: give its arguments its rows. Behind it: restore all, if need be."""
 
     def __init__(
         self, rows: Rows, state: BatchState, plan: BatchPlan, name: str, *, restores: bool
     ) -> None:
         self.rows, self.state, self.restores = rows, state, restores
         # whether arguments may have fewer rows than all
-        self.may_lack = bool(plan.shared) and not plan.restores
-        self.fixed_in, self.fixed_out = (
-            {
-                int(position)
-                for part, sign, position in map(str.split, plan.fixed)
-                if (part, sign) == (name, side)
-            }
-            for side in "<>"
-        )
+        self.may_lack_rows = bool(plan.shared) and not plan.restores
+
+        def positions(side: Side) -> set[int]:
+            return {f.position for f in plan.fixed if (f.module, f.side) == (name, side)}
+
+        self.fixed_inputs, self.fixed_outputs = positions("input"), positions("output")
 
     def attach(self, module: nn.Module) -> None:
         """Register the hooks."""
@@ -179,13 +246,13 @@ class PartHooks:
         rows = self.rows
         if rows is Rows.LAST and not self.state.last_only:
             rows = Rows.ALL
-        if rows is Rows.ALL and not self.may_lack:
+        if rows is Rows.ALL and not self.may_lack_rows:
             return None
-        return self.state.select_rows((args, kwargs), rows, self.fixed_in)
+        return self.state.select_rows((args, kwargs), rows, self.fixed_inputs)
 
     def behind(self, module: nn.Module, args: Any, output: Any) -> Any:
         """A forward hook."""
-        return self.state.select_rows(output, Rows.ALL, self.fixed_out)
+        return self.state.select_rows(output, Rows.ALL, self.fixed_outputs)
 
 
 class TemporalHook:
@@ -205,13 +272,15 @@ class TemporalHook:
 
     def _mix(self, u: Tensor) -> Tensor:
         state = self.state
-        u = state.select_rows(u, Rows.ALL)  # a site may end with a shared part
+        u = state.select_rows(u, Rows.ALL)  # a site may end with a shared submodule
         last_only = self.last and state.last_only
         mixed: Tensor = self.layer(u, state.layout, last_only=last_only)
         if state.shifts is not None and state.embedding is not None:
-            told = state.select_rows(state.embedding, Rows.LAST) if last_only else state.embedding
+            embedding = state.embedding
+            if last_only:
+                embedding = cast(Tensor, state.select_rows(embedding, Rows.LAST))
             dim = self.layer.conv.channel_dim
-            mixed = mixed + state.shifts.at(self.index, told, mixed, dim)
+            mixed = mixed + state.shifts.at(self.index, embedding, mixed, dim)
         if last_only and self.restores:
             mixed = state.select_rows(mixed, Rows.ALL)
         return mixed

@@ -1,8 +1,8 @@
 """The operator: noise in, the whole trajectory out, in one evaluation of a lifted backbone.
 
-`DSNO` owns a backbone with time made a dimension of its data (`dsno.operator.lift`): the noise is
-fed once per output time, each copy told its own time, spatial layers see B * M rows and temporal
-layers mix the M slices of each sample (parallel decoding; arXiv 2211.13449, section 4).
+`DSNO` owns a backbone with time made a dimension of its data (`dsno.operator.lift`): its input is
+one copy of the noise per output time, each with its own time; spatial layers see B * M rows and
+temporal layers mix the M slices of each sample (parallel decoding; arXiv 2211.13449, section 4).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from dsno.diffusion.denoisers import (
     call_plain,
     first_channels,
 )
-from dsno.diffusion.schedules import signal_and_noise, state_scale
 from dsno.diffusion.time_grids import Spacing, grid_times
 from dsno.operator.batch_plan import Rows
-from dsno.operator.lift import Lifted, lift
+from dsno.operator.coefficients import Coefficients, TrainedCoefficients, coefficients_at
+from dsno.operator.lift import LiftConfig, Lifted, lift
 from dsno.operator.probe import trace
-from dsno.operator.temporal import SliceLayout, constant_when_compiled
+from dsno.operator.temporal import SliceLayout
 from dsno.support.errors import InputError, one_of
 
 OUTPUTS = ("denoised", "state")
@@ -100,33 +100,22 @@ class DSNO(nn.Module):
         self.call = call
         self.spacing = Spacing(spacing, preconditioning.schedule)
         self.output = one_of(output, OUTPUTS, "output")
+        with torch.device("cpu"):  # they need numbers also where the weights are on `meta`
+            exact = self._coefficients_at(self.times)
+        self.coefficients = TrainedCoefficients(exact, next(lifted.network.parameters()))
 
     @classmethod
     def from_teacher(
         cls,
         denoiser: Denoiser,
-        sites: Sequence[str],
+        config: LiftConfig,
         *,
-        slices: int = 4,
-        modes: int = 2,
-        channel_dim: int = 1,
         spacing: str = "quadratic",
         output: str = "denoised",
         condition: Condition | None = None,
-        guidance: bool = False,
-        shared: Sequence[str] = (),
     ) -> DSNO:
         """Lift a copy of the teacher's network; see `lift` and the class for the arguments."""
-        lifted = lift(
-            denoiser,
-            sites,
-            slices=slices,
-            modes=modes,
-            channel_dim=channel_dim,
-            condition=condition,
-            guidance=guidance,
-            shared=shared,
-        )
+        lifted = lift(denoiser, config, condition=condition)
         preconditioning = denoiser.preconditioning
         if preconditioning.prediction_type == "epsilon":
             for parameter in _last_layer(lifted.network, denoiser, condition).parameters():
@@ -146,7 +135,7 @@ class DSNO(nn.Module):
     @property
     def slices(self) -> int:
         """M, the number of trained output times."""
-        return self.lifted.slices
+        return self.lifted.config.slices
 
     @property
     def times(self) -> Tensor:
@@ -184,24 +173,23 @@ class DSNO(nn.Module):
             )
         layout, dtype, device = SliceLayout(self.slices), noise.dtype, noise.device
         if times is None:
-            constants: tuple[Tensor, ...] = self._trained(dtype, device)
+            c: Coefficients = self.coefficients(dtype, device)
         else:
             asked = times.double().cpu()
             if not bool(((asked >= 0) & (asked <= 1)).all()):
                 raise InputError("The times to evaluate at must lie in [0, 1].")
             last = (self.slices - 1) / self.slices
             layout = SliceLayout(self.slices, tuple((last - self.spacing.place(asked)).tolist()))
-            constants = self._coefficients(torch.cat([self.times, asked]), dtype, device)
+            c = self._coefficients_at(torch.cat([self.times, asked])).to(dtype, device)
 
         batch, count = noise.shape[0], layout.count
-        told, sigma, into, skip, out, of_noise, of_clean = constants
-        x = noise * sigma
-        rows = (x * into).repeat_interleave(count, 0)
+        x = noise * c.sigma
+        rows = (x * c.c_in).repeat_interleave(count, 0)
         given = {k: v.repeat_interleave(count, 0) for k, v in (condition or {}).items()}
         embedding = self._embed_guidance(given.pop(GUIDANCE_SCALE, None))
         state = self.lifted.state
         state.set(layout, batch, last_only=last_only, embedding=embedding)
-        f = self.call(self.lifted.network, rows, told.repeat(batch), given)
+        f = self.call(self.lifted.network, rows, c.c_noise.repeat(batch), given)
         if last_only:
             f = state.select_rows(f, Rows.LAST)
         f = first_channels(f, x if last_only else rows)
@@ -209,9 +197,9 @@ class DSNO(nn.Module):
         if times is not None:
             f = f[:, self.slices :]
         x = x[:, None]
-        wanted = slice(len(of_noise) - f.shape[1], None)
-        clean = skip * x + out * f
-        return _per_slice(of_noise[wanted], f) * x + _per_slice(of_clean[wanted], f) * clean
+        wanted = slice(len(c.of_noise) - f.shape[1], None)
+        clean = c.c_skip * x + c.c_out * f
+        return _per_slice(c.of_noise[wanted], f) * x + _per_slice(c.of_clean[wanted], f) * clean
 
     def _embed_guidance(self, scale: Tensor | None) -> Tensor | None:
         shifts = self.lifted.shifts
@@ -224,37 +212,8 @@ class DSNO(nn.Module):
             raise InputError("This model has no guidance scale among its inputs: give none.")
         return None if shifts is None or scale is None else shifts.embedding(scale)
 
-    @constant_when_compiled
-    @torch.inference_mode(False)
-    def _trained(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-        """`_coefficients` at the trained times.
-
-        Compiled code holds them as constants where it runs: what is made on the CPU in between
-        would keep it from becoming a CUDA graph.
-        """
-        return self._coefficients(self.times, dtype, device)
-
-    def _coefficients(
-        self, times: Tensor, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor, ...]:
-        """What the network is told, sigma, c_in, c_skip and c_out at t = 1, and two factors.
-
-        x(t) is the first factor at t times x_1 plus the second times E = c_skip x_1 + c_out F.
-        """
-        pre = self.preconditioning
-        c = pre.coefficients(_one())
-        skip, out = c.skip, c.out
-        if pre.prediction_type == "epsilon":
-            skip, out = 0 * _one(), _one()
-        sigma_1 = pre.schedule.sigma(_one())
-        alpha, sigma = signal_and_noise(pre.schedule, times)
-        if self.output == "state":
-            factors = 0 * sigma, state_scale(alpha, sigma, pre.sigma_data) / pre.sigma_data
-        else:
-            ratio = sigma / sigma_1
-            factors = ratio, alpha - pre.schedule.alpha(_one()) * ratio
-        told = pre.c_noise(times).to(device, torch.promote_types(dtype, torch.float32))
-        return (told, *(v.to(device, dtype) for v in (sigma_1, c.into, skip, out, *factors)))
+    def _coefficients_at(self, times: Tensor) -> Coefficients:
+        return coefficients_at(times, self.preconditioning, self.output)
 
     def sample(self, noise: Tensor, condition: Condition | None = None) -> Tensor:
         """The state at t = 0, (batch, *shape): `forward(...)[:, -1]`, for less computation."""
@@ -274,16 +233,12 @@ def sampling_cost(operator: DSNO, denoiser: Denoiser, condition: Condition | Non
     """
     weight = next(operator.parameters())
     noise = torch.zeros(1, *operator.sample_shape, dtype=weight.dtype, device=weight.device)
-    told = {k: v for k, v in (condition or {}).items() if k != GUIDANCE_SCALE}
+    given = {k: v for k, v in (condition or {}).items() if k != GUIDANCE_SCALE}
     with torch.no_grad(), FlopCounterMode(display=False) as sample:
         operator.sample(noise, condition)
     with torch.no_grad(), FlopCounterMode(display=False) as evaluation:
-        denoiser(noise, _one(), told)
+        denoiser(noise, torch.ones((), dtype=torch.float64), given)
     return float(sample.get_total_flops() / evaluation.get_total_flops())
-
-
-def _one() -> Tensor:
-    return torch.ones((), dtype=torch.float64)
 
 
 def _per_slice(factor: Tensor, like: Tensor) -> Tensor:

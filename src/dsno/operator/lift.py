@@ -11,13 +11,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from dsno.backbones.sites import inside, match_sites
 from dsno.diffusion.conditions import Condition
 from dsno.diffusion.denoisers import Denoiser
-from dsno.operator.batch_plan import BatchPlan, BatchState, PartHooks, Rows, TemporalHook
+from dsno.operator.batch_plan import BatchPlan, BatchState, Rows, SubmoduleHooks, TemporalHook
 from dsno.operator.guidance_embedding import SiteShifts
 from dsno.operator.probe import (
     find_constant,
@@ -31,42 +32,79 @@ from dsno.operator.temporal import SliceLayout, TemporalLayer
 from dsno.support.errors import InputError, closest
 
 
+@dataclass(frozen=True)
+class LiftConfig:
+    """How a network is lifted.
+
+    Attributes:
+        sites: names or patterns of the submodules behind which time is mixed, see `match_sites` (a
+            `Backbone` of the registry knows its own). Those inside shared submodules are left out:
+            a constant needs no mixing. Names alone in a `Lifted` network.
+        slices: M.
+        modes: Fourier modes kept.
+        channel_dim: where the sites' outputs have their channels: 1, or -1 for tokens.
+        shared: names or patterns of submodules computed once per sample, at the time of the first
+            slice, instead of once per slice.
+        guidance: whether the guidance scale is an input.
+
+    Raises:
+        InputError: for the guidance input without a site.
+    """
+
+    sites: Sequence[str]
+    slices: int = 4
+    modes: int = 2
+    channel_dim: int = 1
+    shared: Sequence[str] = ()
+    guidance: bool = False
+
+    def __post_init__(self) -> None:
+        """Make lists tuples, so that equal configurations are equal and cannot change."""
+        object.__setattr__(self, "sites", tuple(self.sites))
+        object.__setattr__(self, "shared", tuple(self.shared))
+        if self.guidance and not self.sites:
+            raise InputError(
+                "The guidance scale enters where time is mixed, so a student with that input needs "
+                "at least one site; name some in `student.sites`."
+            )
+
+
 class Lifted(nn.Module):
     """A network with temporal layers behind its sites; built by `lift`.
 
     `network` keeps its own parameter names; the temporal layers are `temporal.0`, `temporal.1`, ...
-    in the order of `sites`. With `guidance`, the guidance scale is one more input: `shifts` turns
-    it into a bias behind every site. `plan` says which submodules do not see every slice; where it
-    names any, all slices of a sample must be given the same input and condition.
+    in the order of the sites. With the guidance input `shifts` turns the scale into a bias behind
+    every site. `plan` says which submodules do not see every slice; where it names any, all slices
+    of a sample must be given the same input and condition.
+
+    Args:
+        network: hooks are attached to it.
+        config: with the names of the sites; what is shared is what the plan says.
+        channels: of the output of each site.
+        plan: by default every submodule sees every slice.
+
+    Raises:
+        InputError: for a name that is no submodule's.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        sites: Sequence[str],
+        config: LiftConfig,
         channels: Sequence[int],
-        *,
-        slices: int,
-        modes: int,
-        channel_dim: int = 1,
-        guidance: bool = False,
         plan: BatchPlan | None = None,
     ) -> None:
         super().__init__()
-        if guidance and not sites:
-            raise InputError(
-                "The guidance scale enters where time is mixed, so a student with that input needs "
-                "at least one site; name some in `student.sites`."
-            )
+        plan = plan or BatchPlan()
         self.network = network
-        self.sites = tuple(sites)
+        self.config = dataclasses.replace(config, shared=plan.shared)
         self.channels = tuple(channels)
-        self.slices, self.modes, self.channel_dim = slices, modes, channel_dim
-        self.plan = plan = plan or BatchPlan()
-        self.shifts = SiteShifts(channels) if guidance else None
-        self.state = BatchState(SliceLayout(slices), self.shifts)
+        self.plan = plan
+        self.shifts = SiteShifts(channels) if config.guidance else None
+        self.state = BatchState(SliceLayout(config.slices), self.shifts)
         self.temporal = nn.ModuleList(
-            TemporalLayer(c, modes, slices, channel_dim=channel_dim) for c in channels
+            TemporalLayer(c, config.modes, config.slices, channel_dim=config.channel_dim)
+            for c in channels
         )
         modules = dict(network.named_modules())
         named = (
@@ -77,18 +115,13 @@ class Lifted(nn.Module):
         )
         for rows, names, restores in named:
             for name in names:
-                hooks = PartHooks(rows, self.state, plan, name, restores=restores)
+                hooks = SubmoduleHooks(rows, self.state, plan, name, restores=restores)
                 hooks.attach(_module(modules, name))
-        for index, (site, layer) in enumerate(zip(self.sites, self.temporal, strict=True)):
+        for index, (site, layer) in enumerate(zip(config.sites, self.temporal, strict=True)):
             assert isinstance(layer, TemporalLayer)
             is_last = site == plan.last_site
             hook = TemporalHook(index, layer, self.state, last=is_last, restores=plan.restores)
             _module(modules, site).register_forward_hook(hook)
-
-    def zero_temporal(self) -> None:
-        """Set every temporal kernel to zero: the network is then the original one."""
-        for parameter in self.temporal.parameters():
-            nn.init.zeros_(parameter)
 
 
 def _module(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
@@ -97,58 +130,33 @@ def _module(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
     return modules[name]
 
 
-def lift(
-    denoiser: Denoiser,
-    sites: Sequence[str],
-    *,
-    slices: int,
-    modes: int,
-    channel_dim: int = 1,
-    condition: Condition | None = None,
-    guidance: bool = False,
-    shared: Sequence[str] = (),
-) -> Lifted:
-    """Copy a denoiser's network and attach temporal layers behind the submodules named by `sites`.
+def lift(denoiser: Denoiser, config: LiftConfig, *, condition: Condition | None = None) -> Lifted:
+    """Copy a denoiser's network and attach temporal layers behind its sites.
 
     Args:
         denoiser: the teacher; it is not changed.
-        sites: names or patterns of submodules, see `match_sites` (a `Backbone` of the registry
-            knows its own). Those inside shared parts are left out: a constant needs no mixing.
-        slices: M.
-        modes: Fourier modes kept.
-        channel_dim: where the sites' outputs have their channels: 1, or -1 for tokens.
+        config: how to lift it.
         condition: one row of conditioning for a network that needs it to run.
-        guidance: whether the guidance scale becomes an input.
-        shared: names or patterns of submodules computed once per sample, at the time of the first
-            slice, instead of once per slice.
 
     Raises:
-        InputError: for a site that matches nothing, never runs or has no channels, or a shared part
-            that matches nothing, never runs or does not run before time is mixed.
+        InputError: for a site that matches nothing, never runs or has no channels, or a shared
+            submodule that matches nothing, never runs or does not run before time is mixed.
     """
     base = denoiser.network
-    once = match_sites(base, shared)
-    once = [name for name in once if not inside(name, [n for n in once if n != name])]
-    names = [site for site in match_sites(base, sites) if not inside(site, once)]
+    matched = match_sites(base, config.shared)
+    shared = [name for name in matched if not inside(name, [n for n in matched if n != name])]
+    sites = [site for site in match_sites(base, config.sites) if not inside(site, shared)]
+    config = dataclasses.replace(config, sites=sites, shared=shared)
     calls = trace(denoiser, condition)
-    channels = site_channels(calls, names, channel_dim)
-    plan = find_plan(base, calls, names, once)
-    constant = find_constant(denoiser, condition, calls, names, plan)
+    channels = site_channels(calls, sites, config.channel_dim)
+    plan = find_plan(base, calls, sites, shared)
+    constant = find_constant(denoiser, condition, calls, sites, plan)
     plan = dataclasses.replace(plan, constant=constant)
     plan = dataclasses.replace(plan, fixed=find_fixed(denoiser, condition, plan))
 
     def build(plan: BatchPlan) -> Lifted:
         network = copy.deepcopy(base).requires_grad_(True)  # a teacher may be frozen
-        return Lifted(
-            network,
-            names,
-            channels,
-            slices=slices,
-            modes=modes,
-            channel_dim=channel_dim,
-            guidance=guidance,
-            plan=plan,
-        )
+        return Lifted(network, config, channels, plan)
 
     lifted = build(plan)
     if runs_unrestored(lifted, lifted.network, lifted.state, denoiser, condition):

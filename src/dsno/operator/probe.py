@@ -1,7 +1,7 @@
 """What a network does when it runs, and which rows its submodules therefore need.
 
 A network's code is not looked at; it is run, on zeros, on noise or on tensors without data, and its
-submodules are watched. `dsno.operator.batch_plan` says what the parts found here are.
+submodules are watched. `dsno.operator.batch_plan` says what the kinds of submodule found here are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten
 from dsno.backbones.sites import inside
 from dsno.diffusion.conditions import GUIDANCE_SCALE, Condition
 from dsno.diffusion.denoisers import Denoiser
-from dsno.operator.batch_plan import BatchPlan, BatchState
+from dsno.operator.batch_plan import BatchPlan, BatchState, FixedTensor, Side
 from dsno.support.errors import InputError
 
 TIMES_TRIED = 16
@@ -29,7 +29,7 @@ class Call(NamedTuple):
     """One call of a submodule.
 
     Attributes:
-        start, end: its places in the order of all starts and ends.
+        start, end: when, counting the starts and ends of all calls.
         shape: of its output, or the first of them; None if that is no tensor.
     """
 
@@ -107,12 +107,12 @@ def find_plan(
     for name in shared:
         if name not in calls:
             raise InputError(
-                f"The shared part {name!r} is never run by the network's forward pass."
+                f"The shared submodule {name!r} is never run by the network's forward pass."
             )
         if sites and calls[name][-1].end > min(calls[site][0].end for site in sites):
             raise InputError(
-                f"The shared part {name!r} runs after time was mixed, so its input is not the same "
-                "for all slices; share parts that run earlier, or mix time later."
+                f"The shared submodule {name!r} runs after time was mixed, so its input is not the "
+                "same for all slices; share submodules that run earlier, or mix time later."
             )
     last, end = "", -1.0
     if sites:
@@ -132,7 +132,7 @@ def find_plan(
             if runs and runs[0].start > end:
                 final.append(name)
                 continue
-            holds_shared = any(inside(part, [name]) for part in shared)
+            holds_shared = any(inside(inner, [name]) for inner in shared)
             if runs and shared and not holds_shared:
                 lifted.append(name)
             if not runs or holds_shared or any(run.start < end < run.end for run in runs):
@@ -153,13 +153,13 @@ def find_constant(
     sites: Sequence[str],
     plan: BatchPlan,
 ) -> tuple[str, ...]:
-    """Layers that neither the time a network is told nor the mixing of times reaches.
+    """Layers that neither the network's time input nor the mixing of times reaches.
 
     In a U-Net they are the first convolution and that of the first block in front of its time
-    embedding. Looked for among layers with weights and without submodules, outside of other parts:
-    what they put out for one input must be the same bits whatever time the network is told, of
-    16 that fill [0, 1]. Noise is added to the weights for that, so that weights which are still
-    zero hide nothing. None are found in a network without data.
+    embedding. Candidates are layers with weights and without submodules, outside of shared and
+    final ones: their output for one input must be the same bits at each of 16 times that fill
+    [0, 1]. Noise is added to the weights for that, so that weights which are still zero hide
+    nothing. None are found in a network without data.
     """
     x = _zeros(denoiser, TIMES_TRIED)
     if not sites or x.is_meta:
@@ -173,7 +173,7 @@ def find_constant(
     x = torch.randn(x.shape[1:], generator=generator).to(x).expand_as(x).contiguous()
     given = {k: v.expand(len(x), *v.shape[1:]) for k, v in (condition or {}).items()}
     given.pop(GUIDANCE_SCALE, None)
-    made: dict[str, list[Tensor | None]] = {}
+    outputs: dict[str, list[Tensor | None]] = {}
 
     def behind(name: str) -> Any:
         def record(module: nn.Module, args: Any, output: Any) -> None:
@@ -182,7 +182,7 @@ def find_constant(
                 for t in (args[0] if args else None, output)
             )
             # a copy: the network may go on to change it in place
-            made.setdefault(name, []).append(output.clone() if whole else None)
+            outputs.setdefault(name, []).append(output.clone() if whole else None)
 
         return record
 
@@ -201,16 +201,16 @@ def find_constant(
         if looked_at:
             layer.register_forward_hook(behind(name))
     network.get_submodule(first).register_forward_hook(stop)
-    for moments in torch.full((len(x),), 0.5), torch.linspace(0, 1, len(x)):
-        told = denoiser.preconditioning.c_noise(moments.double())
-        told = told.to(x.device, torch.promote_types(x.dtype, torch.float32))
+    for times in torch.full((len(x),), 0.5), torch.linspace(0, 1, len(x)):
+        c_noise = denoiser.preconditioning.c_noise(times.double())
+        c_noise = c_noise.to(x.device, torch.promote_types(x.dtype, torch.float32))
         with torch.no_grad(), contextlib.suppress(_Reached):
-            denoiser.call(network, x, told, given)
-    return tuple(name for name, outputs in made.items() if _same(outputs))
+            denoiser.call(network, x, c_noise, given)
+    return tuple(name for name, found in outputs.items() if _same(found))
 
 
 def _same(outputs: Sequence[Tensor | None]) -> bool:
-    """Whether a layer that was called once in each of two runs put out the same."""
+    """Whether a layer was called once in each of two runs and gave the same."""
     one, other = (*outputs, None, None)[:2]
     return len(outputs) == 2 and one is not None and other is not None and one.equal(other)
 
@@ -223,9 +223,9 @@ class _Trial(nn.Module):
         self.owner = owner
         self.run = (denoiser.call, network)  # a tuple: not a submodule for the second time
 
-    def forward(self, x: Tensor, told: Tensor, given: Condition) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, given: Condition) -> Tensor:
         call, network = self.run
-        return call(network, x, told, given)
+        return call(network, x, c_noise, given)
 
 
 def _try(
@@ -235,42 +235,44 @@ def _try(
     condition: Condition | None,
     rows: int,
 ) -> Tensor | None:
-    """What the network puts out for tensors without data, for free; None if it cannot run so."""
+    """The network's output for tensors without data, for free; None if it cannot run so."""
     x = _zeros(denoiser, rows).to("meta")
     given = {k: v.to("meta") for k, v in (condition or {}).items() if k != GUIDANCE_SCALE}
     given = {k: v.expand(rows, *v.shape[1:]) for k, v in given.items()}
     trial = _Trial(owner, network, denoiser)
     tensors = {**dict(trial.named_parameters()), **dict(trial.named_buffers())}
     nothing = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-    told = torch.zeros(rows, device="meta")
+    c_noise = torch.zeros(rows, device="meta")
     try:
         with torch.no_grad():
-            made: Tensor = torch.func.functional_call(trial, nothing, (x, told, given))
+            output: Tensor = torch.func.functional_call(trial, nothing, (x, c_noise, given))
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
         return None
-    return made
+    return output
 
 
-def find_fixed(denoiser: Denoiser, condition: Condition | None, plan: BatchPlan) -> tuple[str, ...]:
-    """Tensors given to or by parts whose length is not the batch's; see `BatchPlan.fixed`.
+def find_fixed(
+    denoiser: Denoiser, condition: Condition | None, plan: BatchPlan
+) -> tuple[FixedTensor, ...]:
+    """Tensors given to or returned by the plan's submodules whose length is not the batch's.
 
     None are found in a network that does not run on tensors without data.
     """
-    lengths: dict[str, list[int]] = {}
+    lengths: dict[FixedTensor, list[int]] = {}
 
-    def note(where: str, value: Any) -> None:
+    def note(name: str, side: Side, value: Any) -> None:
         for position, leaf in enumerate(tree_flatten(value)[0]):
             if isinstance(leaf, Tensor) and leaf.ndim:
-                lengths.setdefault(f"{where} {position}", []).append(len(leaf))
+                lengths.setdefault(FixedTensor(name, side, position), []).append(len(leaf))
 
     def watch(name: str) -> list[Any]:
         module = denoiser.network.get_submodule(name)
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-            note(f"{name} <", (args, kwargs))
+            note(name, "input", (args, kwargs))
 
         def behind(_: nn.Module, args: Any, output: Any) -> None:
-            note(f"{name} >", output)
+            note(name, "output", output)
 
         return [
             module.register_forward_pre_hook(before, with_kwargs=True),
@@ -279,7 +281,7 @@ def find_fixed(denoiser: Denoiser, condition: Condition | None, plan: BatchPlan)
 
     names = (*plan.constant, *plan.shared, *plan.lifted, *plan.final)
     handles = [handle for name in names for handle in watch(name)]
-    found: list[dict[str, list[int]]] = []
+    found: list[dict[FixedTensor, list[int]]] = []
     try:
         for rows in (2, 3):
             lengths.clear()
@@ -291,9 +293,9 @@ def find_fixed(denoiser: Denoiser, condition: Condition | None, plan: BatchPlan)
             handle.remove()
     few, more = found
     return tuple(
-        where
-        for where in few
-        if any(a == b for a, b in zip(few[where], more.get(where, ()), strict=False))
+        tensor
+        for tensor in few
+        if any(a == b for a, b in zip(few[tensor], more.get(tensor, ()), strict=False))
     )
 
 
@@ -319,10 +321,10 @@ def runs_unrestored(
     samples = count + 1
     for last_only in (False, True):
         state.set(state.layout, samples, last_only=last_only, embedding=None)
-        made = _try(lifted, network, denoiser, condition, samples * count)
+        output = _try(lifted, network, denoiser, condition, samples * count)
         state.set(state.layout, 1, embedding=None)
         expected = (samples, samples * count) if last_only else (samples * count,)
-        if made is None or len(made) not in expected:
+        if output is None or len(output) not in expected:
             return False
     return True
 

@@ -217,16 +217,32 @@ class Student(Section):
     modes: Count = 2
     """Temporal Fourier modes kept."""
     output: Literal["denoised", "state"] = "denoised"
-    sites: tuple[str, ...] = ("default",)
+    lift: Literal["all", "core", "middle"] | None = None
+    """How much of the network sees every slice: `all` of it, time mixed at the paper's sites;
+    `core`, a U-Net below its highest resolution; `middle`, its lowest resolution's middle blocks
+    and, in training, the decoder. Null for the keys below, which say the same in detail; `all` if
+    those are null too."""
+    sites: tuple[str, ...] | None = None
     """Where time is mixed: `default` (the paper's sites), or names or patterns of submodules; empty
-    for no temporal layers."""
-    lifted_from: Whole = 0
-    """Level of a U-Net from which on time is mixed at the default sites: 0 for the highest
-    resolution and so on. The decoder above it serves the last slice alone when sampling."""
-    shared_levels: Whole = 0
-    """Levels whose encoder is computed once for all slices."""
-    shared: tuple[str, ...] = ()
+    for no temporal layers. `[default]` if null."""
+    lifted_from: Whole | None = None
+    """Level of a U-Net from which on time is mixed at the default sites: 0 (if null) for the
+    highest resolution and so on. The decoder above it serves the last slice alone when sampling."""
+    shared_levels: Whole | None = None
+    """Levels whose encoder is computed once for all slices; none if null."""
+    shared: tuple[str, ...] | None = None
     """Names or patterns of other submodules that are; they must run before time is mixed."""
+
+    @model_validator(mode="after")
+    def _is_lifted_in_one_way(self) -> Self:
+        detailed = ("sites", "lifted_from", "shared_levels", "shared")
+        given = [f"`student.{name}`" for name in detailed if getattr(self, name) is not None]
+        if self.lift is not None and given:
+            raise ValueError(
+                f"`student.lift` = {self.lift} cannot be combined with {' and '.join(given)}: both "
+                "say how the network is lifted; set one or the other to null"
+            )
+        return self
 
 
 class Train(Optimisation):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dsno.backbones.registry import backbone_of
+from dsno.backbones.registry import Backbone, backbone_of
 from dsno.backbones.sites import inside, match_sites
 from dsno.backbones.text_encoder import read_prompts
 from dsno.data.dataset import Dataset
@@ -18,7 +18,8 @@ from dsno.diffusion.denoisers import DenoiserProtocol, Preconditioning, to_devic
 from dsno.diffusion.schedules import schedule_from_config
 from dsno.evaluation.evaluate import Decode, Draws, as_is, draw, teacher_sampler
 from dsno.operator.dsno import DSNO
-from dsno.recipes.schema import Recipe
+from dsno.operator.lift import LiftConfig
+from dsno.recipes.schema import Recipe, Student
 from dsno.recipes.schema import Teacher as TeacherSection
 from dsno.support import seeds
 from dsno.support.console import progress, say
@@ -203,39 +204,77 @@ def new_operator(recipe: Recipe, teacher: Teacher) -> DSNO:
     """The untrained operator.
 
     Raises:
-        InputError: if a site the recipe names is not in the network.
+        InputError: as `lift_config`, or if a submodule the recipe names is not in the network.
     """
-    spec, network = recipe.student, teacher.denoiser.network
+    config = lift_config(recipe, teacher.denoiser.network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.torch_seed(recipe.seed, seeds.WEIGHTS, 1))
+        operator = DSNO.from_teacher(
+            teacher.denoiser,
+            config,
+            spacing=recipe.collect.grid,
+            output=recipe.student.output,
+            condition=teacher.example_condition(),
+        )
+    return operator
+
+
+def lift_config(recipe: Recipe, network: nn.Module) -> LiftConfig:
+    """How the recipe lifts a teacher's network, with levels and the lift's name resolved.
+
+    Raises:
+        InputError: for a lift that needs levels the network does not have, or a pattern that
+            matches nothing.
+    """
     kind = backbone_of(network)
+    spec = _in_detail(recipe.student, kind, network)
+    lifted_from, shared_levels = spec.lifted_from or 0, spec.shared_levels or 0
     levels = kind.levels(network)
-    for key, asked in ("lifted_from", spec.lifted_from), ("shared_levels", spec.shared_levels):
+    for key, asked in ("lifted_from", lifted_from), ("shared_levels", shared_levels):
         if asked > len(levels):
             raise InputError(
                 f"student.{key} = {asked}, but the {kind.name} has {len(levels)} levels to choose; "
                 "for other networks name submodules in student.sites and student.shared."
             )
-    shared = [name for level in levels[: spec.shared_levels] for name in level.encoder]
-    sites = list(spec.sites)
+    shared = [name for level in levels[:shared_levels] for name in level.encoder]
+    sites = ["default"] if spec.sites is None else list(spec.sites)
     if "default" in sites:
         sites.remove("default")
-        above = [n for level in levels[: spec.lifted_from] for n in level.encoder + level.decoder]
-        core = [site for site in kind.sites(network) if not inside(site, above)]
-        sites = core + (match_sites(network, sites) if sites else [])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.torch_seed(recipe.seed, seeds.WEIGHTS, 1))
-        operator = DSNO.from_teacher(
-            teacher.denoiser,
-            sites,
-            slices=spec.slices,
-            modes=spec.modes,
-            channel_dim=kind.channel_dim,
-            spacing=recipe.collect.grid,
-            output=spec.output,
-            condition=teacher.example_condition(),
-            guidance=recipe.collect.guidance_range is not None,
-            shared=[*shared, *spec.shared],
+        above = [n for level in levels[:lifted_from] for n in level.encoder + level.decoder]
+        below = [site for site in kind.sites(network) if not inside(site, above)]
+        sites = below + (match_sites(network, sites) if sites else [])
+    return LiftConfig(
+        sites,
+        slices=spec.slices,
+        modes=spec.modes,
+        channel_dim=kind.channel_dim,
+        shared=[*shared, *(spec.shared or ())],
+        guidance=recipe.collect.guidance_range is not None,
+    )
+
+
+def _in_detail(spec: Student, kind: Backbone, network: nn.Module) -> Student:
+    """`student.lift` as the detailed keys it stands for.
+
+    Raises:
+        InputError: if the network does not have the levels or the middle it needs.
+    """
+    detail: dict[str, object]
+    middle = kind.middle(network)
+    if spec.lift in (None, "all"):
+        detail = {}
+    elif spec.lift == "core" and kind.levels(network):
+        detail = {"lifted_from": 1, "shared_levels": 1}
+    elif spec.lift == "middle" and middle:
+        detail = {"sites": (middle,), "shared_levels": len(kind.levels(network))}
+    else:
+        lacks = "several resolutions" if spec.lift == "core" else "a middle block"
+        raise InputError(
+            f"student.lift = {spec.lift} needs a network with {lacks}, which this {kind.name} is "
+            "not known to have; set it to all, or to null and name submodules in student.sites and "
+            "student.shared."
         )
-    return operator
+    return spec.model_copy(update=detail)
 
 
 def check_buildable(recipe: Recipe) -> None:

@@ -327,7 +327,7 @@ def make_student(task: Task) -> str:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return (
         f"read {len(store):,} trajectories; wrote an operator of {count(model):,} parameters, "
-        f"{len(averaged.lifted.sites)} time-mixing sites, {student.slices} slices, to {folder}"
+        f"{len(averaged.lifted.temporal)} time-mixing sites, {student.slices} slices, to {folder}"
     )
 
 
@@ -369,7 +369,7 @@ def make_metrics(task: Task) -> str:
         "trained_times": operator.times.tolist(),
         "teacher_history": _history(task.folder / "teacher"),
         "student_history": _history(task.folder / "student"),
-        "spectrum": {**spectrum, "kept": operator.lifted.modes},
+        "spectrum": {**spectrum, "kept": operator.lifted.config.modes},
         "parameters": {
             "teacher": count(teacher.denoiser.network),
             "student": count(operator),
