@@ -149,7 +149,7 @@ def backbone(name: str) -> Backbone:
     if name not in BACKBONES:
         raise InputError(
             f"The network class {name!r} is not known: {closest(name, BACKBONES).rstrip('.')} "
-            "(your own classes are made known with dsno.backbones.register; on the command line "
+            "(register your own classes with dsno.backbones.register; on the command line "
             "name the file that does with --adapter)."
         )
     return BACKBONES[name]

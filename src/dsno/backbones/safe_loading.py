@@ -166,7 +166,7 @@ def _limited(tensors: int, what: str) -> Iterator[None]:
 
 
 def check_filled(build: Callable[[], nn.Module], shapes: Shapes, what: str) -> None:
-    """Refuse a configuration whose network is far larger than the weights that shall fill it.
+    """Refuse a configuration whose network is far larger than the weights that are to fill it.
 
     What is missing in detail is for the library to find, once it may build the network.
 

@@ -66,18 +66,18 @@ def unet_sites(network: nn.Module) -> list[str]:
     """
     found: list[str] = []
     for side in ("down_blocks", "mid_block", "up_blocks"):
-        part = getattr(network, side, None)
-        if part is None and side == "mid_block":
+        section = getattr(network, side, None)
+        if section is None and side == "mid_block":
             continue
-        if not isinstance(part, nn.Module):
+        if not isinstance(section, nn.Module):
             raise InputError(
                 f"A {type(network).__name__} has no {side!r}, so its time-mixing sites cannot be "
                 "found; name them in `student.sites`."
             )
         if side == "mid_block":
-            found.append(f"mid_block.{_middle_site(part)}")
+            found.append(f"mid_block.{_middle_site(section)}")
             continue
-        for i, block in enumerate(part.children()):
+        for i, block in enumerate(section.children()):
             found += [f"{side}.{i}.{site}" for site in _block_sites(block)]
     return found
 

@@ -1,4 +1,4 @@
-"""What an operator's states are made of at given times, apart from its network."""
+"""The factors in an operator's formula for its states, at given times."""
 
 from __future__ import annotations
 

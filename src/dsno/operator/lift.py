@@ -84,7 +84,7 @@ class Lifted(nn.Module):
         plan: by default every submodule sees every slice.
 
     Raises:
-        InputError: for a name that is no submodule's.
+        InputError: for a name that no submodule has.
     """
 
     def __init__(

@@ -70,6 +70,9 @@ def constant_when_compiled(function: Function) -> Function:
     return function
 
 
+# A cache and not buffers of each layer: their dtype is the input's, which autocast chooses call by
+# call; queries and other numbers of slices need other matrices; and all layers of a network share
+# one pair.
 @constant_when_compiled
 @torch.inference_mode(False)  # a tensor made in inference mode could not be used in training
 def _bases(
@@ -152,8 +155,8 @@ class FourierTemporalConv(nn.Module):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw R uniform in [0, 1 / C^2), both parts."""
-        for part in (self.real, self.imag):
-            nn.init.uniform_(part, 0, 1 / self.channels**2, generator=generator)
+        for kernel in (self.real, self.imag):
+            nn.init.uniform_(kernel, 0, 1 / self.channels**2, generator=generator)
 
     def forward(
         self, u: Tensor, layout: SliceLayout | None = None, *, last_only: bool = False
@@ -192,8 +195,8 @@ class FourierTemporalConv(nn.Module):
             components.reshape(*components.shape[:2], *shape), matrices, is_last=is_last
         ).reshape(components.shape)
         reused = components if synthesis.shape == analysis.shape and _may_overwrite(u) else None
-        made: Tensor = torch.matmul(synthesis, mixed, out=reused)
-        return made.reshape(-1, *u.shape[1:])
+        output: Tensor = torch.matmul(synthesis, mixed, out=reused)
+        return output.reshape(-1, *u.shape[1:])
 
     def _matrices(self, modes: int, carriers: int, dtype: torch.dtype) -> Tensor:
         """What each component's channels are mixed by: (P, C_in, C_out); see `_bases`."""
@@ -206,7 +209,7 @@ def _mix(components: Tensor, matrices: Tensor, *, is_last: bool) -> Tensor:
     """Multiply the channels of each component, (B, P, C, N) or (B, P, N, C), by its matrix.
 
     A batched product repeats the matrices for every sample. Where they are larger than what they
-    act on, the samples are made rows of one product for each matrix, which copies that instead.
+    act on, the samples become rows of one product for each matrix, which copies that instead.
     """
     batch, pixels = components.shape[0], components.shape[2 if is_last else 3]
     if batch > 1 and pixels < matrices.shape[1]:

@@ -47,9 +47,7 @@ def _check_argument(name: str, value: Any) -> None:
     least = 0 if name in ("label_dim", "augment_dim") else 1
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise InputError(
-                f"`{name}` must be made of whole numbers of at least {least}, not {value!r}."
-            )
+            raise InputError(f"`{name}` takes whole numbers of at least {least}, not {value!r}.")
 
 
 def _is_number(value: Any) -> bool:
