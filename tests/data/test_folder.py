@@ -13,8 +13,8 @@ from PIL import Image
 from tests.pictures import as_floats, picture, png, random_levels, refused, write
 from torch import Tensor
 
-from dsno.data import dataset
-from dsno.data.dataset import Encoded
+from dsno.data import decode
+from dsno.data.decode import Encoded
 from dsno.data.load import load_data
 from dsno.support.errors import InputError
 
@@ -214,7 +214,7 @@ def test_a_large_folder_is_decoded_as_its_rows_are_asked_for(
     levels = random_levels(5, 8, 8, 3)
     for i, image in enumerate(levels):
         write(tmp_path / f"{i}.png", image)
-    monkeypatch.setattr(dataset, "IN_MEMORY", levels.size - 1)
+    monkeypatch.setattr(decode, "IN_MEMORY", levels.size - 1)
     loaded = load_data("folder", str(tmp_path))
     assert isinstance(loaded.pixels, Encoded)
     assert (len(loaded), loaded.sample_shape) == (5, (3, 8, 8))
@@ -234,7 +234,7 @@ def test_a_folder_of_exactly_the_limit_is_kept_in_memory(
 ) -> None:
     levels = random_levels(8, 8, 3)
     write(tmp_path / "a.png", levels)
-    monkeypatch.setattr(dataset, "IN_MEMORY", levels.size)
+    monkeypatch.setattr(decode, "IN_MEMORY", levels.size)
     assert isinstance(load_data("folder", str(tmp_path)).pixels, Tensor)
 
 
@@ -242,7 +242,7 @@ def test_threads_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     levels = random_levels(40, 8, 8, 1)
     for i, image in enumerate(levels):
         write(tmp_path / f"{i:02}.png", image)
-    monkeypatch.setattr(dataset, "THREADS", 3)
-    monkeypatch.setattr(dataset, "THREADED", 1)
-    monkeypatch.setattr(dataset, "CHUNK", 7)
+    monkeypatch.setattr(decode, "THREADS", 3)
+    monkeypatch.setattr(decode, "THREADED", 1)
+    monkeypatch.setattr(decode, "CHUNK", 7)
     assert load_data("folder", str(tmp_path)).images.equal(as_floats(levels))

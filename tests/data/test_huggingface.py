@@ -10,8 +10,9 @@ import pytest
 import torch
 from tests.pictures import as_floats, png, random_levels, refused
 
-from dsno.data import dataset
-from dsno.data.dataset import Dataset, Encoded
+from dsno.data import decode
+from dsno.data.dataset import Dataset
+from dsno.data.decode import Encoded
 from dsno.data.load import load_data
 
 
@@ -105,7 +106,7 @@ def test_a_large_data_set_is_decoded_as_its_rows_are_asked_for(
     tmp_path: Path, hub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table(hub).to_parquet(tmp_path / "a.parquet")
-    monkeypatch.setattr(dataset, "IN_MEMORY", 10)
+    monkeypatch.setattr(decode, "IN_MEMORY", 10)
     loaded = load_data("huggingface", str(tmp_path / "a.parquet"))
     assert isinstance(loaded.pixels, Encoded)
     assert loaded.rows(torch.tensor([4, 4, 0])).equal(as_floats(LEVELS)[[4, 4, 0]])

@@ -14,54 +14,112 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dsno.data.dataset import Dataset, check_size, checked_labels, read_pixels
-from dsno.support.errors import InputError
+from dsno.data.dataset import Dataset
+from dsno.data.decode import check_size, read_pixels
+from dsno.data.labels import labels_of
+from dsno.data.values import signed_values
+from dsno.recipes.schema import Data
+from dsno.support.errors import InputError, one_of
 from dsno.support.images import MODES
 
 UNPACKED, PACKING = 2**28, 100
 """An array may take so many bytes, or more if it has a hundredth of them in its file."""
-_IMAGE_KEYS = ("images", "samples", "arr_0", "x_train")
-_LABEL_KEYS = ("labels", "class_labels", "y_train", "arr_1")
+_USUAL = {
+    "images": "labels",
+    "samples": "class_labels",
+    "arr_0": "arr_1",
+    "x_train": "y_train",
+    "x_test": "y_test",
+}
+"""Usual names of an array of images, and of its labels."""
+_CHOSEN = ("images", "samples", "arr_0", "x_train")
+"""Those that are taken without being named."""
 
 
-def npz(path: Path, size: int | None, channels: int | None) -> Dataset:
-    """Arrays of an npz file."""
-    if not path.is_file():
-        raise InputError(f"There is no file {path}; give the path of an npz file.")
-    images, labels = _npz_arrays(path)
-    pixels = array_pixels(images, str(path), size, channels)
-    if labels is None:
-        return Dataset(path.stem, pixels)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    checked = checked_labels(labels, str(path), len(images), None)
-    return Dataset(path.stem, pixels, checked, int(checked.max()) + 1)
-
-
-def _npz_arrays(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
-    """The images and labels under their usual names.
+def npz(path: Path, data: Data) -> Dataset:
+    """Arrays of an npz file.
 
     Raises:
-        InputError: if it is no npz file, is damaged, holds objects or no images.
+        InputError: if it is no npz file, is damaged, holds objects, or no images that can be used.
     """
+    if not path.is_file():
+        raise InputError(f"There is no file {path}; give the path of an npz file.")
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-            image = next((key for key in _IMAGE_KEYS if key in names), None)
-            label = next((key for key in _LABEL_KEYS if key in names), None)
-            images = None if image is None else _array(archive, f"{image}.npy")
-            labels = None if label is None else _array(archive, f"{label}.npy")
+            image = _image_key(names, path, data.image_column)
+            label = _label_key(names, path, image, data)
+            images = _array(archive, f"{image}.npy")
+            labels = _array(archive, f"{label}.npy") if label else None
+    except InputError:
+        raise
     except Exception as error:  # whatever damage makes of the readers of zip and npy
         raise InputError(
             f"{path} cannot be read as an npz file of plain arrays ({error}); write it again with "
             "numpy.savez."
         ) from error
-    if images is None:
+    pixels, notes = array_pixels(images, str(path), data)
+    unused = [name for name in names if name not in (image, label)]
+    found = None
+    if labels is not None:
+        origin = f"array {label!r} of {path}"
+        found = labels_of(labels, origin, len(images), data, is_asked_for=bool(data.label_column))
+    notes = (f"array {image!r}", *notes, f"labels from array {label!r}" if found else "no labels")
+    if unused:
+        notes = (*notes, f"left out {', '.join(unused)}")
+    if found is None:
+        return Dataset(path.stem, pixels, notes=notes)
+    return Dataset(path.stem, pixels, found.values, found.num_classes, found.names, notes)
+
+
+def _image_key(names: list[str], path: Path, given: str) -> str:
+    """The name of the array of images.
+
+    Raises:
+        InputError: if it is not there, or there are several.
+    """
+    if given:
+        return one_of(given, names, f"array of {path}")
+    found = [key for key in _CHOSEN if key in names]
+    if not found:
         raise InputError(
             f"{path} has no images: it has {', '.join(names) or 'nothing'}; name the array "
-            f"{' or '.join(_IMAGE_KEYS)}."
+            f"{' or '.join(_CHOSEN)}, or set data.image_column to its name."
         )
-    return images, labels
+    if len(found) > 1:
+        raise InputError(
+            f"{path} has the arrays {' and '.join(found)}; say which has the images, such as "
+            f"data.image_column={found[0]}."
+        )
+    return found[0]
+
+
+def _label_key(names: list[str], path: Path, image: str, data: Data) -> str:
+    """The name of the array of labels; empty if there is none.
+
+    Raises:
+        InputError: if it is not there though asked for, or there are several.
+    """
+    if data.labels == "none":
+        return ""
+    if data.label_column:
+        return one_of(data.label_column, names, f"array of {path}")
+    partner = _USUAL.get(image)
+    if partner in names:
+        return partner
+    # not the labels of other images that are there
+    found = [key for of, key in _USUAL.items() if key in names and of not in names]
+    if len(found) > 1:
+        raise InputError(
+            f"{path} has the arrays {' and '.join(found)}; say which has the labels, such as "
+            f"data.label_column={found[0]}, or set data.labels=none."
+        )
+    if not found and data.labels == "file":
+        raise InputError(
+            f"{path} has no labels: it has {', '.join(names)}; set data.label_column to the "
+            "name of their array."
+        )
+    return found[0] if found else ""
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
@@ -88,70 +146,65 @@ def _array(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
 
 
 def array_pixels(
-    values: npt.NDArray[Any], where: str, size: int | None, channels: int | None
-) -> Tensor:
-    """An array of images as (N, C, H, W); bytes stay bytes, floats become float32 in [-1, 1].
+    values: npt.NDArray[Any], where: str, data: Data
+) -> tuple[Tensor, tuple[str, ...]]:
+    """An array of images as (N, C, H, W): bytes stay bytes, floats become float32 in [-1, 1].
 
-    Floats are taken as [-1, 1] if one is negative and as [0, 1] if none is. They are rounded to
-    bytes only where they have to be resized or converted.
+    Floats are rounded to bytes only where they have to be resized or converted.
+
+    Returns:
+        The images, and what was understood of them.
 
     Raises:
         InputError: if the shape, type or range is another.
     """
-    values = _channels_last(values, where)
+    values = _channels_last(values, where, data.layout)
     _, height, width, own = values.shape
-    if values.dtype != np.uint8:
-        values = _signed_floats(values, where)
-    if (size is None or height == width == size) and channels in (None, own):
+    levels, understood = signed_values(values, where, data.range)
+    flattened = own - 1 if data.background and own in (2, 4) else own
+    if (data.size is None or height == width == data.size) and (data.channels or flattened) == own:
         check_size(where, width, height)
-        return torch.from_numpy(np.ascontiguousarray(values.transpose(0, 3, 1, 2)))
-    if values.dtype != np.uint8:
-        values = np.round((values + 1) * 127.5).astype(np.uint8)
+        return torch.from_numpy(np.ascontiguousarray(levels.transpose(0, 3, 1, 2))), (understood,)
+    if levels.dtype != np.uint8:
+        levels = np.round((levels + 1) * 127.5).astype(np.uint8)
+        understood += ", rounded to 8 bits"
 
     def read(items: Sequence[int]) -> Iterable[tuple[str, Image.Image]]:
         for i in items:
-            row = values[i, ..., 0] if own == 1 else values[i]
+            row = levels[i, ..., 0] if own == 1 else levels[i]
             yield f"{i} of {where}", Image.fromarray(np.ascontiguousarray(row))
 
-    pixels = read_pixels(len(values), read, size, channels, keep=True)
-    assert isinstance(pixels, Tensor)  # kept
-    return pixels
+    # the values are 0 .. 255 by now
+    options = data.model_copy(update={"range": (0.0, 255.0), "unreadable": "refuse"})
+    pixels = read_pixels(len(levels), read, options, keep=True)
+    assert isinstance(pixels.kept, Tensor)
+    return pixels.kept, (understood,)
 
 
-def _channels_last(values: npt.NDArray[Any], where: str) -> npt.NDArray[Any]:
+def _channels_last(values: npt.NDArray[Any], where: str, layout: str) -> npt.NDArray[Any]:
     """Any layout of images as (N, H, W, C).
 
     Raises:
-        InputError: if it is none.
+        InputError: if it is none, or might be several.
     """
     shape = values.shape
-    if len(shape) == 3:
-        values = values[..., None]
-    elif len(shape) == 4 and shape[1] in MODES and shape[3] not in MODES:
-        values = values.transpose(0, 2, 3, 1)
-    if values.ndim != 4 or values.shape[3] not in MODES or not len(values):
+    fits = {
+        "NHW": len(shape) == 3,
+        "NHWC": len(shape) == 4 and shape[3] in MODES,
+        "NCHW": len(shape) == 4 and shape[1] in MODES,
+    }
+    found = [name for name, is_fit in fits.items() if is_fit and layout in ("auto", name)]
+    if not found or not len(values):
         raise InputError(
-            f"The images in {where} have shape {shape}; supported are (N, H, W), (N, H, W, C) and "
-            "(N, C, H, W) with C in 1 .. 4 and N > 0."
+            f"The images in {where} have shape {shape}; expected (N, H, W), (N, H, W, C) or "
+            "(N, C, H, W) with C in 1 .. 4 and N > 0"
+            + (f", and data.layout = {layout}." if layout != "auto" else ".")
         )
-    return values
-
-
-def _signed_floats(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.float32]:
-    """Floats as float32 in [-1, 1].
-
-    Raises:
-        InputError: if they are no floats, or in no range known.
-    """
-    if values.dtype.kind != "f":
+    if len(found) > 1:
         raise InputError(
-            f"The images in {where} are {values.dtype}; give uint8, or floats in [-1, 1] or [0, 1]."
+            f"The images in {where} have shape {shape}, whose channels may come before or after "
+            "height and width; set data.layout=NCHW or data.layout=NHWC."
         )
-    low, high = float(values.min()), float(values.max())
-    if not (low >= -1 and high <= 1):  # also refuses NaN
-        raise InputError(
-            f"The images in {where} are floats from {low:g} to {high:g}; give uint8, or floats in "
-            "[-1, 1] or [0, 1]."
-        )
-    signed = values.astype(np.float32)
-    return signed if low < 0 else signed * 2 - 1
+    if found == ["NHW"]:
+        return values[..., None]
+    return values if found == ["NHWC"] else values.transpose(0, 2, 3, 1)

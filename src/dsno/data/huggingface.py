@@ -10,41 +10,63 @@ from typing import Any
 
 from PIL import Image
 
-from dsno.data.dataset import Dataset, checked_labels, opened, read_pixels
+from dsno.data.dataset import Dataset
+from dsno.data.decode import opened, read_pixels, unreadable
+from dsno.data.label_file import LABEL_COLUMNS
+from dsno.data.labels import Labels, labels_of
+from dsno.recipes.schema import Data
 from dsno.support.errors import InputError, one_of
 
 _IMAGE_COLUMNS = ("image", "img")
-_LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
-def huggingface(
-    path: str, split: str, size: int | None, channels: int | None, image: str, label: str
-) -> Dataset:
-    """A Hugging Face data set."""
-    rows = _hugging_rows(path, split)
+def huggingface(path: str, data: Data) -> Dataset:
+    """A Hugging Face data set.
+
+    Raises:
+        InputError: if it cannot be loaded, its columns are not clear, or an image cannot be used.
+    """
+    rows = _hugging_rows(path, data.split)
     if not len(rows):
-        raise InputError(f"The split {split!r} of {path} is empty; give another.")
-    image, label = _image_column(rows, path, image), _label_column(rows, path, label)
+        raise InputError(f"The split {data.split!r} of {path} is empty; give another.")
+    image = _image_column(rows, path, data.image_column)
+    label = "" if data.labels == "none" else _label_column(rows, path, data.label_column)
     encoded = rows.select_columns([image]).with_format("arrow")
 
     def read(items: Sequence[int]) -> Iterable[tuple[str, Image.Image]]:
         # a range is a slice of the table, which a list would copy
         part = encoded[items.start : items.stop] if isinstance(items, range) else encoded[items]
         for i, value in zip(items, part.column(0).to_pylist(), strict=True):
-            yield f"{i} of {path}", opened(f"{i} of {path}", _file(value, f"{i} of {path}"))
+            name = f"{i} of {path}"
+            yield name, opened(name, _file(value, name), data.frames)
 
-    pixels, name = (
-        read_pixels(len(rows), read, size, channels),
-        Path(path.removesuffix(".parquet")).name,
-    )
-    if not label:
-        return Dataset(name, pixels)
+    # before the images, which take longer
+    labels = _labels(rows, path, label, data) if label else None
+    pixels = read_pixels(len(rows), read, data)
+    name = Path(path.removesuffix(".parquet")).name
+    origin = f"labels from column {label!r}" if labels else "no labels"
+    notes = (f"split {data.split}, column {image!r}", *pixels.notes, origin)
+    if labels is None:
+        return Dataset(name, pixels.kept, notes=notes)
+    values = pixels.of(labels.values)
+    return Dataset(name, pixels.kept, values, labels.num_classes, labels.names, notes)
+
+
+def _labels(rows: Any, path: str, label: str, data: Data) -> Labels | None:
+    """The classes in a column.
+
+    Raises:
+        InputError: if they are no classes.
+    """
     column = rows.select_columns([label]).with_format("arrow")[:].column(0)
-    names = getattr(rows.features[label], "names", None)
-    classes = len(names) if names else None
-    labels = checked_labels(column.to_numpy(), f"column {label!r} of {path}", len(rows), classes)
-    return Dataset(
-        name, pixels, labels, classes or int(labels.max()) + 1, tuple(names) if names else None
+    is_whole = str(column.type).startswith(("int", "uint")) and not column.null_count
+    return labels_of(
+        column.to_numpy() if is_whole else column.to_pylist(),
+        f"column {label!r} of {path}",
+        len(rows),
+        data,
+        names=getattr(rows.features[label], "names", None),
+        is_asked_for=bool(data.label_column),
     )
 
 
@@ -52,11 +74,11 @@ def _file(value: Any, name: str) -> Path | bytes:
     """The file in a cell of an image column: its bytes, or where it lies.
 
     Raises:
-        InputError: if there is neither.
+        UnreadableError: if there is neither.
     """
     found = value.get("bytes") or value.get("path") if isinstance(value, dict) else value
     if not found:
-        raise InputError(f"The image {name} is empty; leave such rows out.")
+        raise unreadable(name, "is empty")
     return found if isinstance(found, bytes) else Path(found)
 
 
@@ -136,8 +158,8 @@ def _image_column(rows: Any, path: str, given: str) -> str:
     found = _narrowed(typed, usual)
     if len(found) != 1:
         raise InputError(
-            f"{path} has {_several(found)} of images among {', '.join(types)}; say which is the "
-            "image column."
+            f"{path} has {_several(found)} of images among {', '.join(types)}; name it in "
+            "data.image_column."
         )
     return found[0]
 
@@ -152,11 +174,11 @@ def _label_column(rows: Any, path: str, given: str) -> str:
     if given:
         return one_of(given, types, f"column of {path}")
     typed = [name for name in types if type(types[name]).__name__ == "ClassLabel"]
-    found = _narrowed(typed, [name for name in _LABEL_COLUMNS if name in types])
+    found = _narrowed(typed, [name for name in LABEL_COLUMNS if name in types])
     if len(found) > 1:
         raise InputError(
-            f"{path} has {_several(found)} of labels, {', '.join(found)}; say which is the label "
-            "column."
+            f"{path} has {_several(found)} of labels, {', '.join(found)}; name one in "
+            "data.label_column, or set data.labels=none."
         )
     return found[0] if found else ""
 

@@ -3,115 +3,113 @@
 | source        | what it reads                                                                 |
 |---------------|-------------------------------------------------------------------------------|
 | `digits`      | scikit-learn's 1,797 handwritten digits, 8x8; nothing to download             |
-| `folder`      | image files; sub-folders, where there are any, are the classes in sorted order |
+| `folder`      | image files in a folder or zip file, with classes by sub-folders or a file    |
 | `huggingface` | a data set of the Hub, parquet files, or what `save_to_disk` wrote            |
-| `npz`         | the arrays `images` and, if there are any, `labels`                           |
+| `npz`         | an array of images and, if there is one, of labels                            |
 
-Pixels are 8-bit and become pixel / 127.5 - 1; floats stay as exact as they come. Nothing here runs
-code that comes with the data, and nothing is unpickled.
+Pixels are 8-bit and become pixel / 127.5 - 1; floats stay as exact as they come. What a source does
+not say is taken from it only where it leaves no doubt, one line says what was understood, and an
+option decides otherwise. Nothing here runs code that comes with the data, and nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
-
-import numpy as np
-import torch
+from typing import Any
 
 from dsno.data.arrays import array_pixels, npz
-from dsno.data.dataset import SIZES, Dataset
+from dsno.data.dataset import Dataset
 from dsno.data.folder import folder
 from dsno.data.huggingface import huggingface
+from dsno.data.labels import labels_of
+from dsno.data.summary import summary
+from dsno.recipes.load import load_section
+from dsno.recipes.schema import Data
+from dsno.support.console import say
 from dsno.support.errors import InputError, one_of
-from dsno.support.images import MODES
 
-SOURCES = ("digits", "folder", "huggingface", "npz")
+_COMMON = ("size", "channels", "classes", "random_flip")
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "digits": (),
-    "folder": ("path",),
-    "huggingface": ("path", "split", "image_column", "label_column"),
-    "npz": ("path",),
+    "folder": (
+        *("path", "split", "label_column", "labels"),
+        *("range", "background", "frames", "unreadable"),
+    ),
+    "huggingface": (
+        *("path", "split", "image_column", "label_column", "labels"),
+        *("range", "background", "frames", "unreadable"),
+    ),
+    "npz": ("path", "image_column", "label_column", "labels", "range", "layout", "background"),
 }
+"""What each source takes besides `_COMMON`."""
+_LABELS = {"digits": (), "huggingface": ("none",), "npz": ("none", "file")}
+"""What `labels` may be where not everything makes sense."""
 
 
-def load_data(
-    source: str,
-    path: str = "",
-    *,
-    split: str = "train",
-    size: int | None = None,
-    channels: int | None = None,
-    image_column: str = "",
-    label_column: str = "",
-) -> Dataset:
+def load_data(source: str, path: str = "", **options: Any) -> Dataset:
     """Load a data set.
+
+    Args:
+        source: `digits`, `folder`, `huggingface` or `npz`.
+        path: of the folder or file; for `huggingface` also a name on the Hub.
+        options: the other fields of `dsno.recipes.schema.Data`, which says what they mean.
+
+    Raises:
+        InputError: as `read_data`, or for an option that does not exist.
+    """
+    one_of(source, _OPTIONS, "data source")
+    return read_data(load_section(Data, "data", {"source": source, "path": path, **options}, ()))
+
+
+def read_data(data: Data) -> Dataset:
+    """Load the data that a recipe's section names, and say in one line what was understood.
 
     A set of at most `IN_MEMORY` bytes is decoded here, a larger one as its rows are asked for.
     What was loaded last is remembered, so files must not change while a process runs.
 
-    Args:
-        source: one of `SOURCES`.
-        path: of the folder or file; for `huggingface` also a name on the Hub.
-        split: of a Hugging Face data set; slices such as `train[:1000]` as that library has them.
-        size: resize the shorter side to it (bicubic, antialiased) and crop the centre to a square;
-            by default all images must have one size.
-        channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha; by default as the first image
-            (a palette counts as RGB), and an image with more is refused rather than cut down.
-        image_column: of a Hugging Face data set; found by its type or usual name by default.
-        label_column: likewise.
-
     Raises:
-        InputError: for an unknown source, an option it does not take, or data that are missing,
-            damaged or of a kind this package cannot work with.
+        InputError: for an option that the source does not take, or data that are missing, damaged,
+            of a kind this package cannot work with, or that could mean several things.
     """
-    one_of(source, SOURCES, "data source")
-    given = {
-        "path": path != "",
-        "split": split != "train",
-        "image_column": image_column != "",
-        "label_column": label_column != "",
-    }
-    for option, is_given in given.items():
-        if is_given and option not in _OPTIONS[source]:
-            raise InputError(f"The data source {source!r} takes no {option}; leave it out.")
-    if source != "digits" and not path:
-        raise InputError(f"The data source {source!r} needs a path; say where the images are.")
-    if size is not None and size not in SIZES:
+    taken = (*_OPTIONS[data.source], *_COMMON, "source")
+    for name, field in Data.model_fields.items():
+        if name not in taken and getattr(data, name) != field.default:
+            raise InputError(f"The data source {data.source!r} takes no {name}; leave it out.")
+    if data.source != "digits" and not data.path:
+        raise InputError(f"The data source {data.source!r} needs a path; say where the images are.")
+    known = _LABELS.get(data.source)
+    if known is not None and data.labels not in ("auto", *known):
         raise InputError(
-            f"Images of {SIZES[0]} to {SIZES[-1]} pixels a side are supported, not size {size}."
+            f"The data source {data.source!r} takes no labels={data.labels}; known are auto, "
+            f"{', '.join(known)}."
         )
-    if channels is not None and channels not in MODES:
-        raise InputError(f"Images have 1 to 4 channels, not {channels}.")
-    found = Path(path).expanduser()
-    if path and (source != "huggingface" or found.exists()):
-        path = str(found.absolute())
-    return _load(source, path, split, size, channels, image_column, label_column)
+    found = Path(data.path).expanduser()
+    if data.path and (data.source != "huggingface" or found.exists()):
+        data = data.model_copy(update={"path": str(found.absolute())})
+    return _load(data.model_copy(update={"random_flip": False}))  # which is training's
 
 
 @functools.lru_cache(maxsize=2)  # what is trained on, and what is compared with
-def _load(
-    source: str,
-    path: str,
-    split: str,
-    size: int | None,
-    channels: int | None,
-    image_column: str,
-    label_column: str,
-) -> Dataset:
-    if source == "digits":
-        return _digits(size, channels)
-    if source == "folder":
-        return folder(Path(path), size, channels)
-    if source == "npz":
-        return npz(Path(path), size, channels)
-    return huggingface(path, split, size, channels, image_column, label_column)
+def _load(data: Data) -> Dataset:
+    if data.source == "digits":
+        loaded = _digits(data)
+    elif data.source == "folder":
+        loaded = folder(Path(data.path), data)
+    elif data.source == "npz":
+        loaded = npz(Path(data.path), data)
+    else:
+        loaded = huggingface(data.path, data)
+    say(summary(loaded))
+    return loaded
 
 
-def _digits(size: int | None, channels: int | None) -> Dataset:
+def _digits(data: Data) -> Dataset:
     from sklearn.datasets import load_digits  # seconds to import
 
     digits = load_digits()
-    pixels = digits.images[..., None] / 8 - 1  # 0 .. 16 before
-    labels = torch.from_numpy(digits.target.astype(np.int64))
-    return Dataset("digits", array_pixels(pixels, "the digits", size, channels), labels, 10)
+    options = data.model_copy(update={"range": (0.0, 16.0)})
+    pixels, notes = array_pixels(digits.images[..., None], "the digits", options)
+    labels = labels_of(digits.target, "the digits", len(pixels), data)
+    assert labels is not None  # every digit has one
+    return Dataset("digits", pixels, labels.values, labels.num_classes, labels.names, notes)

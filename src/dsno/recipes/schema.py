@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
+from PIL import ImageColor
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=1)]
@@ -86,18 +88,66 @@ class Data(Section):
     source: Literal["digits", "folder", "huggingface", "npz"] = "digits"
     """`digits` ships with scikit-learn; the others need `path`."""
     path: str = ""
-    """Folder of images, .npz file, or a Hugging Face data set: Hub id or local parquet."""
+    """Folder or .zip file of images, .npz file, or a Hugging Face data set: Hub id or local
+    parquet."""
     split: str = "train"
-    """Of a Hugging Face data set."""
+    """Of a Hugging Face data set, or of a folder that has `train`, `test` and so on in it."""
     size: Annotated[int, Field(ge=8, le=256)] | None = None
     """Resize and crop to this square; as they are if null."""
     channels: Annotated[int, Field(ge=1, le=4)] | None = None
     """Convert to grey, grey + alpha, RGB or RGBA; as they are if null."""
     image_column: str = ""
-    """Of a Hugging Face data set; found by type if empty."""
+    """Column of a Hugging Face data set, or array of an .npz file; found by type or name if
+    empty."""
     label_column: str = ""
+    """Likewise, or column of a folder's metadata.csv or metadata.jsonl."""
+    labels: Literal["auto", "none", "folders", "file"] = "auto"
+    """Where classes come from: `none` ignores them, `folders` are sub-folders in the order of their
+    names, `file` is dataset.json, metadata.csv or metadata.jsonl in the folder, or the array in the
+    .npz file. `auto` takes what is there and refuses what contradicts itself."""
+    classes: Annotated[int, Field(ge=1)] | tuple[str, ...] | None = None
+    """Number of classes, of which labels are the numbers from 0; or their names in order. Found in
+    the data if null."""
+    range: tuple[float, float] | None = None
+    """Values that are black and white, such as [0, 1] or [0, 65535]. If null, 8-bit pixels have
+    [0, 255], and arrays of other types what their values leave no doubt of."""
+    layout: Literal["auto", "NHWC", "NCHW", "NHW"] = "auto"
+    """Order of an .npz file's axes: number, channels, height, width."""
+    background: str = ""
+    """Colour behind transparent pixels, which removes the alpha channel: `white`, `rgb(0, 0, 0)` or
+    another that CSS knows. If empty, alpha is kept, or transparent pixels are refused where
+    `channels` leaves no room for it."""
+    frames: Literal["one", "first"] = "one"
+    """`one` refuses images of several frames or pages, `first` takes the first."""
+    unreadable: Literal["refuse", "skip"] = "refuse"
+    """`skip` leaves out damaged images; all are decoded once to find them."""
     random_flip: bool = False
     """Mirror half of the training images, at random."""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.range is not None and not (
+            all(map(math.isfinite, self.range)) and self.range[0] < self.range[1]
+        ):
+            raise ValueError(
+                f"`data.range` = {list(self.range)} needs two finite values, the smaller one first"
+            )
+        if isinstance(self.classes, tuple) and len(set(self.classes)) < max(1, len(self.classes)):
+            raise ValueError("`data.classes` needs at least one name, and each only once")
+        if self.background:
+            try:
+                ImageColor.getrgb(self.background)
+            except ValueError:
+                raise ValueError(
+                    f"`data.background` = {self.background!r} is no colour; give a name such as "
+                    "white or rgb(255, 255, 255)"
+                ) from None
+            if self.channels in (2, 4):
+                raise ValueError(
+                    f"`data.background` removes the alpha channel that `data.channels` = "
+                    f"{self.channels} asks for; leave one out"
+                )
+        return self
 
 
 class Network(Section):

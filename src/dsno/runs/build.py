@@ -12,7 +12,7 @@ from dsno.backbones.registry import Backbone, backbone_of
 from dsno.backbones.sites import inside, match_sites
 from dsno.backbones.text_encoder import read_prompts
 from dsno.data.dataset import Dataset
-from dsno.data.load import load_data
+from dsno.data.load import read_data
 from dsno.diffusion.conditions import Conditions
 from dsno.diffusion.denoisers import DenoiserProtocol, Preconditioning, to_device
 from dsno.diffusion.schedules import schedule_from_config
@@ -39,15 +39,7 @@ def load_recipe_data(recipe: Recipe) -> Dataset:
     spec = recipe.data
     if spec is None:
         raise InputError("The recipe has no `data`; add it.")
-    return load_data(
-        spec.source,
-        spec.path,
-        split=spec.split,
-        size=spec.size,
-        channels=spec.channels,
-        image_column=spec.image_column,
-        label_column=spec.label_column,
-    )
+    return read_data(spec)
 
 
 def brought_teacher(spec: TeacherSection) -> Teacher:
