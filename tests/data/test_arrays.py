@@ -32,7 +32,7 @@ def test_bytes_are_read_in_every_layout(tmp_path: Path, key: str, layout: str) -
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_floats_keep_their_values_and_their_range_is_told_by_the_sign(
+def test_floats_keep_their_values_and_negative_ones_mean_a_range_from_minus_1(
     tmp_path: Path, dtype: type
 ) -> None:
     values = (random_levels(2, 1, 8, 8) / 127.5 - 1).astype(dtype)
@@ -82,15 +82,26 @@ GOOD = np.zeros((2, 8, 8, 3), np.uint8)
         ({}, ["it has nothing"]),
         ({"images": GOOD, "labels": [0, 1, 1]}, ["3 labels for 2 images"]),
         ({"images": GOOD, "labels": [0, -1]}, ["A label in", "is -1", "numbered from 0"]),
-        ({"images": GOOD, "labels": [0.0, 1.0]}, ["float64", "one whole number an image"]),
-        ({"images": GOOD, "labels": np.eye(2, dtype=int)}, ["shape (2, 2)", "one whole number"]),
+        ({"images": GOOD, "labels": [0.0, 1.5]}, ["float64", "one whole number or one-hot row"]),
+        ({"images": GOOD, "labels": np.ones((2, 2))}, ["shape (2, 2)", "data.labels=none"]),
+        ({"images": GOOD, "labels": np.zeros((2, 3))}, ["shape (2, 3)", "one-hot"]),
+        (
+            {"images": GOOD, "labels": [0, np.nan]},
+            ["1 of 2 images have no label in array"],
+        ),
+        ({"images": GOOD, "labels": [0, 1_000_000]}, ["is 1000000", "at most 1,000,000 classes"]),
+        ({"images": GOOD, "samples": GOOD}, ["images and samples", "data.image_column=images"]),
+        (
+            {"images": GOOD, "y_train": [0, 1], "arr_1": [0, 1]},
+            ["arr_1 and y_train"],
+        ),
         ({"images": GOOD[:0]}, ["shape (0, 8, 8, 3)", "N > 0"]),
         ({"images": GOOD[0, 0]}, ["shape (8, 3)", "(N, H, W, C)"]),
         ({"images": np.zeros((2, 8, 8, 5), np.uint8)}, ["(2, 8, 8, 5)", "C in 1 .. 4"]),
-        ({"images": GOOD.astype(np.int64)}, ["are int64", "give uint8"]),
-        ({"images": GOOD + 255.0}, ["floats from 255 to 255", "[-1, 1] or [0, 1]"]),
-        ({"images": GOOD - 1.01}, ["floats from -1.01 to -1.01"]),
-        ({"images": GOOD + np.nan}, ["floats from nan"]),
+        ({"images": GOOD + 255.0}, ["are float64 from 255 to 255", "such as [0, 255]"]),
+        ({"images": GOOD - 1.01}, ["float64 from -1.01 to -1.01"]),
+        ({"images": GOOD + np.nan}, ["float64 from nan"]),
+        ({"images": GOOD.astype(str)}, ["are <U", "give uint8"]),
         ({"images": GOOD[:, :7]}, ["8 to 256 pixels", "has 8x7"]),
         ({"images": np.zeros((1, 8, 300, 3))}, ["has 300x8"]),
         ({"images": np.array([None, 1])}, ["npz file of plain arrays"]),

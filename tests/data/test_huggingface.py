@@ -130,7 +130,7 @@ def test_columns_that_are_not_clear_are_refused(tmp_path: Path, hub: Any) -> Non
     other = (hub.Image(), [{"bytes": png(LEVELS[0]), "path": None}] * 6)
     table(hub, image="left", right=other, label="kind", order=kind).to_parquet(path)
     options = {"source": "huggingface", "path": path}
-    refused("2 columns of images", "left", "say which is the image column", **options)
+    refused("2 columns of images", "left", "name it in data.image_column", **options)
     refused("2 columns of labels, kind, order", image_column="left", **options)
     refused("did you mean 'left'?", image_column="lfet", **options)
     refused("'kind'", "holds no images", image_column="kind", **options)
@@ -149,10 +149,12 @@ def test_a_data_set_without_labels_is_read(tmp_path: Path, hub: Any) -> None:
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (["a"] * 6, ["column 'label' of", "one whole number"]),
-        ([0.5] * 6, ["float64"]),
-        ([0, 1, None, 0, 1, 0], ["float64"]),
-        ([0, 1, -1, 0, 1, 0], ["is -1", "images without a class"]),
+        ([0.5] * 6, ["column 'label' of", "float64", "one whole number", "data.labels=none"]),
+        ([0, 1, None, 0, 1, 0], ["1 of 6 images have no label in column 'label'"]),
+        ([0, 1, -1, 0, 1, 0], ["is -1", "images without a class", "data.labels=none"]),
+        ([[0, 1], [1], [0], [2], [0], [1]], ["are int, list, such as [0, 1]", "data.labels=none"]),
+        (["a cat", "a dog", "ants", "bees", "a cat", "a cow"], ["5 of 6 labels", "hardly classes"]),
+        (["0", "10", "2", "0", "10", "2"], ["'0' and '2'", "data.classes=11"]),
     ],
 )
 def test_labels_that_are_no_class_numbers_are_refused(
@@ -256,3 +258,46 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "datasets", None)
     words = "pip install 'dsno[data]'"
     refused(words, source="huggingface", path="someone/not-installed")
+
+
+def plain_table(hub: Any, path: Path, labels: list[Any]) -> str:
+    """A parquet file of the images with a column `label` of any type."""
+    table(hub).remove_columns("label").add_column("label", labels).to_parquet(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected", "names"),
+    [
+        (["cat", "ant", "bee", "bee", "ant", "cat"], LABELS, ("ant", "bee", "cat")),
+        ([True, False, True, True, False, True], [1, 0, 1, 1, 0, 1], ("false", "true")),
+        ([[2], [0], [1], [1], [0], [2]], LABELS, None),
+        ([[0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]], LABELS, None),
+        ([2.0, 0.0, 1.0, 1.0, 0.0, 2.0], LABELS, None),
+        ([None] * 6, None, None),
+    ],
+)
+def test_labels_of_other_types_are_read(
+    tmp_path: Path, hub: Any, labels: list[Any], expected: Any, names: Any
+) -> None:
+    loaded = load_data("huggingface", plain_table(hub, tmp_path / "a.parquet", labels))
+    found = None if loaded.labels is None else loaded.labels.tolist()
+    assert (found, loaded.class_names) == (expected, names)
+
+
+def test_labels_can_be_ignored(tmp_path: Path, hub: Any) -> None:
+    path = plain_table(hub, tmp_path / "a.parquet", [None, 0.5, 1, 2, 3, 4])
+    assert load_data("huggingface", path, labels="none").labels is None
+
+
+def test_damaged_rows_are_skipped_if_asked(tmp_path: Path, hub: Any) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    files = [png(x) for x in LEVELS]
+    files[1], files[4] = b"hello", None
+    path = str(tmp_path / "a.parquet")
+    parquet.write_table(pyarrow.table({"image": files, "label": LABELS}), path)
+    loaded = load_data("huggingface", path, unreadable="skip")
+    assert loaded.images.equal(as_floats(LEVELS)[[0, 2, 3, 5]])
+    assert loaded.labels is not None
+    assert loaded.labels.tolist() == [2, 1, 1, 2]
+    assert f"skipped 2 that cannot be read (such as 1 of {path})" in loaded.notes

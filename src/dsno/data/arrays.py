@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsno.data.dataset import Dataset
 from dsno.data.decode import check_size, read_pixels
-from dsno.data.labels import labels_of
+from dsno.data.labels import labels_of, origin_of
 from dsno.data.values import signed_values
 from dsno.recipes.schema import Data
 from dsno.support.errors import InputError, one_of
@@ -64,7 +64,7 @@ def npz(path: Path, data: Data) -> Dataset:
     if labels is not None:
         origin = f"array {label!r} of {path}"
         found = labels_of(labels, origin, len(images), data, is_asked_for=bool(data.label_column))
-    notes = (f"array {image!r}", *notes, f"labels from array {label!r}" if found else "no labels")
+    notes = (f"array {image!r}", *notes, origin_of(found, path))
     if unused:
         notes = (*notes, f"left out {', '.join(unused)}")
     if found is None:

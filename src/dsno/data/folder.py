@@ -12,7 +12,7 @@ from PIL import Image
 from dsno.data.dataset import Dataset
 from dsno.data.decode import SUFFIXES, opened, read_pixels
 from dsno.data.label_file import NAMES, LabelFile, find_label_file
-from dsno.data.labels import Labels, classes_in_order, has_two_orders, labels_of
+from dsno.data.labels import Labels, classes_in_order, has_two_orders, labels_of, origin_of
 from dsno.data.listing import Listing, list_files
 from dsno.recipes.schema import Data
 from dsno.support.errors import InputError, closest
@@ -99,8 +99,8 @@ def understood(files: Listing, data: Data) -> Found:
     else:
         labels = _file_labels(files, file, data)
     read = set() if file is None else {file.name}
-    origin = f"labels from {labels.origin}" if labels is not None else "no labels"
-    return Found(files, labels, (origin, *notes, *files.skipped(read)))
+
+    return Found(files, labels, (origin_of(labels, files.path), *notes, *files.skipped(read)))
 
 
 def _chosen(files: Listing, data: Data) -> tuple[Listing, list[str]]:
@@ -225,7 +225,13 @@ def _file_labels(files: Listing, file: LabelFile, data: Data) -> Labels | None:
             f"such as {lost[0]}; set data.labels=none or data.labels=folders, or complete it."
         )
     raw = [file.labels[name] for name in names]
-    labels = labels_of(raw, file.name, len(names), data, is_asked_for=data.labels == "file")
+    labels = labels_of(
+        raw,
+        f"{file.name} of {files.path}",
+        len(names),
+        data,
+        is_asked_for=data.labels == "file" or bool(data.label_column),
+    )
     if labels is not None and data.labels == "auto" and classes and not files.loose:
         _check_agreement(files, file, labels)
     return labels

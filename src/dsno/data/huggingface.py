@@ -13,7 +13,7 @@ from PIL import Image
 from dsno.data.dataset import Dataset
 from dsno.data.decode import opened, read_pixels, unreadable
 from dsno.data.label_file import LABEL_COLUMNS
-from dsno.data.labels import Labels, labels_of
+from dsno.data.labels import Labels, labels_of, origin_of
 from dsno.recipes.schema import Data
 from dsno.support.errors import InputError, one_of
 
@@ -44,8 +44,8 @@ def huggingface(path: str, data: Data) -> Dataset:
     labels = _labels(rows, path, label, data) if label else None
     pixels = read_pixels(len(rows), read, data)
     name = Path(path.removesuffix(".parquet")).name
-    origin = f"labels from column {label!r}" if labels else "no labels"
-    notes = (f"split {data.split}, column {image!r}", *pixels.notes, origin)
+
+    notes = (f"split {data.split}, column {image!r}", *pixels.notes, origin_of(labels, path))
     if labels is None:
         return Dataset(name, pixels.kept, notes=notes)
     values = pixels.of(labels.values)

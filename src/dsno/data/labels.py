@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,13 @@ def labels_of(
             return _of_texts(listed, origin, data, is_asked_for=is_asked_for)
         array = _array(listed, origin)
     return _of_numbers(array, origin, data, names)
+
+
+def origin_of(labels: Labels | None, path: Path | str) -> str:
+    """Where labels come from, in words that leave out the path that was given."""
+    if labels is None:
+        return "no labels"
+    return f"labels from {labels.origin}".replace(f" of {path}", "")
 
 
 def _listed(raw: npt.NDArray[Any] | Sequence[Any]) -> list[Any]:
