@@ -13,6 +13,7 @@ import json
 import resource
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,26 @@ def _image(folder: Path) -> Path:
     (folder / "images").mkdir()
     Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(folder / "images/a.png")
     return folder / "images"
+
+
+def _label_file(name: str, content: str) -> Callable[[Path], Path]:
+    """Two images with a label file beside them."""
+
+    def build(folder: Path) -> Path:
+        for stem in "ab":
+            shutil.copy(_image(folder) / "a.png", folder / f"{stem}.png")
+            shutil.rmtree(folder / "images")
+        (folder / name).write_text(content)
+        return folder
+
+    return build
+
+
+def _zipped_images(folder: Path) -> Path:
+    with zipfile.ZipFile(folder / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(_image(folder) / "a.png", "00000/a.png")
+        archive.writestr("dataset.json", '{"labels": [["00000/a.png", 1]]}')
+    return folder / "set.zip"
 
 
 def images() -> list[bytes]:
@@ -368,6 +389,26 @@ TARGETS: dict[str, Target] = {
     "labels": Target(_labels, lambda path: lmdb_import._read_labels(path.parent, path)),
     "npz": Target(_npz, _read_data("npz")),
     "image": Target(_image, _read_data("folder"), "a.png"),
+    "images in a zip file": Target(_zipped_images, _read_data("folder")),
+    "dataset.json": Target(
+        _label_file("dataset.json", '{"labels": [["a.png", 1], ["b.png", 0]]}'),
+        _read_data("folder"),
+        "dataset.json",
+        is_json=True,
+    ),
+    "metadata.csv": Target(
+        _label_file("metadata.csv", "file_name,label\na.png,ant\nb.png,ant\n"),
+        _read_data("folder"),
+        "metadata.csv",
+    ),
+    "metadata.jsonl": Target(
+        _label_file(
+            "metadata.jsonl",
+            '{"file_name": "a.png", "label": 1}\n{"file_name": "b.png", "label": 0}\n',
+        ),
+        _read_data("folder"),
+        "metadata.jsonl",
+    ),
     "prompts": Target(_prompts, read_prompts),
     "manifest": Target(_trajectories, _read_trajectories, "manifest.json", is_json=True),
     "record": Target(_recorded, _read_trajectories, "shard-00001.json", is_json=True),

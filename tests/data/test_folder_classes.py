@@ -141,6 +141,13 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     assert (data.class_names, levels(data)) == (("cat", "dog"), [0, 1])
 
 
+def test_a_broken_link_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tree(tmp_path, "a.png")
+    os.symlink(tmp_path / "gone.png", tmp_path / "b.png")
+    refused("b.png cannot be read (it is no regular file)", source="folder", path=path)
+    assert levels(load_data("folder", path, unreadable="skip")) == [0]
+
+
 # ---- label files -------------------------------------------------------------------------------
 
 SHARDS = ("00000/img00000000.png", "00000/img00000001.png", "00001/img00001000.png")
@@ -292,6 +299,6 @@ def test_a_damaged_zip_file_is_refused(tmp_path: Path) -> None:
 def test_a_zip_file_that_unpacks_to_too_much_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsno.data.listing.MAX_FILE", 1000)
-    path = zipped(tmp_path / "a.zip", {"a.png": bytes(1001)}, zipfile.ZIP_DEFLATED)
-    refused("unpacks to 1,001 bytes", source="folder", path=path)
+    monkeypatch.setattr("dsno.data.listing.UNPACKED", 1000)
+    path = zipped(tmp_path / "a.zip", {"a.png": bytes(5000)}, zipfile.ZIP_DEFLATED)
+    refused("unpacks to 5,000 bytes", source="folder", path=path)

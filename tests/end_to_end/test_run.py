@@ -346,7 +346,9 @@ def test_a_recipe_that_cannot_work_is_refused_before_anything_is_deleted(
     assert run("run", tmp_path / "new", override) == 2
     assert not (tmp_path / "new").exists()
     lines = [
-        line for line in capsys.readouterr().err.splitlines() if "finished already" not in line
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if "finished already" not in line and not line.startswith("data: ")
     ]
     assert len(lines) == 2
     assert all(line.startswith("dsno: ") for line in lines)
@@ -433,7 +435,10 @@ def test_the_command_as_a_process(tmp_path: Path) -> None:
     assert (out / "report" / "report.html").is_file()
     assert done.stdout.startswith("sampler")
     lines = done.stderr.splitlines()
-    assert [line.partition(":")[0] for line in lines] == list(STAGES)
+    assert [line.partition(":")[0] for line in lines] == ["data", *STAGES]
+    assert lines[0].startswith(
+        "data: digits: 1,797 images of 8x8 pixels, grey; 10 classes: 0 (178)"
+    )
     assert "\x1b" not in done.stderr + done.stdout
     metrics = json.loads((out / "report" / "metrics.json").read_text())
     assert metrics["command"].startswith("dsno run digits ")

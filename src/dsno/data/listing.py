@@ -15,8 +15,8 @@ from pathlib import Path
 from dsno.data.decode import SUFFIXES, unreadable
 from dsno.support.errors import InputError
 
-MAX_FILE = 2**28
-"""Bytes a file in a zip file may have; deflate packs a thousand to one."""
+UNPACKED, PACKING = 2**26, 100
+"""A file in a zip file may take so many bytes, or more if it has a hundredth of them there."""
 _JUNK = frozenset({"__MACOSX", "@eaDir"})
 """Folders of copies and thumbnails that systems make."""
 
@@ -66,15 +66,18 @@ class Listing:
         """A file by its full name: where it is, or its bytes if it is in a zip file.
 
         Raises:
-            UnreadableError: if a zip file's content is damaged, locked or too large.
+            UnreadableError: if it is a device or broken link, or a zip file's content is damaged,
+                locked or too large.
         """
         if self.path.is_dir():
+            if not (self.path / name).is_file():
+                raise unreadable(str(self.path / name), "cannot be read (it is no regular file)")
             return self.path / name
         try:
-            archive = _archive(self.path, os.getpid(), self.path.stat().st_mtime_ns)
-            size = archive.getinfo(name).file_size
-            if size > MAX_FILE:
-                raise ValueError(f"it unpacks to {size:,} bytes")
+            archive = _archive(self.path, os.getpid())
+            entry = archive.getinfo(name)
+            if entry.file_size > max(UNPACKED, PACKING * entry.compress_size):
+                raise ValueError(f"it unpacks to {entry.file_size:,} bytes")
             return archive.read(name)
         except Exception as error:  # whatever damage makes of the reader of zip files
             raise unreadable(str(self.path / name), f"cannot be read ({error})") from error
@@ -125,7 +128,7 @@ def _walk(folder: Path, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[s
                 real = os.path.realpath(entry.path)
                 if real not in above:  # a link to a folder above has no end
                     yield from _walk(Path(entry.path), f"{name}/", (*above, real))
-            elif entry.is_file():
+            else:  # what is no file is refused when it is read
                 yield name, True
 
 
@@ -135,6 +138,7 @@ def _zipped(path: Path) -> tuple[list[str], list[str]]:
     Raises:
         InputError: if it is damaged.
     """
+    _archive.cache_clear()
     try:
         with zipfile.ZipFile(path) as archive:
             names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
@@ -150,7 +154,7 @@ def _zipped(path: Path) -> tuple[list[str], list[str]]:
 
 
 @functools.lru_cache(maxsize=4)
-def _archive(path: Path, process: int, changed: int) -> zipfile.ZipFile:
+def _archive(path: Path, process: int) -> zipfile.ZipFile:
     """A zip file that stays open: one in each process, since a fork shares the file's position."""
     return zipfile.ZipFile(path)
 
