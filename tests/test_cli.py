@@ -152,6 +152,13 @@ DRY_RUN = {
         "channels",
         "image_column",
         "label_column",
+        "labels",
+        "classes",
+        "range",
+        "layout",
+        "background",
+        "frames",
+        "unreadable",
         "random_flip",
     ],
     "teacher": [

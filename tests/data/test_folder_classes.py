@@ -86,6 +86,11 @@ def test_the_only_folder_is_looked_into(tmp_path: Path) -> None:
     path = tree(tmp_path, "pets/train/cat/a.png", "pets/train/dog/a.png", "pets/test/cat/a.png")
     data = load_data("folder", path)
     assert (data.class_names, levels(data)) == (("cat", "dog"), [0, 1])
+    assert data.notes[1:] == (
+        "labels from the folders of pets/train",
+        "in its only folder pets",
+        "split train (test left out)",
+    )
     literal = load_data("folder", path, labels="folders")
     assert literal.class_names == ("pets",)
 

@@ -99,7 +99,6 @@ def understood(files: Listing, data: Data) -> Found:
     else:
         labels = _file_labels(files, file, data)
     read = set() if file is None else {file.name}
-
     return Found(files, labels, (origin_of(labels, files.path), *notes, *files.skipped(read)))
 
 
@@ -124,7 +123,8 @@ def _chosen(files: Listing, data: Data) -> tuple[Listing, list[str]]:
                 f"their names, beside {others[0]}; give the path of one of them, or name all "
                 "classes in data.classes."
             )
-        elif len(files.folders) == 1 and data.labels == "auto" and not _ends(files):
+        elif len(files.folders) == 1 and data.labels != "folders" and not _ends(files):
+            notes.append(f"in its only folder {files.folders[0]}")
             files = files.under(files.folders[0])
         else:
             break

@@ -89,7 +89,8 @@ def origin_of(labels: Labels | None, path: Path | str) -> str:
     """Where labels come from, in words that leave out the path that was given."""
     if labels is None:
         return "no labels"
-    return f"labels from {labels.origin}".replace(f" of {path}", "")
+    text = labels.origin.replace(f" of {path}/", " of ").replace(f" of {path}", "")
+    return f"labels from {text}"
 
 
 def _listed(raw: npt.NDArray[Any] | Sequence[Any]) -> list[Any]:
