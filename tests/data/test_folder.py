@@ -152,7 +152,7 @@ def test_a_damaged_image_is_named(tmp_path: Path, damage: str) -> None:
     (tmp_path / "a.png").write_bytes(whole)
     broken = {"truncated": whole[: len(whole) // 2], "text": b"hello", "empty": b""}[damage]
     (tmp_path / "b.png").write_bytes(broken)
-    refused("b.png cannot be read", "damaged or no image", source="folder", path=str(tmp_path))
+    refused("b.png cannot be read", "damaged or not an image", source="folder", path=str(tmp_path))
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from tests.pictures import random_levels, refused, write
 
 from dsno.data.load import load_data
+from dsno.recipes import load_recipe
+from dsno.support.errors import InputError
 
 
 def test_digits_are_one_of_seventeen_levels_and_keep_their_classes() -> None:
@@ -110,3 +113,34 @@ def test_the_line_names_ten_classes_and_counts_those_without_an_image(
         "array 'images'; float32 from 0.5 to 0.5, 0 is black and 1 is white; "
         "labels from array 'labels'; left out names\n"
     )
+
+
+def test_every_key_can_be_given_on_the_command_line() -> None:
+    texts = [
+        *("data.source=npz", "data.path=a.npz", "data.labels=none", "data.classes=[cat, dog]"),
+        *("data.range=[0, 65535]", "data.layout=NCHW", "data.background=white"),
+        *("data.frames=first", "data.unreadable=skip"),
+    ]
+    data = load_recipe("digits", texts).data
+    assert data is not None
+    assert (data.labels, data.classes, data.range) == ("none", ("cat", "dog"), (0, 65535))
+    assert (data.layout, data.background) == ("NCHW", "white")
+    assert (data.frames, data.unreadable) == ("first", "skip")
+    number = load_recipe("digits", ["data.classes=10"]).data
+    assert number is not None
+    assert number.classes == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data.classes=0", "'data.classes' should be"),
+        ("data.range=[0]", "'data.range"),
+        ("data.range=[.inf, 1]", "`data.range`"),
+        ("data.labels=folder", "'data.labels' should be 'auto', 'none', 'folders' or 'file'"),
+        ("data.background=wheat0", "'wheat0' is no colour; give a name such as white"),
+    ],
+)
+def test_a_key_that_cannot_be_is_refused_with_the_recipe(text: str, words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        load_recipe("digits", [text])

@@ -183,7 +183,9 @@ def opened(name: str, file: Path | bytes, frames: str = "one") -> Image.Image:
     except Exception as error:  # Pillow's readers raise whatever the damage leads them to
         unknown = isinstance(error, UnidentifiedImageError)
         cause = "no format known here" if unknown else str(error) or type(error).__name__
-        raise unreadable(name, f"cannot be read ({cause}): it is damaged or no image") from error
+        raise unreadable(
+            name, f"cannot be read ({cause}): it is damaged or not an image"
+        ) from error
     if several and frames == "one":
         raise InputError(
             f"The image {name} has several frames or pages; set data.frames=first to take the "
@@ -303,7 +305,7 @@ def _nature(name: str, image: Image.Image, data: Data) -> int:
 
 
 def fitted(name: str, image: Image.Image, form: Form) -> Bytes:
-    """Bring an image to a form: (C, H, W).
+    """Convert an image to a form: (C, H, W).
 
     Raises:
         InputError: if its size differs and may not be changed, or channels would get lost.
@@ -311,13 +313,13 @@ def fitted(name: str, image: Image.Image, form: Form) -> Bytes:
     data, nature = form.data, _nature(name, image, form.data)
     if nature > form.channels and data.channels is None:
         raise InputError(
-            f"The image {name} has {nature} channels and {form.first} has {form.channels}; say how "
-            "many channels all shall have, such as data.channels=3."
+            f"The image {name} has {nature} channels and {form.first} has {form.channels}; "
+            "convert all to one number of channels, such as data.channels=3."
         )
     if image.size != (form.width, form.height) and data.size is None:
         raise InputError(
             f"The image {name} has {image.width}x{image.height} pixels and {form.first} has "
-            f"{form.width}x{form.height}; give a size to bring all to, such as data.size=64."
+            f"{form.width}x{form.height}; give a size to resize all to, such as data.size=64."
         )
     if image.mode in _DEEP:
         assert data.range is not None  # or its nature is not known
@@ -360,7 +362,7 @@ def _opaque(name: str, image: Image.Image, background: str) -> Image.Image:
 
 
 def _stretched(name: str, image: Image.Image, range_: tuple[float, float]) -> Image.Image:
-    """An 8-bit image whose levels from black to white are brought to 0 .. 255; alpha stays.
+    """An 8-bit image whose levels from black to white are stretched to 0 .. 255; alpha stays.
 
     Raises:
         InputError: if the range is not one of 8-bit pixels, or a level lies outside.

@@ -28,7 +28,7 @@ def huggingface(path: str, data: Data) -> Dataset:
     """
     rows = _hugging_rows(path, data.split)
     if not len(rows):
-        raise InputError(f"The split {data.split!r} of {path} is empty; give another.")
+        raise InputError(f"The split {data.split!r} of {path} is empty; set data.split to another.")
     image = _image_column(rows, path, data.image_column)
     label = "" if data.labels == "none" else _label_column(rows, path, data.label_column)
     encoded = rows.select_columns([image]).with_format("arrow")
@@ -95,18 +95,18 @@ def _hugging_rows(path: str, split: str) -> Any:
             "Hugging Face data sets need the library `datasets`; install it with "
             "pip install 'dsno[data]'."
         ) from None
-    place = Path(path)
-    local = place.is_absolute()
-    if (local and not place.exists()) or not (
-        local or re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) and place.suffix != ".parquet"
+    file = Path(path)
+    local = file.is_absolute()
+    if (local and not file.exists()) or not (
+        local or re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) and file.suffix != ".parquet"
     ):
         raise InputError(
             f"There is nothing at {path}; give a folder, a parquet file or a name on the Hub."
         )
     try:
-        if place.suffix == ".parquet" and place.is_file():
+        if file.suffix == ".parquet" and file.is_file():
             return library.load_dataset("parquet", data_files=path, split=split)
-        if local and any((place / n).exists() for n in ("state.json", "dataset_dict.json")):
+        if local and any((file / n).exists() for n in ("state.json", "dataset_dict.json")):
             return _saved_rows(library.load_from_disk(path), path, split)
         return library.load_dataset(path, split=split)
     except InputError:
@@ -151,7 +151,9 @@ def _image_column(rows: Any, path: str, given: str) -> str:
     if given:
         one_of(given, types, f"column of {path}")
         if not _holds_files(types[given]):
-            raise InputError(f"The column {given!r} of {path} holds no images; name another.")
+            raise InputError(
+                f"The column {given!r} of {path} holds no images; correct data.image_column."
+            )
         return given
     typed = [name for name in types if type(types[name]).__name__ == "Image"]
     usual = [name for name in _IMAGE_COLUMNS if name in types and _holds_files(types[name])]
