@@ -177,3 +177,8 @@ def test_if_all_images_are_damaged_the_first_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     words = ("None of the 1 images", "a.png cannot be read")
     refused(*words, source="folder", path=str(tmp_path), unreadable="skip")
+
+
+def test_opaque_alpha_does_not_hide_that_all_colours_are_dark(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", np.full((8, 8, 4), (1, 0, 2, 255), np.uint8))
+    refused("level 2 of 255 only", source="folder", path=str(tmp_path))

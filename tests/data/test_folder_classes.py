@@ -307,3 +307,9 @@ def test_a_zip_file_that_unpacks_to_too_much_is_refused(
     monkeypatch.setattr("dsno.data.listing.UNPACKED", 1000)
     path = zipped(tmp_path / "a.zip", {"a.png": bytes(5000)}, zipfile.ZIP_DEFLATED)
     refused("unpacks to 5,000 bytes", source="folder", path=path)
+
+
+def test_one_folder_of_all_images_contradicts_no_label_file(tmp_path: Path) -> None:
+    table = "file_name,label\nimages/a.png,1\nimages/b.png,0\n"
+    path = tree(tmp_path, "images/a.png", "images/b.png", metadata__csv=table)
+    assert labels(load_data("folder", path)) == [1, 0]
