@@ -70,8 +70,7 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
         """Features (n, width) of images clamped to [-1, 1]."""
-        rows = [self.body(part.clamp(-1, 1)) for part in torch.split(x, 1000)]
-        return torch.cat(rows)
+        return torch.cat([self.body(some.clamp(-1, 1)) for some in torch.split(x, 1000)])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dsno.data.load import load_data
 from dsno.diffusion.conditions import Conditions
-from dsno.evaluation.evaluate import Draws, build_reference, draw, student_sampler
+from dsno.evaluation.reference import build_reference
+from dsno.evaluation.samplers import Draws, draw, student_sampler
 from dsno.pipeline import DSNOPipeline
 from dsno.support import distributed, seeds
 from dsno.support.console import progress
