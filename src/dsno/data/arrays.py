@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dsno.data.dataset import Dataset, check_size, checked_labels, read_pixels
+from dsno.data.dataset import Dataset, Size, check_size, checked_labels, read_pixels, sides
 from dsno.support.errors import InputError
 from dsno.support.images import MODES
 
@@ -24,7 +24,7 @@ _IMAGE_KEYS = ("images", "samples", "arr_0", "x_train")
 _LABEL_KEYS = ("labels", "class_labels", "y_train", "arr_1")
 
 
-def npz(path: Path, size: int | None, channels: int | None) -> Dataset:
+def npz(path: Path, size: Size | None, channels: int | None) -> Dataset:
     """Arrays of an npz file."""
     if not path.is_file():
         raise InputError(f"There is no file {path}; give the path of an npz file.")
@@ -88,7 +88,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
 
 
 def array_pixels(
-    values: npt.NDArray[Any], where: str, size: int | None, channels: int | None
+    values: npt.NDArray[Any], where: str, size: Size | None, channels: int | None
 ) -> Tensor:
     """An array of images as (N, C, H, W); bytes stay bytes, floats become float32 in [-1, 1].
 
@@ -102,7 +102,7 @@ def array_pixels(
     _, height, width, own = values.shape
     if values.dtype != np.uint8:
         values = _signed_floats(values, where)
-    if (size is None or height == width == size) and channels in (None, own):
+    if (size is None or (height, width) == sides(size)) and channels in (None, own):
         check_size(where, width, height)
         return torch.from_numpy(np.ascontiguousarray(values.transpose(0, 3, 1, 2)))
     if values.dtype != np.uint8:

@@ -23,6 +23,8 @@ from dsno.support.images import MODES
 
 SIZES = range(8, 257)
 """Pixels a side of an image may have."""
+Size = int | tuple[int, int]
+"""Side of a square, or height and width, in pixels."""
 IN_MEMORY = 2 * 2**30
 """Bytes of 8-bit pixels up to which a set is decoded once and kept."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
@@ -222,16 +224,21 @@ def opened(name: str, file: Path | bytes) -> Image.Image:
     return image
 
 
-def _form(name: str, image: Image.Image, size: int | None, channels: int | None) -> Form:
+def _form(name: str, image: Image.Image, size: Size | None, channels: int | None) -> Form:
     """The form that the options and the first image ask for.
 
     Raises:
         InputError: if such images are not supported.
     """
-    width, height = (size, size) if size is not None else image.size
+    height, width = image.size[::-1] if size is None else sides(size)
     check_size(name, width, height)
     own = channels if channels is not None else _nature(name, image)
     return Form(name, own, height, width, size is not None, channels is not None)
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def check_size(name: str, width: int, height: int) -> None:
@@ -289,7 +296,7 @@ def _fitted(name: str, image: Image.Image, form: Form) -> Bytes:
 
 
 def read_pixels(
-    count: int, read: Reader, size: int | None, channels: int | None, *, keep: bool = False
+    count: int, read: Reader, size: Size | None, channels: int | None, *, keep: bool = False
 ) -> Tensor | Encoded:
     """Images in the form of the first; decoded now if they fit into memory or `keep` says so."""
     name, image = next(iter(read([0])))

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dsno.data.dataset import SUFFIXES, Dataset, opened, read_pixels
+from dsno.data.dataset import SUFFIXES, Dataset, Size, opened, read_pixels
 from dsno.support.errors import InputError
 
 
-def folder(top: Path, size: int | None, channels: int | None) -> Dataset:
+def folder(top: Path, size: Size | None, channels: int | None) -> Dataset:
     """An image folder."""
     if not top.is_dir():
         raise InputError(f"There is no folder {top}; give the path of a folder of images.")

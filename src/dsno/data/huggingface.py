@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from dsno.data.dataset import Dataset, checked_labels, opened, read_pixels
+from dsno.data.dataset import Dataset, Size, checked_labels, opened, read_pixels
 from dsno.support.errors import InputError, one_of
 
 _IMAGE_COLUMNS = ("image", "img")
@@ -18,7 +18,7 @@ _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
 def huggingface(
-    path: str, split: str, size: int | None, channels: int | None, image: str, label: str
+    path: str, split: str, size: Size | None, channels: int | None, image: str, label: str
 ) -> Dataset:
     """A Hugging Face data set."""
     rows = _hugging_rows(path, split)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from dsno.data.arrays import array_pixels, npz
-from dsno.data.dataset import SIZES, Dataset
+from dsno.data.dataset import SIZES, Dataset, Size, sides
 from dsno.data.folder import folder
 from dsno.data.huggingface import huggingface
 from dsno.support.errors import InputError, one_of
@@ -40,7 +40,7 @@ def load_data(
     path: str = "",
     *,
     split: str = "train",
-    size: int | None = None,
+    size: Size | None = None,
     channels: int | None = None,
     image_column: str = "",
     label_column: str = "",
@@ -54,8 +54,8 @@ def load_data(
         source: one of `SOURCES`.
         path: of the folder or file; for `huggingface` also a name on the Hub.
         split: of a Hugging Face data set; slices such as `train[:1000]` as that library has them.
-        size: resize the shorter side to it (bicubic, antialiased) and crop the centre to a square;
-            by default all images must have one size.
+        size: of a square, or height and width: resize (bicubic, antialiased) and crop the centre
+            to it; by default all images must have one size.
         channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha; by default as the first image
             (a palette counts as RGB), and an image with more is refused rather than cut down.
         image_column: of a Hugging Face data set; found by its type or usual name by default.
@@ -77,7 +77,7 @@ def load_data(
             raise InputError(f"The data source {source!r} takes no {option}; leave it out.")
     if source != "digits" and not path:
         raise InputError(f"The data source {source!r} needs a path; say where the images are.")
-    if size is not None and size not in SIZES:
+    if size is not None and not all(side in SIZES for side in sides(size)):
         raise InputError(
             f"Images of {SIZES[0]} to {SIZES[-1]} pixels a side are supported, not size {size}."
         )
@@ -94,7 +94,7 @@ def _load(
     source: str,
     path: str,
     split: str,
-    size: int | None,
+    size: Size | None,
     channels: int | None,
     image_column: str,
     label_column: str,
@@ -108,7 +108,7 @@ def _load(
     return huggingface(path, split, size, channels, image_column, label_column)
 
 
-def _digits(size: int | None, channels: int | None) -> Dataset:
+def _digits(size: Size | None, channels: int | None) -> Dataset:
     from sklearn.datasets import load_digits  # seconds to import
 
     digits = load_digits()

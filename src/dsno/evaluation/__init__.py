@@ -5,5 +5,6 @@ the student are measured by the same code. What measures or shows a measurement 
 
 `samplers` makes samples, `reference` is what they are compared with, in the spaces of `features`
 and by the distance of `frechet`; `evaluate` measures, `trajectories` looks at whole trajectories;
-`metrics` is the record of it, which `report` draws with `figures` and the page of `template`.
+`validity` says whether there were enough samples. `metrics` is the record of it, which `table`
+prints and `report` draws with `figures` and the page of `template`.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from dsno.evaluation.samplers import (
     samplers_of,
     teacher_sampler,
 )
+from dsno.evaluation.validity import warn
 from dsno.operator.dsno import DSNO
 from dsno.recipes.schema import Evaluate
 from dsno.support.console import progress
@@ -39,6 +41,8 @@ def evaluate(
     Returns:
         The entries of `metrics.json` that are measured here, and the arrays the report draws.
     """
+    short = reference.shortages(spec.samples)
+    warn(short)
     truth = teacher_sampler(denoiser, "dpm++2m", spec.reference_steps, "uniform", decode)
     baseline = teacher_sampler(denoiser, "ddim", spec.baseline_steps, "uniform")
     samplers = samplers_of(denoiser, operator, spec, decode)
@@ -80,6 +84,7 @@ def evaluate(
             "split_half_distance": dict(reference.floor),
         },
         "features": {name: dict(record) for name, record in reference.records.items()},
+        "warnings": [dataclasses.asdict(s) for s in short],
         "paired_reference": {
             "method": "dpm++2m",
             "steps": spec.reference_steps,

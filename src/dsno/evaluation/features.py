@@ -37,6 +37,11 @@ MAX_CLASSIFIER_STEPS = 4000
 MAX_HELD_OUT = 5000
 
 
+def singular(features: str) -> str:
+    """The name of a feature space before "features": pixel, classifier."""
+    return features.removesuffix("s")
+
+
 class Classifier(nn.Module):
     """A small convolutional classifier whose last hidden layer is the feature space.
 

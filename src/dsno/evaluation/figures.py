@@ -16,6 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from PIL import Image
 from torch import Tensor
 
+from dsno.evaluation.features import singular
 from dsno.evaluation.samplers import STUDENT
 from dsno.support.images import to_pil
 
@@ -58,11 +59,6 @@ def short(x: float) -> str:
     """`number` without trailing zeros, for ticks and labels."""
     text = number(x)
     return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
-
-
-def singular(features: str) -> str:
-    """The name of a feature space before "features": pixel, classifier."""
-    return features.removesuffix("s")
 
 
 def quality(

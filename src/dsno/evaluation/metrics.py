@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dsno.evaluation.samplers import STUDENT
+from dsno.evaluation.validity import Shortage
 from dsno.support.errors import InputError
 from dsno.support.files import read_json
 
@@ -108,6 +109,7 @@ class Metrics(_Record):
     spectrum: _Spectrum | None = None
     parameters: dict[str, int]
     trajectories: _Trajectories
+    warnings: list[Shortage] = []
     durations: dict[str, float]
     recipe: dict[str, Any]
     environment: dict[str, Any]

@@ -22,6 +22,7 @@ from dsno.evaluation.features import (
 )
 from dsno.evaluation.frechet import Moments, frechet_distance, moments
 from dsno.evaluation.samplers import Decode, Draws, as_is, draw, teacher_sampler
+from dsno.evaluation.validity import Shortage, shortages
 from dsno.support import seeds
 from dsno.support.console import progress
 from dsno.support.errors import InputError
@@ -54,6 +55,11 @@ class Reference:
             name: frechet_distance(moments(space(samples)), self.real[name])
             for name, space in self.spaces.items()
         }
+
+    def shortages(self, samples: int) -> list[Shortage]:
+        """What is too small for its distance, if so many samples are measured."""
+        dimensions = {name: int(record["dimension"]) for name, record in self.records.items()}
+        return shortages(dimensions, samples, len(self.data))
 
 
 def usual_spaces(data: Dataset) -> tuple[str, ...]:

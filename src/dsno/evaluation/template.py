@@ -8,7 +8,8 @@ from importlib import resources
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from dsno.evaluation.figures import number, order, singular
+from dsno.evaluation.features import singular
+from dsno.evaluation.figures import number, order
 from dsno.evaluation.metrics import Metrics, SamplerRecord
 from dsno.evaluation.samplers import SAMPLER_NAMES, STUDENT
 
