@@ -417,7 +417,7 @@ def test_a_damaged_shard_is_named_and_made_again(run: Path, capsys: Capture) -> 
         (["--label", "3"], "This model is unconditional: it takes no class labels."),
         (["--out", "grid.jpg"], "written to a .png or .npz file, not 'grid.jpg'"),
         (["--out", "grid"], "written to a .png or .npz file, not 'grid'"),
-        (["a.b=c"], "Overrides go with a recipe, not with a model folder."),
+        (["a.b=c"], "Sampling a trained model takes no KEY=VALUE"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(

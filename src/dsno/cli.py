@@ -77,7 +77,7 @@ def _command() -> str:
 def run(
     recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, dry_run: DryRun = False
 ) -> None:
-    """Do every stage: teacher, collect, train, evaluate, report. Finished stages are skipped."""
+    """Run every stage: teacher, collect, train, evaluate, report. Finished stages are skipped."""
     opened = _open(recipe, overrides, out, dry_run)
     opened.run()
     if not IS_SILENT:
@@ -106,7 +106,10 @@ def collect(
     ] = "",
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print the resolved recipe and what it takes, and stop."),
+        typer.Option(
+            "--dry-run",
+            help="Print the resolved recipe and an estimate of what it takes, and stop.",
+        ),
     ] = False,
 ) -> None:
     """Solve the teacher's ODE for many noises and store the trajectories."""
@@ -124,7 +127,7 @@ def collect(
 
 
 trajectories = typer.Typer(
-    no_args_is_help=True, help="Look at collected trajectories: what there is, and whether whole."
+    no_args_is_help=True, help="Inspect collected trajectories, and check that they are complete."
 )
 app.add_typer(trajectories, name="trajectories")
 Where = Annotated[
@@ -135,7 +138,7 @@ Where = Annotated[
 
 @trajectories.command("info")
 def trajectories_info(where: Where) -> None:
-    """Print what a folder of trajectories holds."""
+    """Print what a folder of trajectories contains."""
     from dsno.runs.locate import trajectories_of
     from dsno.trajectories.verify import describe
 
@@ -190,7 +193,7 @@ def parse_range(text: str) -> range:
     """
     first, colon, end = text.partition(":")
     if not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
-        raise InputError(f"--shard-range {text!r} is not A:B with A < B, such as 0:128.")
+        raise InputError(f"Expected --shard-range A:B with A < B, such as 0:128; found {text!r}.")
     return range(int(first), int(end))
 
 
@@ -311,7 +314,9 @@ def sample(
         )
     else:
         if overrides:
-            raise InputError("Overrides go with a recipe, not with a model folder.")
+            raise InputError(
+                "Sampling a trained model takes no KEY=VALUE; give its recipe instead."
+            )
         files = [out or Path("samples.png")]
     from dsno.runs.sample import sample_model
 
@@ -349,9 +354,9 @@ def import_(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = ...,  # type: ignore[assignment]
 ) -> None:
     """Convert a teacher, or trajectories, made elsewhere to a folder of this package's format."""
-    from dsno.runs.imports import bring
+    from dsno.runs.imports import import_source
 
-    typer.echo(bring(source, out, options or []))
+    typer.echo(import_source(source, out, options or []))
 
 
 @app.command()

@@ -111,7 +111,7 @@ def seconds_per_sample(
 ) -> list[float]:
     """Median time per sample of each sampler over rounds in which all of them take turns.
 
-    The order is reversed every second round, so that nobody always follows the same neighbour.
+    The order is reversed every second round, so that no sampler always follows the same one.
     """
     noise, condition = draws.batch(range(batch))
     times: list[list[float]] = [[] for _ in samplers]
@@ -129,6 +129,6 @@ def seconds_per_sample(
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was asked to."""
+    """Wait until a device has finished its queued work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

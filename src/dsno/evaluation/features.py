@@ -1,4 +1,4 @@
-"""What samples are compared in: pixels, thumbnails, or the features of a small classifier."""
+"""The features samples are compared in: pixels, thumbnails, or those of a small classifier."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class TrainedClassifier:
     held_out_accuracy: float
 
     def record(self, seed: int) -> dict[str, Any]:
-        """What a report says of it."""
+        """Its entry in metrics.json."""
         width = self.network.head.in_features
         return {"dimension": width, "held_out_accuracy": self.held_out_accuracy, "seed": seed}
 

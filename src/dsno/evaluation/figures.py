@@ -1,4 +1,4 @@
-"""The report's figures, each a function of plain numbers; one colour a method throughout."""
+"""The report's figures, each a function of plain numbers; one colour per method throughout."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def quality(
     by: str,
     reference: str = "real data",
 ) -> Image.Image:
-    """Distance of every sampler, one panel a feature space, both axes logarithmic.
+    """Distance of every sampler, one panel per feature space, both axes logarithmic.
 
     Args:
         samplers: rows of metrics.json; uniform steps are joined by a line, others are markers.
@@ -229,7 +229,7 @@ def spectrum(modes: Sequence[int], power: Sequence[float], kept: int) -> Image.I
 def trajectories(
     times: Sequence[float], teacher: Tensor, student: Tensor, trained: Sequence[float]
 ) -> Image.Image:
-    """For a few noises, the solver's states over the student's, a column a time.
+    """For a few noises, the solver's states above the student's, one column per time.
 
     Args:
         times: Q falling times.

@@ -39,7 +39,7 @@ class Reference:
         data: the real data.
         spaces: name and function of each feature space.
         real: moments of the real data in each.
-        records: what a report says of each space.
+        records: the entry of each space in metrics.json.
         floor: distance between two halves of the real data in each.
     """
 

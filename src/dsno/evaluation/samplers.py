@@ -21,7 +21,7 @@ from dsno.support import seeds
 
 STUDENT = "dsno"
 SAMPLER_NAMES = {"ddim": "DDIM", "heun": "Heun", "dpm++2m": "DPM-Solver++(2M)", STUDENT: "DSNO"}
-"""The solvers and the student, as people know them."""
+"""Names of the solvers and the student in tables and figures."""
 
 Generate = Callable[[Tensor, Condition | None], Tensor]
 """(noise, condition) -> samples, both (batch, *shape)."""
@@ -41,7 +41,7 @@ class Sampler:
 
     Attributes:
         name: `dsno` or the solver's.
-        label: for people.
+        label: its name in tables and figures.
         nfe: network evaluations per sample.
         spacing: of the solver's steps; None for the student.
         generate: the sampler itself.
@@ -55,7 +55,7 @@ class Sampler:
 
     @property
     def key(self) -> tuple[str, int, str | None]:
-        """What tells it from the others."""
+        """What distinguishes it from the others."""
         return self.name, self.nfe, self.spacing
 
 
