@@ -85,7 +85,7 @@ def evaluate_model(folder: Path, data: Data, spec: Evaluate, *, seed: int) -> di
         raise InputError(
             "A text-conditional model is measured on its run's prompts: give the run's recipe."
         )
-    real = fitting_data(data, image_shape(pipeline))
+    real = fitting_data(data, image_shape(pipeline, device))
     reference = build_reference(real, spec.features, seed=spec.classifier_seed)
     short = reference.shortages(spec.samples)
     warn(short)
@@ -139,8 +139,8 @@ def fitting_data(data: Data, shape: tuple[int, ...]) -> Dataset:
     return real
 
 
-def image_shape(pipeline: DSNOPipeline) -> tuple[int, ...]:
-    """Shape of one decoded sample."""
-    noise = torch.zeros(1, *pipeline.model.operator.sample_shape)
+def image_shape(pipeline: DSNOPipeline, device: torch.device) -> tuple[int, ...]:
+    """Shape of one decoded sample; `device` is the pipeline's."""
+    noise = torch.zeros(1, *pipeline.model.operator.sample_shape, device=device)
     with torch.no_grad():
         return tuple(pipeline.decode(noise).shape[1:])
