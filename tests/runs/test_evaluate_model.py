@@ -17,6 +17,7 @@ from dsno.cli import main
 from dsno.diffusion.denoisers import Preconditioning
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.operator.dsno import DSNO
+from dsno.operator.lift import LiftConfig
 from dsno.pipeline import DSNOModel, save_pipeline
 from dsno.recipes.schema import Data
 from dsno.runs.evaluate import fitting_data
@@ -42,7 +43,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     network = build_unet(SHAPE, channels=(8,), norm_num_groups=4)
     preconditioning = Preconditioning(CosineSchedule(), "v_prediction")
-    operator = DSNO.from_teacher(denoiser_of(network, preconditioning, SHAPE), ["mid_block"])
+    teacher = denoiser_of(network, preconditioning, SHAPE)
+    operator = DSNO.from_teacher(teacher, LiftConfig(["mid_block"]))
     save_pipeline(DSNOModel.from_operator(operator.eval()), folder)
     return folder
 
