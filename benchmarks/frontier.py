@@ -44,14 +44,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsno.cli import main as dsno
 from dsno.diffusion.conditions import Condition
 from dsno.diffusion.denoisers import Denoiser
-from dsno.evaluation.evaluate import (
-    Draws,
-    Sampler,
-    build_reference,
-    draw,
-    student_sampler,
-    teacher_sampler,
-)
+from dsno.evaluation.reference import build_reference
+from dsno.evaluation.samplers import Draws, Sampler, draw, student_sampler, teacher_sampler
 from dsno.operator.dsno import sampling_cost
 from dsno.recipes.load import load_recipe
 from dsno.recipes.schema import Recipe

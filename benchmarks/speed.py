@@ -35,7 +35,8 @@ from dsno.diffusion.denoisers import Denoiser, Preconditioning
 from dsno.diffusion.schedules import schedule_from_config
 from dsno.diffusion.solvers import METHODS, evaluations, solve
 from dsno.diffusion.time_grids import SPACINGS, Spacing, grid_times
-from dsno.evaluation.evaluate import Draws, build_reference, draw, teacher_sampler
+from dsno.evaluation.reference import build_reference
+from dsno.evaluation.samplers import Draws, draw, teacher_sampler
 from dsno.operator.dsno import DSNO, sampling_cost
 from dsno.recipes.load import load_recipe
 from dsno.runs.build import conditions_of, load_recipe_data, new_operator

@@ -18,7 +18,7 @@ import yaml
 from safetensors import SafetensorError
 
 import dsno
-from dsno.cli import main, table
+from dsno.cli import main
 from dsno.recipes import load_recipe, shipped_recipes
 from dsno.support.errors import WorkError
 from dsno.support.files import sha256
@@ -80,7 +80,7 @@ def refused(capsys: Capture, arguments: list[str], code: int = 2) -> str:
     assert main(arguments) == code
     out, err = capsys.readouterr()
     assert "Traceback" not in err
-    stage = re.compile(r"(teacher|collect|train|evaluate|report): ")
+    stage = re.compile(r"(data|teacher|collect|train|evaluate|report): ")
     lines = [line for line in err.splitlines() if not stage.match(line)]
     assert len(lines) == 1, err
     assert lines[0].startswith("dsno: ")
@@ -280,32 +280,6 @@ def test_dry_run_prints_the_resolved_recipe_and_touches_nothing(
     assert again == load_recipe("digits", ["teacher.learning_rate=1e-05"])
 
 
-def test_the_table_lists_the_cheapest_first() -> None:
-    rows = [("dsno", "DSNO", 1, 4.0), ("ddim", "DDIM", 16, 12.345), ("ddim", "DDIM", 2, 100.0)]
-    metrics: dict[str, Any] = {
-        "features": {"pixels": {}},
-        "reference": {"split_half_distance": {"pixels": 0.25}},
-        "samplers": [
-            {
-                "name": name,
-                "label": label,
-                "nfe": nfe,
-                "spacing": None if name == "dsno" else "uniform",
-                "frechet_distance": {"pixels": distance},
-                "relative_time": nfe / 2,
-            }
-            for name, label, nfe, distance in rows
-        ],
-    }
-    assert [re.split(r"\s{2,}", line) for line in table(metrics).splitlines()] == [
-        ["sampler", "evaluations", "spacing", "distance (pixels)", "time / student's"],
-        ["DSNO", "1", "-", "4", "0.50"],
-        ["DDIM", "2", "uniform", "100", "1.00"],
-        ["DDIM", "16", "uniform", "12.3", "8.00"],
-        ["real, half against half", "-", "-", "0.25", "-"],
-    ]
-
-
 # ------------------------------------------------------------------------- bad input: usage
 
 
@@ -450,7 +424,7 @@ def test_a_damaged_shard_is_named_and_made_again(run: Path, capsys: Capture) -> 
         (["--label", "3"], "This model is unconditional: it takes no class labels."),
         (["--out", "grid.jpg"], "written to a .png or .npz file, not 'grid.jpg'"),
         (["--out", "grid"], "written to a .png or .npz file, not 'grid'"),
-        (["a.b=c"], "Overrides go with a recipe, not with a model folder."),
+        (["a.b=c"], "Sampling a trained model takes no KEY=VALUE"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(
@@ -484,9 +458,13 @@ def test_samples_are_written_where_asked(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--samples", "1"], "A distance needs at least 2 samples, not 1"),
-        (["--data", "digit"], "Unknown data source 'digit': did you mean 'digits'?"),
-        (["a.b=c"], "Overrides go with a recipe"),
+        (["--samples", "1"], "'evaluate.samples' should be greater than or equal to 2, not 1"),
+        (["--data", "digit"], "'data.source' should be 'digits', 'folder', 'huggingface' or 'npz'"),
+        (["data.pth=x"], "There is no recipe key 'data.pth': did you mean 'data.path'"),
+        (["train.steps=1"], "takes data.KEY=VALUE and evaluate.KEY=VALUE, not 'train.steps=1'"),
+        (["samples=5"], "takes data.KEY=VALUE and evaluate.KEY=VALUE, not 'samples=5'"),
+        (["evaluate.curves=[]"], "samples, batch_size, features, classifier_seed can be given"),
+        (["data.channels=3"], "makes samples of 1x8x8, but the data digits have 3x8x8"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(

@@ -18,7 +18,6 @@ from dsno.support.errors import DsnoError, InputError
 if TYPE_CHECKING:
     from dsno.recipes import Recipe
     from dsno.runs.run import Run
-    from dsno.support.storage import StorageDir
 
 INTERRUPTED = 130
 
@@ -52,35 +51,37 @@ def _resolve(recipe: str, overrides: list[str] | None, dry_run: bool) -> Recipe:
 
     resolved = load_recipe(recipe, overrides or [])
     if dry_run:
-        _print_recipe(resolved)
+        _print_yaml(resolved.model_dump(mode="json"))
         raise typer.Exit
     return resolved
 
 
-def _print_recipe(recipe: Recipe) -> None:
+def _print_yaml(values: dict[str, Any]) -> None:
     import yaml
 
-    typer.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), nl=False)
+    typer.echo(yaml.safe_dump(values, sort_keys=False), nl=False)
 
 
 def _open(recipe: str, overrides: list[str] | None, out: Path | None, dry_run: bool = False) -> Run:
     resolved = _resolve(recipe, overrides, dry_run)
     from dsno.runs.run import Run
 
-    return Run(
-        resolved, out or Path("runs") / resolved.name, command=shlex.join(["dsno", *sys.argv[1:]])
-    )
+    return Run(resolved, out or Path("runs") / resolved.name, command=_command())
+
+
+def _command() -> str:
+    return shlex.join(["dsno", *sys.argv[1:]])
 
 
 @app.command()
 def run(
     recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, dry_run: DryRun = False
 ) -> None:
-    """Do every stage: teacher, collect, train, evaluate, report. Finished stages are skipped."""
+    """Run every stage: teacher, collect, train, evaluate, report. Finished stages are skipped."""
     opened = _open(recipe, overrides, out, dry_run)
     opened.run()
     if not IS_SILENT:
-        typer.echo(table(opened.metrics()))
+        _print_table(opened)
         typer.echo(f"\nReport: {opened.folder / 'report' / 'report.html'}")
 
 
@@ -105,7 +106,10 @@ def collect(
     ] = "",
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print the resolved recipe and what it takes, and stop."),
+        typer.Option(
+            "--dry-run",
+            help="Print the resolved recipe and an estimate of what it takes, and stop.",
+        ),
     ] = False,
 ) -> None:
     """Solve the teacher's ODE for many noises and store the trajectories."""
@@ -115,7 +119,7 @@ def collect(
         from dsno.runs.estimate import estimate_collection, estimate_lines
 
         resolved = load_recipe(recipe, overrides or [])
-        _print_recipe(resolved)
+        _print_yaml(resolved.model_dump(mode="json"))
         found = estimate_collection(resolved, out or Path("runs") / resolved.name)
         typer.echo("\n".join(estimate_lines(found)))
         return
@@ -123,7 +127,7 @@ def collect(
 
 
 trajectories = typer.Typer(
-    no_args_is_help=True, help="Look at collected trajectories: what there is, and whether whole."
+    no_args_is_help=True, help="Inspect collected trajectories, and check that they are complete."
 )
 app.add_typer(trajectories, name="trajectories")
 Where = Annotated[
@@ -134,10 +138,11 @@ Where = Annotated[
 
 @trajectories.command("info")
 def trajectories_info(where: Where) -> None:
-    """Print what a folder of trajectories holds."""
+    """Print what a folder of trajectories contains."""
+    from dsno.runs.locate import trajectories_of
     from dsno.trajectories.verify import describe
 
-    for key, value in describe(_trajectories_of(where)[0]).items():
+    for key, value in describe(trajectories_of(where, _command())[0]).items():
         typer.echo(f"{key:<13} {value}")
 
 
@@ -150,10 +155,10 @@ def trajectories_verify(
     ] = False,
 ) -> None:
     """Read every shard and name all that are missing, truncated, edited or foreign."""
-    from dsno.trajectories.manifest import forget
-    from dsno.trajectories.verify import ASIDE, inspect_trajectories, set_aside, spans
+    from dsno.runs.locate import trajectories_of
+    from dsno.trajectories.verify import ASIDE, inspect_trajectories, repair_trajectories, spans
 
-    storage, run = _trajectories_of(where)
+    storage, run = trajectories_of(where, _command())
     manifest, findings = inspect_trajectories(storage)
     for finding in findings:
         typer.echo(f"{storage.at(finding.file)} {finding.says}.")
@@ -175,26 +180,9 @@ def trajectories_verify(
             f"{where} is not in the folder of a run, so its recipe is unknown; run {again}, which "
             "makes what is missing or damaged again."
         )
-    for name in set_aside(storage, findings):
+    for name in repair_trajectories(storage, findings):
         typer.echo(f"Moved {name} to {storage.at(ASIDE)}.")
-    forget(storage, [f.shard for f in findings if f.shard is not None])
     run.stage("collect")
-
-
-def _trajectories_of(where: str) -> tuple[StorageDir, Run | None]:
-    """The storage that is meant, and the run it belongs to, if that is known."""
-    from dsno.runs.run import Run, saved_recipe
-    from dsno.support.storage import StorageDir
-
-    if "://" in where:
-        return StorageDir(where), None
-    for folder in (Path(where), Path(where).absolute().parent):
-        if (folder / "recipe.yaml").is_file():
-            run = Run(saved_recipe(folder), folder, command=shlex.join(["dsno", *sys.argv[1:]]))
-            local = run.trajectories.path
-            if folder == Path(where) or (local and local.absolute() == Path(where).absolute()):
-                return run.trajectories, run
-    return StorageDir(where), None
 
 
 def parse_range(text: str) -> range:
@@ -205,7 +193,7 @@ def parse_range(text: str) -> range:
     """
     first, colon, end = text.partition(":")
     if not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
-        raise InputError(f"--shard-range {text!r} is not A:B with A < B, such as 0:128.")
+        raise InputError(f"Expected --shard-range A:B with A < B, such as 0:128; found {text!r}.")
     return range(int(first), int(end))
 
 
@@ -233,32 +221,61 @@ def evaluate(
     overrides: Overrides = None,
     out: Out = None,
     data: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Real data to compare a model folder with: digits, folder, huggingface or npz."
+            help="For a trained model, what to compare with: digits (default), folder, huggingface "
+            "or npz; short for data.source=."
         ),
-    ] = "digits",
-    path: Annotated[str, typer.Option(help="Where those data are.")] = "",
-    samples: Annotated[int, typer.Option(help="Samples, for a model folder.")] = 5000,
-    seed: Annotated[int, typer.Option(help="Seed, for a model folder.")] = 0,
+    ] = None,
+    path: Annotated[
+        str | None,
+        typer.Option(help="For a trained model, where those data are; short for data.path=."),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="For a trained model, how many to make; short for evaluate.samples=."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="For a trained model: sample i depends on it and i alone.")
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Measure samplers against real data: every one of a run, or a model folder's own."""
+    """Measure samplers against real data: every one of a run, or a trained model alone.
+
+    A trained model takes the keys of a recipe's `data` section, such as data.split=test, and
+    evaluate.features=[pixels]. Images are converted to its channels and its size.
+    """
+    from dsno.runs.locate import model_folder
+
     folder = model_folder(target)
+    short = {"data.source": data, "data.path": path, "evaluate.samples": samples}
     if folder is None:
+        if seed is not None or any(value is not None for value in short.values()):
+            raise InputError(
+                "--data, --path, --samples and --seed go with a trained model; a recipe takes "
+                "KEY=VALUE, such as evaluate.samples=1000."
+            )
         opened = _open(target, overrides, out, dry_run)
         opened.stage("evaluate")
         if not IS_SILENT:
-            typer.echo(table(opened.metrics()))
+            _print_table(opened)
         return
-    if overrides:
-        raise InputError(
-            "Overrides go with a recipe; a model folder takes --data, --path, --samples and --seed."
-        )
-    from dsno.runs.sample import evaluate_model
+    if out is not None:
+        raise InputError("--out goes with a recipe; what is measured of a model is printed.")
+    from dsno.runs.evaluate import evaluate_model, sections, taken
 
-    found = evaluate_model(folder, data=data, path=path, samples=samples, seed=seed)
+    chosen, spec = sections(short, overrides or [])
+    if dry_run:
+        _print_yaml({"data": chosen.model_dump(mode="json"), "evaluate": taken(spec)})
+        return
+    found = evaluate_model(folder, chosen, spec, seed=seed or 0)
     typer.echo(json.dumps(found, indent=1))
+
+
+def _print_table(run: Run) -> None:
+    from dsno.evaluation.table import table
+
+    typer.echo(table(run.metrics()))
 
 
 @app.command()
@@ -285,6 +302,8 @@ def sample(
     batch_size: Annotated[int, typer.Option(help="Samples at a time.")] = 256,
 ) -> None:
     """Make samples with one network evaluation each."""
+    from dsno.runs.locate import model_folder
+
     folder = model_folder(target)
     if folder is None:
         opened = _open(target, overrides, out)
@@ -295,7 +314,9 @@ def sample(
         )
     else:
         if overrides:
-            raise InputError("Overrides go with a recipe, not with a model folder.")
+            raise InputError(
+                "Sampling a trained model takes no KEY=VALUE; give its recipe instead."
+            )
         files = [out or Path("samples.png")]
     from dsno.runs.sample import sample_model
 
@@ -332,10 +353,10 @@ def import_(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = ...,  # type: ignore[assignment]
 ) -> None:
-    """Bring a teacher, or trajectories, made elsewhere into a folder of this package's format."""
-    from dsno.runs.imports import bring
+    """Convert a teacher, or trajectories, made elsewhere to a folder of this package's format."""
+    from dsno.runs.imports import import_source
 
-    typer.echo(bring(source, out, options or []))
+    typer.echo(import_source(source, out, options or []))
 
 
 @app.command()
@@ -354,49 +375,6 @@ def info() -> None:
 
     for key, value in environment().items():
         typer.echo(f"{key:<10} {value}")
-
-
-def model_folder(target: str) -> Path | None:
-    """The model folder that `target` names: itself, or the student inside a run's folder."""
-    for folder in (Path(target), Path(target) / "student"):
-        if (folder / "model_index.json").is_file():
-            return folder
-    if Path(target).is_dir():
-        raise InputError(f"{target} holds no trained model; run `dsno run` or `dsno train` first.")
-    if "/" in target and not target.endswith((".yaml", ".yml")):
-        raise InputError(f"There is no folder {target}; give a trained model's folder or a recipe.")
-    return None
-
-
-def table(metrics: dict[str, Any]) -> str:
-    """The samplers of an evaluation as text, cheapest first."""
-    spaces = list(metrics["features"])
-    head = [
-        "sampler",
-        "evaluations",
-        "spacing",
-        *(f"distance ({s})" for s in spaces),
-        "time / student's",
-    ]
-    rows = [head]
-    for row in sorted(metrics["samplers"], key=lambda r: (r["nfe"], r["name"])):
-        distances = [f"{row['frechet_distance'][s]:.3g}" for s in spaces]
-        rows.append(
-            [
-                row["label"],
-                str(row["nfe"]),
-                row["spacing"] or "-",
-                *distances,
-                f"{row['relative_time']:.2f}",
-            ]
-        )
-    floor = metrics["reference"]["split_half_distance"]
-    name = "real" if metrics["reference"].get("real", True) else "reference"
-    rows.append([f"{name}, half against half", "-", "-", *(f"{floor[s]:.3g}" for s in spaces), "-"])
-    widths = [max(len(r[i]) for r in rows) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows
-    )
 
 
 def _version(value: bool) -> None:

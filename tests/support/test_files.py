@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from dsno.backbones.safe_loading import stored_shapes
 from dsno.support.errors import InputError, WorkError
 from dsno.support.files import (
     NODE,
@@ -24,10 +26,13 @@ from dsno.support.files import (
     fingerprint,
     read_json,
     replacing,
+    require_regular,
     sha256,
     write_json,
     write_text,
 )
+from dsno.teachers.flax_checkpoint import read_flax
+from dsno.training.lpips import load_vgg16
 
 MEGABYTE = {"a": torch.zeros(2**18)}
 
@@ -221,3 +226,40 @@ def test_checksum_and_fingerprint(tmp_path: Path) -> None:
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
     assert fingerprint({"a": 1, "b": [2]}) != fingerprint({"a": 1, "b": [3]})
     assert os.listdir(tmp_path) == ["a"]
+
+
+READERS = {
+    "checksum": sha256,
+    "JSON": lambda path: read_json(path, "file", "remedy"),
+    "weights": lambda path: stored_shapes([path]),
+    "flax checkpoint": read_flax,
+    "VGG16": load_vgg16,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_pipe_is_refused_and_not_waited_for(reader: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    raised: list[Exception] = []
+
+    def read() -> None:
+        try:
+            READERS[reader](tmp_path / "pipe")
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert isinstance(raised[0], OSError if reader == "checksum" else InputError)
+    assert "it is not a regular file" in str(raised[0])
+
+
+def test_only_what_exists_and_is_no_file_is_refused_as_not_regular(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    require_regular(tmp_path / "file")
+    require_regular(tmp_path / "missing")
+    for path in tmp_path, Path(os.devnull):
+        with pytest.raises(OSError, match="not a regular file"):
+            require_regular(path)

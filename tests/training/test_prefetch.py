@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
 
-from dsno.training.prefetch import AHEAD, Batch, Feed, fed
+from dsno.training.prefetch import AHEAD, Batch, Prefetcher
 
 
 def batch(key: int) -> Batch:
     return {"items": torch.tensor([key])}
 
 
-def take(feed: Feed, count: int) -> list[int]:
-    """The next batches; a feed that stays silent is an error."""
+def take(prefetched: Prefetcher, count: int) -> list[int]:
+    """The next batches; waiting for one that never comes is an error."""
     found: list[int] = []
 
     def fill() -> None:
-        found.extend(int(feed.next()["items"]) for _ in range(count))
+        found.extend(int(next(prefetched)["items"]) for _ in range(count))
 
     reader = threading.Thread(target=fill, daemon=True)
     reader.start()
     reader.join(5)
     assert not reader.is_alive()
     return found
+
+
+def running() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("prefetch")]
 
 
 def test_batches_come_in_order_and_few_are_made_ahead() -> None:
@@ -35,29 +40,65 @@ def test_batches_come_in_order_and_few_are_made_ahead() -> None:
         made.append(key)
         return batch(key)
 
-    with fed(make, range(100), pin=False) as feed:
-        assert take(feed, 5) == [0, 1, 2, 3, 4]
-    assert len(made) <= 5 + AHEAD + 1
+    with Prefetcher(make, range(100), pin=False) as prefetched:
+        assert take(prefetched, 5) == [0, 1, 2, 3, 4]
+        deadline = time.monotonic() + 5
+        while len(made) < 5 + AHEAD and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)  # for more than there may be
+        assert made == list(range(5 + AHEAD))  # nobody asked for the last ones yet
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
 def test_an_error_in_the_thread_is_raised_where_its_batch_is_asked_for(
     kind: type[BaseException],
 ) -> None:
+    error = kind("the third batch")
+
     def make(key: int) -> Batch:
         if key == 2:
-            raise kind("the third batch")
+            raise error
         return batch(key)
 
-    with fed(make, range(9), pin=False) as feed:
-        assert take(feed, 2) == [0, 1]
-        feed._thread.join(5)
-        assert not feed._ready.empty()
-        with pytest.raises(kind, match="the third batch"):
-            feed.next()
+    with Prefetcher(make, range(9), pin=False) as prefetched:
+        assert take(prefetched, 2) == [0, 1]
+        with pytest.raises(kind) as raised:
+            next(prefetched)
+    assert raised.value is error  # its class, text and traceback are those of the thread
 
 
-def test_the_thread_ends_with_the_feed() -> None:
-    with fed(batch, range(10**9), pin=False) as feed:
-        take(feed, 1)
-    assert not feed._thread.is_alive()
+def test_the_batches_end_with_their_keys() -> None:
+    with Prefetcher(batch, range(2), pin=False) as prefetched:
+        assert [int(b["items"]) for b in prefetched] == [0, 1]
+
+
+def test_the_thread_ends_with_the_block_and_makes_no_more() -> None:
+    before, made, gate = running(), [], threading.Event()
+
+    def make(key: int) -> Batch:
+        made.append(key)
+        if key == 1:
+            assert gate.wait(5)
+        return batch(key)
+
+    def open_the_gate() -> None:
+        while not prefetched._ahead[-1].cancelled():
+            time.sleep(0.01)
+        gate.set()
+
+    with Prefetcher(make, range(10**9), pin=False) as prefetched:
+        take(prefetched, 1)
+        assert len(running()) == len(before) + 1
+        threading.Thread(target=open_the_gate, daemon=True).start()
+    assert running() == before
+    assert made == [0, 1]  # those that waited for the thread are dropped
+
+
+def test_the_time_waited_is_counted() -> None:
+    def make(key: int) -> Batch:
+        time.sleep(0.1)
+        return batch(key)
+
+    with Prefetcher(make, range(1), pin=False) as prefetched:
+        next(prefetched)
+        assert 0.05 < prefetched.waited < 5

@@ -19,7 +19,7 @@ from torch.nn.modules import module as registration
 
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError
-from dsno.support.files import read_json
+from dsno.support.files import read_json, require_regular
 
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
 AUTOENCODERS = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
@@ -71,9 +71,8 @@ def stored_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
-        if not path.is_file():  # a pipe would be waited for
-            raise InputError(f"The weights {path} cannot be read (there is no such file).")
         try:
+            require_regular(path)
             with safe_open(path, "pt") as file:
                 for name in file.keys():  # noqa: SIM118
                     shapes[name] = tuple(file.get_slice(name).get_shape())

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dsno.data.dataset import Dataset
-from dsno.data.decode import check_size, read_pixels
+from dsno.data.decode import check_size, read_pixels, sides
 from dsno.data.labels import labels_of, origin_of
 from dsno.data.values import signed_values
 from dsno.recipes.schema import Data
@@ -162,7 +162,8 @@ def array_pixels(
     _, height, width, own = values.shape
     levels, understood = signed_values(values, where, data.range)
     flattened = own - 1 if data.background and own in (2, 4) else own
-    if (data.size is None or height == width == data.size) and (data.channels or flattened) == own:
+    fits = data.size is None or (height, width) == sides(data.size)
+    if fits and (data.channels or flattened) == own:
         check_size(where, width, height)
         return torch.from_numpy(np.ascontiguousarray(levels.transpose(0, 3, 1, 2))), (understood,)
     if levels.dtype != np.uint8:

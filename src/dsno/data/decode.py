@@ -194,6 +194,11 @@ def opened(name: str, file: Path | bytes, frames: str = "one") -> Image.Image:
     return image
 
 
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of `data.size`."""
+    return (size, size) if isinstance(size, int) else size
+
+
 def check_size(name: str, width: int, height: int) -> None:
     """Refuse sizes that are not supported.
 
@@ -274,7 +279,7 @@ def _form(name: str, image: Image.Image, data: Data) -> Form:
     Raises:
         InputError: if such images are not supported.
     """
-    width, height = (data.size, data.size) if data.size is not None else image.size
+    height, width = image.size[::-1] if data.size is None else sides(data.size)
     check_size(name, width, height)
     own = data.channels if data.channels is not None else _nature(name, image, data)
     return Form(name, own, height, width, data)

@@ -1,4 +1,4 @@
-"""What samples are compared in: pixels, thumbnails, or the features of a small classifier."""
+"""The features samples are compared in: pixels, thumbnails, or those of a small classifier."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ MAX_CLASSIFIER_STEPS = 4000
 MAX_HELD_OUT = 5000
 
 
+def singular(features: str) -> str:
+    """The name of a feature space before "features": pixel, classifier."""
+    return features.removesuffix("s")
+
+
 class Classifier(nn.Module):
     """A small convolutional classifier whose last hidden layer is the feature space.
 
@@ -70,8 +75,7 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
         """Features (n, width) of images clamped to [-1, 1]."""
-        rows = [self.body(part.clamp(-1, 1)) for part in torch.split(x, 1000)]
-        return torch.cat(rows)
+        return torch.cat([self.body(some.clamp(-1, 1)) for some in torch.split(x, 1000)])
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class TrainedClassifier:
     held_out_accuracy: float
 
     def record(self, seed: int) -> dict[str, Any]:
-        """What a report says of it."""
+        """Its entry in metrics.json."""
         width = self.network.head.in_features
         return {"dimension": width, "held_out_accuracy": self.held_out_accuracy, "seed": seed}
 

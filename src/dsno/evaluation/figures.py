@@ -1,4 +1,4 @@
-"""The report's figures, each a function of plain numbers; one colour a method throughout."""
+"""The report's figures, each a function of plain numbers; one colour per method throughout."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from PIL import Image
 from torch import Tensor
 
+from dsno.evaluation.features import singular
+from dsno.evaluation.samplers import STUDENT
 from dsno.support.images import to_pil
 
 Row = Mapping[str, Any]
 Curve = tuple[str, Any, Sequence[int], Sequence[float]]
 """Label, colour, x, y."""
-COLOURS = {"dsno": "#D55E00", "ddim": "#0072B2", "dpm++2m": "#009E73", "heun": "#CC79A7"}
+COLOURS = {STUDENT: "#D55E00", "ddim": "#0072B2", "dpm++2m": "#009E73", "heun": "#CC79A7"}
 OTHER, GREY = "#7A5BA6", "#777777"
 MARKERS = {None: "o", "uniform": "o", "quadratic": "s", "karras": "^"}
 STYLE: Any = {  # matplotlib spells out every key as a type
@@ -40,7 +42,6 @@ STYLE: Any = {  # matplotlib spells out every key as a type
     "figure.dpi": 160,
     "text.parse_math": False,
 }
-STUDENT = "dsno"
 COLUMNS, NOISES = 9, 4
 
 
@@ -60,11 +61,6 @@ def short(x: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
 
 
-def singular(features: str) -> str:
-    """The name of a feature space before "features": pixel, classifier."""
-    return features.removesuffix("s")
-
-
 def quality(
     samplers: Sequence[Row],
     floors: Mapping[str, float],
@@ -72,7 +68,7 @@ def quality(
     by: str,
     reference: str = "real data",
 ) -> Image.Image:
-    """Distance of every sampler, one panel a feature space, both axes logarithmic.
+    """Distance of every sampler, one panel per feature space, both axes logarithmic.
 
     Args:
         samplers: rows of metrics.json; uniform steps are joined by a line, others are markers.
@@ -212,14 +208,14 @@ def spectrum(modes: Sequence[int], power: Sequence[float], kept: int) -> Image.I
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 3.6), layout="constrained")
         panel = figure.subplots()
-        parts = (
+        groups = (
             (slice(kept), COLOURS[STUDENT], "kept by the student"),
             (slice(kept, None), "#BBBBBB", "left out"),
         )
         floor = min((p for p in power if p > 0), default=1.0) / 3
-        for part, colour, label in parts:
-            if modes[part]:
-                panel.bar(modes[part], power[part], color=colour, label=label, width=0.75)
+        for group, colour, label in groups:
+            if modes[group]:
+                panel.bar(modes[group], power[group], color=colour, label=label, width=0.75)
         _log_axis(panel.yaxis)
         panel.set_ylim(bottom=floor)
         panel.set_xticks(list(modes)[:: math.ceil(len(modes) / 17)])
@@ -233,7 +229,7 @@ def spectrum(modes: Sequence[int], power: Sequence[float], kept: int) -> Image.I
 def trajectories(
     times: Sequence[float], teacher: Tensor, student: Tensor, trained: Sequence[float]
 ) -> Image.Image:
-    """For a few noises, the solver's states over the student's, a column a time.
+    """For a few noises, the solver's states above the student's, one column per time.
 
     Args:
         times: Q falling times.

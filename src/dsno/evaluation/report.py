@@ -8,146 +8,23 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
-from typing import Any, Self
 
-import yaml
-from jinja2 import Environment, StrictUndefined
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dsno.evaluation import figures
-from dsno.evaluation.evaluate import SAMPLER_NAMES
-from dsno.evaluation.figures import STUDENT, number, order, singular
+from dsno.evaluation.metrics import METRICS, REMEDY, Metrics, read_metrics
+from dsno.evaluation.template import render
 from dsno.support.errors import InputError
-from dsno.support.files import read_json, write_text
+from dsno.support.files import write_text
 from dsno.support.images import CELL, MODES, grid, save_png
 
-METRICS, ARRAYS, PAGE = "metrics.json", "arrays.safetensors", "report.html"
-TEMPLATE = "report_template.html.j2"
-REMEDY = "run `dsno evaluate` again"
+ARRAYS, PAGE = "arrays.safetensors", "report.html"
 SAMPLES = ("real", "teacher", "ddim", "student")
 TRAJECTORIES = ("teacher_trajectory", "student_trajectory")
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False)
-
-
-class _Sampler(_Part):
-    name: str
-    label: str
-    nfe: int = Field(ge=1)
-    spacing: str | None = None
-    frechet_distance: dict[str, float]
-    seconds_per_sample: float = Field(ge=0)
-    relative_time: float | None = None
-    paired_l1: float | None = None
-
-
-class _Reference(_Part):
-    name: str
-    count: int
-    split_half_distance: dict[str, float]
-    real: bool = True
-    """Whether it is real data, or samples of the teacher."""
-
-    @property
-    def what(self) -> str:
-        """The reference in two words."""
-        return "real data" if self.real else "teacher's samples"
-
-    @property
-    def items(self) -> str:
-        """One of its items, in the plural."""
-        return f"real items of {self.name}" if self.real else "samples of the teacher"
-
-
-class _Features(_Part):
-    dimension: int
-    held_out_accuracy: float | None = None
-    seed: int | None = None
-
-
-class _PairedReference(_Part):
-    method: str
-    steps: int
-    spacing: str | None = None
-
-
-class _Verdict(_Part):
-    student: float
-    ddim: float
-    ddim_nfe: int
-    features: str
-
-
-class _TeacherRecord(_Part):
-    step: int
-    loss: float
-
-
-class _StudentRecord(_TeacherRecord):
-    per_time: list[float] | None = None
-
-
-class _Spectrum(_Part):
-    modes: list[int]
-    power: list[float]
-    kept: int
-
-
-class _Trajectories(_Part):
-    count: int
-    solver: str
-    steps: int
-    nfe: int
-
-
-class Metrics(_Part):
-    """metrics.json, as `dsno evaluate` writes it."""
-
-    name: str
-    title: str | None = None
-    samples: int
-    samplers: list[_Sampler]
-    reference: _Reference
-    features: dict[str, _Features]
-    paired_reference: _PairedReference | None = None
-    verdict: _Verdict
-    trained_times: list[float]
-    student_history: list[_StudentRecord] = []
-    teacher_history: list[_TeacherRecord] = []
-    spectrum: _Spectrum | None = None
-    parameters: dict[str, int]
-    trajectories: _Trajectories
-    durations: dict[str, float]
-    recipe: dict[str, Any]
-    environment: dict[str, Any]
-    command: str
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        distances = [row.frechet_distance for row in self.samplers]
-        for row in [*distances, self.reference.split_half_distance]:
-            if row.keys() != self.features.keys() or self.verdict.features not in row:
-                raise ValueError("every distance and the verdict must use the features listed")
-        if STUDENT not in (row.name for row in self.samplers):
-            raise ValueError(f"no sampler is named {STUDENT!r}")
-        known = [row.per_time for row in self.student_history if row.per_time is not None]
-        if any(len(values) != len(self.trained_times) for values in known):
-            raise ValueError("student_history.per_time and trained_times differ in length")
-        if self.spectrum and len(self.spectrum.modes) != len(self.spectrum.power):
-            raise ValueError("spectrum.modes and spectrum.power differ in length")
-        return self
-
-    def feature_names(self) -> list[str]:
-        """The feature spaces, the verdict's first."""
-        return sorted(self.features, key=lambda name: name != self.verdict.features)
 
 
 def write_report(folder: Path) -> Path:
@@ -163,26 +40,15 @@ def write_report(folder: Path) -> Path:
         InputError: if one of the two files is missing or malformed; nothing is written then.
         WorkError: if a file cannot be written; each is whole or not there.
     """
-    metrics = _read_metrics(folder / METRICS)
+    metrics = read_metrics(folder / METRICS)
     pictures = _draw(metrics, _read_arrays(folder / ARRAYS))
     uris = {}
     for name, picture in pictures.items():
         path = folder / "figures" / f"{name}.png"
         save_png(picture, path)
         uris[name] = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-    write_text(folder / PAGE, _render(metrics, uris))
+    write_text(folder / PAGE, render(metrics, uris))
     return folder / PAGE
-
-
-def _read_metrics(path: Path) -> Metrics:
-    """metrics.json, checked; `InputError` if it is missing or malformed."""
-    try:
-        return Metrics.model_validate(read_json(path, "metrics file", REMEDY))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
-        raise InputError(f"The metrics file {path} is malformed ({reason}); {REMEDY}.") from None
 
 
 def _read_arrays(path: Path) -> dict[str, Tensor]:
@@ -250,65 +116,3 @@ def _draw(metrics: Metrics, arrays: Mapping[str, Tensor]) -> dict[str, Image.Ima
     if metrics.spectrum:
         pictures["spectrum"] = figures.spectrum(**data["spectrum"])
     return pictures
-
-
-def verdict(metrics: Metrics) -> tuple[str, list[str]]:
-    """The verdict in one plain sentence, and the sentences that put it in proportion."""
-    v, evaluations = metrics.verdict, _evaluations(metrics.verdict.ddim_nfe)
-    word = "beats" if v.student < v.ddim else "does not beat" if v.student > v.ddim else "equals"
-    told = [
-        f"In {_evaluations(_ordered(metrics)[0].nfe)} its Frechet distance "
-        f"({singular(v.features)} features) to the {metrics.reference.what} is "
-        f"{number(v.student)}; with {evaluations} DDIM's is {number(v.ddim)} (lower is better)."
-    ]
-    others = [row for row in metrics.samplers if row.name != STUDENT]
-    if better := [row for row in others if row.frechet_distance[v.features] < v.student]:
-        best = min(better, key=lambda row: row.frechet_distance[v.features])
-        fewest = min(better, key=lambda row: (row.nfe, row.frechet_distance[v.features]))
-        leads = "The fewest evaluations that do better", "The lowest distance measured"
-        for lead, row in zip(leads, (fewest, best), strict=True):
-            steps = f"{row.spacing} steps, " if row.spacing not in (None, "uniform") else ""
-            distance = steps + number(row.frechet_distance[v.features])
-            told.append(f"{lead}: {row.label} with {_evaluations(row.nfe)} ({distance}).")
-    else:
-        told.append("No measured sampler has a lower distance.")
-    return f"The one-step student {word} DDIM with {evaluations} on a uniform grid.", told
-
-
-def _ordered(metrics: Metrics) -> list[_Sampler]:
-    """The samplers: the student, then method by method, by spacing and evaluations."""
-    return sorted(metrics.samplers, key=lambda row: (*order(row.name, row.spacing), row.nfe))
-
-
-def _render(metrics: Metrics, uris: Mapping[str, str]) -> str:
-    """The page, with the figures' `uris` by name."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": number, "duration": _duration}
-    environment.filters |= {"evaluations": _evaluations, "singular": singular}
-    text = (resources.files("dsno.evaluation") / TEMPLATE).read_text(encoding="utf-8")
-    sentence, told = verdict(metrics)
-    return environment.from_string(text).render(
-        m=metrics,
-        sentence=sentence,
-        told=told,
-        rows=_ordered(metrics),
-        names=metrics.feature_names(),
-        labels=SAMPLER_NAMES,
-        uris=uris,
-        recipe=yaml.safe_dump(metrics.recipe, sort_keys=False, allow_unicode=True),
-    )
-
-
-def _evaluations(count: int) -> str:
-    return "one evaluation" if count == 1 else f"{count:,} evaluations"
-
-
-def _duration(seconds: float) -> str:
-    """0.42 s; 42.1 s; 7 min 5 s; 3 h 12 min."""
-    if seconds < 60:
-        return f"{number(seconds)} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -12,6 +12,8 @@ Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Side = Annotated[int, Field(ge=8, le=256)]
+"""Pixels a side of an image may have."""
 SpacingName = Literal["uniform", "quadratic", "karras"]
 SolverName = Literal["ddim", "heun", "dpm++2m"]
 
@@ -92,8 +94,8 @@ class Data(Section):
     parquet."""
     split: str = "train"
     """Of a Hugging Face data set, or of a folder that has `train`, `test` and so on in it."""
-    size: Annotated[int, Field(ge=8, le=256)] | None = None
-    """Resize and crop to this square; as they are if null."""
+    size: Side | tuple[Side, Side] | None = None
+    """Resize and crop to this square, or to [height, width]; as they are if null."""
     channels: Annotated[int, Field(ge=1, le=4)] | None = None
     """Convert to grey, grey + alpha, RGB or RGBA; as they are if null."""
     image_column: str = ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -16,13 +15,14 @@ from dsno.data.load import read_data
 from dsno.diffusion.conditions import Conditions
 from dsno.diffusion.denoisers import DenoiserProtocol, Preconditioning, to_device
 from dsno.diffusion.schedules import schedule_from_config
-from dsno.evaluation.evaluate import Decode, Draws, as_is, draw, teacher_sampler
+from dsno.evaluation.reference import samples_of_teacher
+from dsno.evaluation.samplers import Decode, Draws, as_is
 from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig
 from dsno.recipes.schema import Recipe, Student
 from dsno.recipes.schema import Teacher as TeacherSection
 from dsno.support import seeds
-from dsno.support.console import progress, say
+from dsno.support.console import say
 from dsno.support.errors import InputError
 from dsno.teachers.load import TeacherOptions, read_teacher
 from dsno.teachers.store import Teacher, denoiser_of
@@ -174,12 +174,9 @@ def real_data(recipe: Recipe, teacher: Teacher, draws: Draws) -> Dataset:
     spec, decode = recipe.evaluate, decoder(teacher)
     if recipe.data is None:
         denoiser = to_device(guided(recipe, teacher), draws.device)
-        sampler = teacher_sampler(denoiser, "dpm++2m", spec.reference_steps, "uniform", decode)
-        others = dataclasses.replace(draws, seed=(draws.seed + 1) % 2**63, _cache={})
-        total = spec.samples * sampler.nfe
-        with progress("sampling the teacher", total, unit="evaluation") as advance:
-            images = draw(sampler, others, spec.samples, advance)
-        return Dataset("samples of the teacher", images)
+        return samples_of_teacher(
+            denoiser, draws, spec.samples, steps=spec.reference_steps, decode=decode
+        )
     data = load_recipe_data(recipe)
     with torch.no_grad():
         made = tuple(decode(torch.zeros(1, *teacher.denoiser.sample_shape)).shape[1:])

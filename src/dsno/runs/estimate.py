@@ -33,7 +33,7 @@ class CollectionEstimate:
     """What a collection will take.
 
     Attributes:
-        teacher: which network was measured, for people.
+        teacher: which network was measured, in words.
         trajectories: how many there will be.
         evaluations_per_trajectory: network evaluations, two for each guided one.
         seconds_per_evaluation: of the network, for one trajectory of a batch.
@@ -43,7 +43,7 @@ class CollectionEstimate:
         prompt_bytes: embeddings of all prompts, stored once; 0 without text.
         shards: files the trajectories will be in.
         memory_bytes: peak of the measurement: of this process on a CPU, on the device otherwise.
-        shard_bytes: memory of the largest shard while it is put together, beside that peak.
+        shard_bytes: memory of the largest shard while it is assembled, on top of that peak.
         device: where it was measured.
         threads: of the processor, that the measurement used.
     """
@@ -81,8 +81,8 @@ class CollectionEstimate:
 def estimate_collection(recipe: Recipe, folder: Path) -> CollectionEstimate:
     """Measure the teacher for a few seconds and compute what the collection will take.
 
-    Nothing is written. The teacher is the run's if it is there already; else the one the recipe
-    brings, or an untrained one of the recipe's architecture, which takes the same time.
+    Nothing is written. The teacher is the run's if it is there already; else the existing one the
+    recipe names, or an untrained one of the recipe's architecture, which takes the same time.
 
     Args:
         recipe: what to collect.
@@ -95,7 +95,7 @@ def estimate_collection(recipe: Recipe, folder: Path) -> CollectionEstimate:
     spec = recipe.collect
     if spec.count is None:
         raise InputError(
-            "The recipe imports its trajectories, so there is nothing to estimate; remove "
+            "The recipe imports its trajectories, so there is no collection to estimate; remove "
             "`collect.source` and give `collect.count` to make them."
         )
     device = distributed.device()
@@ -145,7 +145,7 @@ def measure(
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[int, float]:
-    """Time one network evaluation, in the largest batch a call of which is quick enough.
+    """Time one network evaluation, in the largest batch that takes at most `PATIENCE` a call.
 
     Args:
         denoiser: the teacher, on `device`.
@@ -178,7 +178,7 @@ def measure(
 
 
 def estimate_lines(estimate: CollectionEstimate) -> list[str]:
-    """The estimate for people, every line a comment of YAML."""
+    """The estimate in words, every line a comment of YAML."""
     e = estimate
     is_cpu, is_whole = e.device == "cpu", e.measured_batch == e.batch_size
     where = f"the cpu with {_plural(e.threads, 'thread')}" if is_cpu else e.device
@@ -196,7 +196,7 @@ def estimate_lines(estimate: CollectionEstimate) -> list[str]:
         f"{e.trajectory_bytes:,} bytes a trajectory{prompts}",
         f"memory       {'about' if is_whole else 'at least'} {_bytes(e.memory_bytes)} "
         f"{'of this process' if is_cpu else 'on the device'}, and "
-        f"{_bytes(e.shard_bytes)} of main memory while a shard is put together",
+        f"{_bytes(e.shard_bytes)} of main memory while a shard is assembled",
     ]
     return [f"# {line}" for line in lines]
 

@@ -1,18 +1,14 @@
-"""Samples and distances of a trained model's folder, for the command line."""
+"""Samples of a trained model's folder, for the command line."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dsno.data.load import load_data
-from dsno.diffusion.conditions import Conditions
-from dsno.evaluation.evaluate import Draws, build_reference, draw, student_sampler
 from dsno.pipeline import DSNOPipeline
 from dsno.support import distributed, seeds
 from dsno.support.console import progress
@@ -99,56 +95,3 @@ def _embeds(pipeline: DSNOPipeline, prompts: Sequence[str] | None) -> Tensor | N
     if not prompts:
         raise InputError("This model is conditioned on text: give --prompt.")
     return pipeline.embed(prompts)
-
-
-def evaluate_model(
-    folder: Path, *, data: str, path: str = "", samples: int, seed: int
-) -> dict[str, Any]:
-    """Frechet distances of a model folder's samples to real data.
-
-    Raises:
-        InputError: for fewer than two samples, data of another shape, or a text-conditional model.
-    """
-    if samples < 2:
-        raise InputError(
-            f"A distance needs at least 2 samples, not {samples}; give --samples 5000."
-        )
-    device = distributed.device()
-    pipeline = DSNOPipeline.from_pretrained(folder).to(device)
-    model, operator = pipeline.model, pipeline.model.operator.eval()
-    if model.config.is_textual:
-        raise InputError(
-            "A text-conditional model is measured on its run's prompts: give the run's recipe."
-        )
-    shape = _image_shape(pipeline)
-    real = load_data(data, path, size=shape[1] if path else None)
-    if real.sample_shape != shape:
-        raise InputError(
-            f"The model makes samples of shape {shape}, but {real.name} has {real.sample_shape}."
-        )
-    reference = build_reference(real, (), seed=0)
-    conditions = Conditions(model.config.class_frequencies, model.guidance_range)
-    draws = Draws(seed, operator.sample_shape, conditions, 500, device)
-    with progress("sampling", samples, unit="sample") as advance:
-        made = draw(student_sampler(operator, pipeline.decode), draws, samples, advance)
-    return {
-        "model": str(folder),
-        "nfe": 1,
-        "samples": samples,
-        "seed": seed,
-        "frechet_distance": reference.distances(made),
-        "reference": {
-            "name": real.name,
-            "count": len(real),
-            "split_half_distance": dict(reference.floor),
-        },
-        "features": {k: dict(v) for k, v in reference.records.items()},
-    }
-
-
-def _image_shape(pipeline: DSNOPipeline) -> tuple[int, ...]:
-    """Shape of one decoded sample."""
-    with torch.no_grad():
-        return tuple(
-            pipeline.decode(torch.zeros(1, *pipeline.model.operator.sample_shape)).shape[1:]
-        )

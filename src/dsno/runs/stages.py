@@ -19,13 +19,10 @@ from dsno.diffusion.conditions import Condition
 from dsno.diffusion.denoisers import Denoiser, DenoiserProtocol, evaluations_per_call, to_device
 from dsno.diffusion.solvers import evaluations, solve
 from dsno.diffusion.time_grids import Spacing, grid_times
-from dsno.evaluation.evaluate import (
-    Draws,
-    build_reference,
-    evaluate,
-    power_spectrum,
-    trajectory_arrays,
-)
+from dsno.evaluation.evaluate import evaluate
+from dsno.evaluation.reference import build_reference
+from dsno.evaluation.samplers import Draws
+from dsno.evaluation.trajectories import power_spectrum, trajectory_arrays
 from dsno.operator.dsno import DSNO
 from dsno.recipes.schema import Optimisation, Recipe
 from dsno.runs.build import (

@@ -1,4 +1,4 @@
-"""What a long run says: one line a stage, and a progress bar with rate and remaining time."""
+"""Console output of long runs: one line per stage, progress bars with rate and remaining time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.text import Text
 
 IS_SILENT = os.environ.get("RANK", "0") != "0"
-"""Of the processes of one launch only the first speaks, or every line would come many times."""
+"""Of the processes of one launch only the first prints, or every line would appear many times."""
 
 console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=IS_SILENT)
 

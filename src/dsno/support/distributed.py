@@ -1,4 +1,4 @@
-"""The processes that share a piece of work: which one this is, its device, what all agree on.
+"""The processes that share work: the rank of this one, its device, and what all agree on.
 
 A thin layer over Accelerate's `PartialState`, so that the same command runs alone, under
 `accelerate launch` or under `torchrun`, on one machine or many. Alone, everything here is free.
@@ -60,13 +60,13 @@ def device() -> torch.device:
 
 
 def device_name() -> str:
-    """What this process computes on, for people."""
+    """Name of the device this process computes on, for messages."""
     where = device()
     return torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
 
 
 def wait_for_everyone() -> None:
-    """Return when every process has come here."""
+    """Return when every process has called this."""
     _state().wait_for_everyone()
 
 
@@ -107,8 +107,8 @@ def gathered(value: Any) -> list[Any]:
 def shared_total(name: str) -> Callable[[int], int]:
     """A function add(n) that adds n to a total over all processes and returns the new total.
 
-    It starts at 0 each time this is called, by every process in the same order. Shards are dealt
-    out by it: fast processes come back for more, which is all that balancing a load needs.
+    It starts at 0 each time this is called, by every process in the same order. Shards are assigned
+    by it: fast processes come back for more, which is all that load balancing needs.
     """
     if world_size() == 1:
         return _Total()

@@ -1,4 +1,4 @@
-"""Where numbers are made: the versions and the machine they depend on."""
+"""What numbers depend on: versions and the machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dsno.support import distributed
 
 
 def environment() -> dict[str, Any]:
-    """Where the numbers were made."""
+    """Versions and machine, by name."""
     return {
         "dsno": importlib.metadata.version("dsno"),
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and JSON read with a clear error."""
+"""Files written completely or not at all, and JSON read with a clear error."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def is_left(temporary: Path) -> bool:
-    """Whether nobody writes this file any more: its process is gone, or a day has passed."""
+    """Whether a temporary file is abandoned: its process is gone, or a day has passed."""
     with contextlib.suppress(OSError, ValueError):
         _, node, process = temporary.name.removesuffix(".tmp").rsplit(".", 2)
         if node == NODE and not _is_alive(int(process)):
@@ -67,7 +67,7 @@ def _is_alive(process: int) -> bool:
         return False
     except PermissionError:
         return True
-    return process != os.getpid()  # one of our own that failed, or of a former life
+    return process != os.getpid()  # ours: left by a failed attempt, or by an earlier process
 
 
 @contextlib.contextmanager
@@ -125,7 +125,7 @@ def _raise_write_error(path: Path, error: Exception) -> NoReturn:
         ) from error
     raise WorkError(
         f"{path} cannot be written: {cause.strerror or cause}; "
-        "give another place or correct this one."
+        "give another path or make this one writable."
     ) from error
 
 
@@ -186,7 +186,7 @@ def _number(text: str) -> int | float:
 
 
 def require_regular(path: Path) -> None:
-    """Refuse a folder, pipe or device, which would never end or cannot be read; not a missing file.
+    """Refuse folders, pipes and devices, which cannot be read or never end; not a missing file.
 
     Raises:
         OSError: if it is one.
@@ -199,7 +199,7 @@ def sha256(path: Path) -> str:
     """Hex SHA-256 of a file.
 
     Raises:
-        OSError: if it is none, or cannot be read.
+        OSError: if it is missing, not a regular file, or cannot be read.
     """
     require_regular(path)
     with path.open("rb") as file:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# One stream a use: adding a use never changes the numbers of another.
+# One stream per use: adding a use never changes the numbers of another.
 NOISE: Final = 0
 LABEL: Final = 1
 BATCH: Final = 2
@@ -65,7 +65,7 @@ def item_labels(
 def batch_items(
     seed: int, step: int, batch_size: int, count: int, *, shard: int = 1, window: int | None = None
 ) -> Tensor:
-    """The items of one training step: consecutive pieces of an endless chain of epochs.
+    """The items of one training step, cut in order from an endless sequence of epochs.
 
     Epoch e is a permutation of range(count) seeded by (seed, e). With a window it is one of the
     shards, and of the items among each `window` consecutive ones of them, so that no more need to

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM held back until the work in hand is whole."""
+"""Delay Ctrl-C and SIGTERM until the current work is complete."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 @contextlib.contextmanager
 def interruption_delayed() -> Iterator[Callable[[], bool]]:
-    """Hold back Ctrl-C and SIGTERM; a second one acts at once.
+    """Delay Ctrl-C and SIGTERM; a second one acts at once.
 
-    Yields a function that tells whether to stop. Outside the main thread nothing is held back.
+    Yields a function that returns whether to stop. Outside the main thread nothing is delayed.
     """
     stop = False
 

@@ -1,8 +1,8 @@
 """A folder on this machine or behind any fsspec URL (`s3://`, `gs://`, `hf://`, `memory://`).
 
-A file is either whole or not there: locally it is written beside its place and renamed; elsewhere
-it is written here and uploaded, and who wants to be sure that an upload came to its end records it
-in a second file afterwards.
+A file is complete or absent: locally it is written under a temporary name and renamed; elsewhere it
+is written here and uploaded, and a caller that must know that an upload finished records it in a
+second file afterwards.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class StorageDir:
         path: of a folder on this machine; None elsewhere.
 
     Raises:
-        InputError: for a URL of a kind that is unknown, or whose package is not installed.
+        InputError: for a URL whose protocol is unknown or whose package is not installed.
     """
 
     def __init__(self, where: Path | str) -> None:
@@ -42,7 +42,7 @@ class StorageDir:
         return self._text
 
     def at(self, name: str) -> str:
-        """A file's address, for people."""
+        """A file's address, for messages."""
         return f"{self._text}/{name}"
 
     def names(self) -> list[str]:
@@ -71,7 +71,7 @@ class StorageDir:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """Yield a local path to write to; the file is in place once the block succeeds.
+        """Yield a local path to write to; the file appears in the folder once the block succeeds.
 
         Raises:
             WorkError: if it cannot be written.
@@ -93,7 +93,7 @@ class StorageDir:
         """Yield a local path with the file's content; a missing file is a missing path.
 
         Raises:
-            WorkError: if the place cannot be reached.
+            WorkError: if the storage cannot be reached.
         """
         if self.path is not None:
             yield self.path / name
@@ -150,5 +150,5 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 def as_storage(folder: Path | str | StorageDir) -> StorageDir:
-    """`folder` as a place."""
+    """`folder` as a `StorageDir`."""
     return folder if isinstance(folder, StorageDir) else StorageDir(folder)

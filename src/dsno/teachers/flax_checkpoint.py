@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dsno.support.errors import InputError
+from dsno.support.files import require_regular
 
 DTYPES = {
     "float32": torch.float32,
@@ -44,10 +45,9 @@ def read_flax(path: Path) -> dict[str, Tensor]:
         InputError: if the file is missing, damaged, truncated, or holds anything but arrays there.
     """
     reader = _Reader(path)
-    if not path.is_file():  # a pipe would be waited for
-        raise InputError(f"The checkpoint {path} cannot be read (it is no file); check its path.")
     tree: Any = None
     try:
+        require_regular(path)
         size = path.stat().st_size
         with path.open("rb") as file:
             unpacker = msgpack.Unpacker(

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from dsno.support.errors import InputError
+from dsno.support.files import require_regular
 
 MINIMUM_SIZE = 16
 """Pixels per side: four poolings leave one for the deepest activations."""
@@ -140,7 +141,7 @@ def load_vgg16(path: Path) -> VGG16Distance:
     Raises:
         InputError: if the file is missing, a pickle, not safetensors, or holds other weights.
     """
-    if not path.is_file():
+    if not path.exists():
         raise InputError(
             f"There is no file {path}; make one from torchvision's vgg16-397923af.pth with "
             "tools/convert_vgg16.py."
@@ -151,6 +152,7 @@ def load_vgg16(path: Path) -> VGG16Distance:
             f"`python tools/convert_vgg16.py {path} vgg16.safetensors` and give the result."
         )
     try:
+        require_regular(path)
         with safe_open(path, framework="pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
             names = check_weights(shapes, str(path))

@@ -31,7 +31,7 @@ from dsno.support.signals import interruption_delayed
 from dsno.training.checkpoints import Checkpoints
 from dsno.training.loggers import Log
 from dsno.training.losses import Objective
-from dsno.training.prefetch import Batch, Feed, fed
+from dsno.training.prefetch import Batch, Prefetcher
 
 DECAYS = ("constant", "cosine", "milestones")
 ITEMS = "items"
@@ -300,12 +300,12 @@ class _Training:
         with (
             progress(self.label, config.steps, done=state.step, unit="step") as advance,
             interruption_delayed() as interrupted,
-            fed(self._batch, pieces, pin=self.engine.device.type == "cuda") as feed,
+            Prefetcher(self._batch, pieces, pin=self.engine.device.type == "cuda") as prefetched,
         ):
             while state.step < config.steps:
-                stop = self._step(feed, interrupted)
+                stop = self._step(prefetched, interrupted)
                 if state.step % config.log_every == 0 or state.step == config.steps:
-                    self._close_window(feed)
+                    self._close_window(prefetched)
                 advance(1, note=f"loss {state.history[-1]['loss']:.4f}" if state.history else "")
                 if stop or (
                     state.step % config.checkpoint_every == 0 and state.step < config.steps
@@ -326,7 +326,7 @@ class _Training:
 
     # ------------------------------------------------------------------------------ one step
 
-    def _step(self, feed: Feed, interrupted: Callable[[], bool]) -> bool:
+    def _step(self, prefetched: Prefetcher, interrupted: Callable[[], bool]) -> bool:
         """Do one step; tell whether any process was asked to stop."""
         config, state, pieces = self.config, self.state, len(self.places)
         for group in self.optimizer.param_groups:
@@ -335,7 +335,7 @@ class _Training:
         total: Tensor | None = None
         bad: list[int] = []
         for index in range(pieces):
-            batch = feed.next()
+            batch = next(prefetched)
             values = self._piece(batch, index)
             if not bool(torch.isfinite(values[0])):
                 bad += _items(batch)
@@ -382,7 +382,7 @@ class _Training:
 
     # --------------------------------------------------------------------------- what is kept
 
-    def _close_window(self, feed: Feed) -> None:
+    def _close_window(self, prefetched: Prefetcher) -> None:
         state, last = self.state, self.state.history[-1]["step"] if self.state.history else 0
         state.close_window(self.config.rate(state.step - 1))
         now, row = time.perf_counter(), state.history[-1]
@@ -392,12 +392,12 @@ class _Training:
             "learning_rate": row["learning_rate"],
             "gradient_norm": row["gradient_norm"],
             "samples_per_second": (state.step - last) * self.config.batch_size / seconds,
-            "waiting_for_data": (feed.waited - self.window_waited) / seconds,
+            "waiting_for_data": (prefetched.waited - self.window_waited) / seconds,
             "memory_gb": peak_memory(self.engine.device) / 1e9,
         }
         values |= {f"loss_at_slice/{i}": v for i, v in enumerate(row.get("per_time", []))}
         self.log.values(values, state.step)
-        self.window_start, self.window_waited = now, feed.waited
+        self.window_start, self.window_waited = now, prefetched.waited
 
     def _log_images(self) -> None:
         if self.preview is None or self.config.shard or not distributed.is_main():

@@ -14,6 +14,7 @@ from dsno.trajectories.manifest import (
     PROMPTS,
     Manifest,
     damaged_shards,
+    forget,
     load_manifest,
     read_prompts,
     record_index,
@@ -111,6 +112,20 @@ def set_aside(storage: StorageDir, findings: list[Finding]) -> list[str]:
         with contextlib.suppress(FileNotFoundError):  # its owner has just finished it
             (storage.path / name).replace(target)
     return foreign
+
+
+def repair_trajectories(storage: StorageDir, findings: list[Finding]) -> list[str]:
+    """Move foreign files aside and forget damaged shards, so that `collect` makes them again.
+
+    Returns:
+        The names of the files that were moved.
+
+    Raises:
+        InputError: as `set_aside`.
+    """
+    moved = set_aside(storage, findings)
+    forget(storage, [finding.shard for finding in findings if finding.shard is not None])
+    return moved
 
 
 def describe(storage: StorageDir) -> dict[str, str]:

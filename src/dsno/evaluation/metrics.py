@@ -1,0 +1,150 @@
+"""metrics.json: what `dsno evaluate` writes of a run, checked when it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dsno.evaluation.samplers import STUDENT
+from dsno.evaluation.validity import Shortage
+from dsno.support.errors import InputError
+from dsno.support.files import read_json
+
+METRICS = "metrics.json"
+REMEDY = "run `dsno evaluate` again"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class SamplerRecord(_Record):
+    """What was measured of one sampler."""
+
+    name: str
+    label: str
+    nfe: int = Field(ge=1)
+    spacing: str | None = None
+    frechet_distance: dict[str, float]
+    seconds_per_sample: float = Field(ge=0)
+    relative_time: float | None = None
+    paired_l1: float | None = None
+
+
+class _Reference(_Record):
+    name: str
+    count: int
+    split_half_distance: dict[str, float]
+    real: bool = True
+    """Whether it is real data, or samples of the teacher."""
+
+    @property
+    def what(self) -> str:
+        """The reference in two words."""
+        return "real data" if self.real else "teacher's samples"
+
+    @property
+    def items(self) -> str:
+        """What it consists of, in the plural."""
+        return f"real items of {self.name}" if self.real else "samples of the teacher"
+
+
+class _Features(_Record):
+    dimension: int
+    held_out_accuracy: float | None = None
+    seed: int | None = None
+
+
+class _PairedReference(_Record):
+    method: str
+    steps: int
+    spacing: str | None = None
+
+
+class _Verdict(_Record):
+    student: float
+    ddim: float
+    ddim_nfe: int
+    features: str
+
+
+class _TeacherRecord(_Record):
+    step: int
+    loss: float
+
+
+class _StudentRecord(_TeacherRecord):
+    per_time: list[float] | None = None
+
+
+class _Spectrum(_Record):
+    modes: list[int]
+    power: list[float]
+    kept: int
+
+
+class _Trajectories(_Record):
+    count: int
+    solver: str
+    steps: int
+    nfe: int
+
+
+class Metrics(_Record):
+    """metrics.json, as `dsno evaluate` writes it."""
+
+    name: str
+    title: str | None = None
+    samples: int
+    samplers: list[SamplerRecord]
+    reference: _Reference
+    features: dict[str, _Features]
+    paired_reference: _PairedReference | None = None
+    verdict: _Verdict
+    trained_times: list[float]
+    student_history: list[_StudentRecord] = []
+    teacher_history: list[_TeacherRecord] = []
+    spectrum: _Spectrum | None = None
+    parameters: dict[str, int]
+    trajectories: _Trajectories
+    warnings: list[Shortage] = []
+    durations: dict[str, float]
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+    command: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        distances = [row.frechet_distance for row in self.samplers]
+        for row in [*distances, self.reference.split_half_distance]:
+            if row.keys() != self.features.keys() or self.verdict.features not in row:
+                raise ValueError("every distance and the verdict must use the features listed")
+        if STUDENT not in (row.name for row in self.samplers):
+            raise ValueError(f"no sampler is named {STUDENT!r}")
+        known = [row.per_time for row in self.student_history if row.per_time is not None]
+        if any(len(values) != len(self.trained_times) for values in known):
+            raise ValueError("student_history.per_time and trained_times differ in length")
+        if self.spectrum and len(self.spectrum.modes) != len(self.spectrum.power):
+            raise ValueError("spectrum.modes and spectrum.power differ in length")
+        return self
+
+    def feature_names(self) -> list[str]:
+        """The feature spaces, the verdict's first."""
+        return sorted(self.features, key=lambda name: name != self.verdict.features)
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read and check metrics.json.
+
+    Raises:
+        InputError: if it is missing or malformed.
+    """
+    try:
+        return Metrics.model_validate(read_json(path, "metrics file", REMEDY))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(key) for key in first["loc"])
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise InputError(f"The metrics file {path} is malformed ({reason}); {REMEDY}.") from None

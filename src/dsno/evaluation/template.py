@@ -1,0 +1,78 @@
+"""The report's page: sentences and numbers of metrics.json set in the HTML template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from dsno.evaluation.features import singular
+from dsno.evaluation.figures import number, order
+from dsno.evaluation.metrics import Metrics, SamplerRecord
+from dsno.evaluation.samplers import SAMPLER_NAMES, STUDENT
+
+TEMPLATE = "template.html.j2"
+
+
+def render(metrics: Metrics, uris: Mapping[str, str]) -> str:
+    """The page, with the figures' `uris` by name."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "duration": _duration}
+    environment.filters |= {"evaluations": _evaluations, "singular": singular}
+    text = (resources.files("dsno.evaluation") / TEMPLATE).read_text(encoding="utf-8")
+    sentence, remarks = verdict(metrics)
+    return environment.from_string(text).render(
+        m=metrics,
+        sentence=sentence,
+        remarks=remarks,
+        rows=_ordered(metrics),
+        names=metrics.feature_names(),
+        labels=SAMPLER_NAMES,
+        uris=uris,
+        recipe=yaml.safe_dump(metrics.recipe, sort_keys=False, allow_unicode=True),
+    )
+
+
+def verdict(metrics: Metrics) -> tuple[str, list[str]]:
+    """The verdict in one plain sentence, and the sentences that put it in proportion."""
+    v, evaluations = metrics.verdict, _evaluations(metrics.verdict.ddim_nfe)
+    word = "beats" if v.student < v.ddim else "does not beat" if v.student > v.ddim else "equals"
+    remarks = [
+        f"In {_evaluations(_ordered(metrics)[0].nfe)} its Frechet distance "
+        f"({singular(v.features)} features) to the {metrics.reference.what} is "
+        f"{number(v.student)}; with {evaluations} DDIM's is {number(v.ddim)} (lower is better)."
+    ]
+    others = [row for row in metrics.samplers if row.name != STUDENT]
+    if better := [row for row in others if row.frechet_distance[v.features] < v.student]:
+        best = min(better, key=lambda row: row.frechet_distance[v.features])
+        fewest = min(better, key=lambda row: (row.nfe, row.frechet_distance[v.features]))
+        leads = "The fewest evaluations that do better", "The lowest distance measured"
+        for lead, row in zip(leads, (fewest, best), strict=True):
+            steps = f"{row.spacing} steps, " if row.spacing not in (None, "uniform") else ""
+            distance = steps + number(row.frechet_distance[v.features])
+            remarks.append(f"{lead}: {row.label} with {_evaluations(row.nfe)} ({distance}).")
+    else:
+        remarks.append("No measured sampler has a lower distance.")
+    return f"The one-step student {word} DDIM with {evaluations} on a uniform grid.", remarks
+
+
+def _ordered(metrics: Metrics) -> list[SamplerRecord]:
+    """The samplers: the student, then method by method, by spacing and evaluations."""
+    return sorted(metrics.samplers, key=lambda row: (*order(row.name, row.spacing), row.nfe))
+
+
+def _evaluations(count: int) -> str:
+    return "one evaluation" if count == 1 else f"{count:,} evaluations"
+
+
+def _duration(seconds: float) -> str:
+    """0.42 s; 42.1 s; 7 min 5 s; 3 h 12 min."""
+    if seconds < 60:
+        return f"{number(seconds)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,83 @@
+"""Samplers: who makes samples, from which noise and labels, at what cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.evaluation.mixture import SHAPE, Student, draws, nothing
+from torch import Tensor
+
+from dsno.diffusion.analytic import GaussianMixture
+from dsno.diffusion.conditions import Condition
+from dsno.evaluation.samplers import (
+    Sampler,
+    draw,
+    samplers_of,
+    student_sampler,
+    teacher_sampler,
+)
+from dsno.recipes.schema import Curve, Evaluate
+from dsno.support import seeds
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_samples_do_not_depend_on_the_batch_size(teacher: GaussianMixture, labelled: bool) -> None:
+    sampler = teacher_sampler(teacher, "dpm++2m", 4, "uniform")
+    whole = draw(sampler, draws(64, labelled), 50, nothing)
+    for size in (1, 7, 50):
+        assert torch.equal(draw(sampler, draws(size, labelled), 50, nothing), whole)
+    assert torch.equal(draw(sampler, draws(7, labelled), 20, nothing), whole[:20])
+
+
+def test_every_sampler_starts_from_the_same_noise_and_labels() -> None:
+    seen: list[Tensor] = []
+
+    def keep(noise: Tensor, condition: Condition | None) -> Tensor:
+        assert condition is not None
+        seen.append(condition["class_labels"])
+        return noise
+
+    both = draws(6, labelled=True)
+    made = [draw(Sampler(n, n, 1, None, keep), both, 10, nothing) for n in "ab"]
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], seeds.item_noise(3, range(10), SHAPE, stream=seeds.SAMPLE))
+    expected = seeds.item_labels(3, range(10), [0.5, 0.5], stream=seeds.SAMPLE_LABEL)
+    assert torch.equal(torch.cat(seen[:2]), expected)
+    assert torch.equal(torch.cat(seen[2:]), expected)
+
+
+def test_progress_counts_evaluations(teacher: GaussianMixture) -> None:
+    counts: list[int] = []
+    sampler = teacher_sampler(teacher, "heun", 3, "uniform")
+    draw(sampler, draws(4), 10, lambda n, note: counts.append(n))
+    assert sampler.nfe == 5  # the last step costs one
+    assert counts == [20, 20, 10]
+
+
+def test_samplers_are_the_student_and_each_distinct_curve_once(teacher: GaussianMixture) -> None:
+    plan = Evaluate(
+        curves=(
+            Curve(solver="ddim", steps=(1, 4)),
+            Curve(solver="heun", steps=(2,), spacing="karras"),
+            Curve(solver="ddim", steps=(4,), spacing="quadratic"),
+        ),
+        baseline_steps=4,
+    )
+    found = [s.key for s in samplers_of(teacher, Student(lambda n: n), plan)]
+    assert found == [
+        ("dsno", 1, None),
+        ("ddim", 1, "uniform"),
+        ("ddim", 4, "uniform"),
+        ("heun", 3, "karras"),
+        ("ddim", 4, "quadratic"),
+    ]
+    other = samplers_of(
+        teacher, Student(lambda n: n), plan.model_copy(update={"baseline_steps": 9})
+    )
+    assert [s.key for s in other] == [*found, ("ddim", 9, "uniform")]
+
+
+def test_the_student_is_asked_for_its_state_at_zero() -> None:
+    sampler = student_sampler(Student(lambda noise: noise + 1))
+    assert (sampler.name, sampler.nfe) == ("dsno", 1)
+    assert torch.equal(sampler.generate(torch.zeros(2, *SHAPE), None), torch.ones(2, *SHAPE))
