@@ -544,7 +544,7 @@ def test_a_saved_student_keeps_its_plan(case: str, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = operator.sample(noise, condition)
     given_noise = {"noise": noise, "class_labels": condition["class_labels"]}
-    assert torch.equal(pipeline(**given_noise, output_type="pt").images, expected)
+    assert torch.equal(pipeline(**given_noise, output_type="raw").images, expected)
 
 
 def test_a_student_saved_before_there_were_plans_is_read(tmp_path: Path) -> None:
