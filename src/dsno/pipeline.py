@@ -5,10 +5,8 @@ The module path and the class names stand inside saved folders: they are API.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,8 +15,6 @@ import numpy as np
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
-from PIL import Image
 from torch import Tensor, nn
 
 from dsno.backbones import registry
@@ -27,8 +23,6 @@ from dsno.backbones.safe_loading import (
     DIFFUSERS_STEM,
     best_variant,
     check_model,
-    first_line,
-    lacks_weights,
     weight_variants,
 )
 from dsno.backbones.text_encoder import TextEncoder
@@ -39,23 +33,18 @@ from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig, Lifted
 from dsno.sampling import arguments
 from dsno.sampling.folder import (
-    REMEDY,
     Names,
     check_folder,
     choose_variant,
     read_model_config,
     require_variant,
 )
-from dsno.sampling.outputs import OUTPUT_TYPES, convert
+from dsno.sampling.loading import loading, local_folder, require_safetensors
+from dsno.sampling.outputs import OUTPUT_TYPES, DSNOPipelineOutput, convert
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError, one_of
-from dsno.support.hub import HALF_PRECISION, download, looks_like_hub_id
 from dsno.support.scalars import whole
 from dsno.teachers.weights import mismatch_sentence
-
-_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
-_ALLOW = ("*.json", "*.safetensors", "*.txt", "*.model")
-"""What is worth downloading: configurations, weights, and the files of tokenizers."""
 
 
 class DSNOModel(ModelMixin, ConfigMixin):
@@ -172,7 +161,7 @@ class DSNOModel(ModelMixin, ConfigMixin):
         Raises:
             InputError: if it is not such a folder, or a file of it is damaged or does not fit.
         """
-        top = _local_folder(folder, kwargs)
+        top = local_folder(folder, kwargs)
         path = top / (kwargs.pop("subfolder", None) or "")
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("low_cpu_mem_usage", False)  # tables are made as the model is built
@@ -181,7 +170,7 @@ class DSNOModel(ModelMixin, ConfigMixin):
             variant = best_variant(path, DIFFUSERS_STEM)
         else:
             require_variant(path, variant, weight_variants(path, DIFFUSERS_STEM))
-        with _loading(path):
+        with loading(path):
             config = read_model_config(path)
             check_model(path, config, lambda: cls.from_config(config), "model", variant)
             kwargs |= {"variant": variant, "use_safetensors": True, "output_loading_info": True}
@@ -214,7 +203,7 @@ class DSNOModel(ModelMixin, ConfigMixin):
         Raises:
             InputError: for pickled weights.
         """
-        _require_safetensors(safe_serialization, kwargs)
+        require_safetensors(safe_serialization, kwargs)
         super().save_pretrained(folder, variant=variant, max_shard_size=max_shard_size, **kwargs)
 
     def forward(
@@ -252,62 +241,6 @@ def _config_of(network: nn.Module, kind: registry.Backbone) -> dict[str, Any]:
     return config
 
 
-def _local_folder(source: str | Path, options: dict[str, Any]) -> Path:
-    """A folder, or the copy of a Hub repository; what only a download needs leaves the options."""
-    hub = {k: v for k in _HUB_OPTIONS if (v := options.pop(k, None)) is not None}
-    path = Path(source)
-    if path.is_dir() or not looks_like_hub_id(str(source)):
-        return path
-    if options.get("variant") is None:
-        path = download(str(source), allow=_ALLOW, ignore=HALF_PRECISION, **hub)
-        if not lacks_weights(path):
-            return path
-    return download(str(source), allow=_ALLOW, **hub)
-
-
-@contextlib.contextmanager
-def _loading(folder: str | Path) -> Iterator[None]:
-    """Turn whatever a lying file makes a library raise into one sentence."""
-    try:
-        with quiet_libraries():
-            yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"The model in {folder} cannot be loaded ({first_line(error)}); {REMEDY}."
-        ) from None
-
-
-def _require_safetensors(safe_serialization: bool, options: Mapping[str, Any]) -> None:
-    """Refuse to write what would not be loaded again."""
-    if not safe_serialization or options.get("use_flashpack"):
-        raise InputError(
-            "Weights are saved as safetensors only, since others would not be loaded again; leave "
-            "safe_serialization and use_flashpack out."
-        )
-
-
-@dataclass
-class DSNOPipelineOutput(BaseOutput):
-    """What the pipeline returns.
-
-    Attributes:
-        images: as the output type says, see `dsno.sampling.outputs.convert`; of a model whose
-            samples are not images, the samples themselves, (batch, *shape).
-        trajectory: (batch, times, *shape), if asked for.
-        times: (times,), float64, of the trajectory; falling, 1 is noise and 0 data.
-        class_labels: (batch,), of a conditional model.
-        latents: (batch, *shape), what a latent model's images were decoded from.
-    """
-
-    images: list[Image.Image] | np.ndarray | Tensor
-    trajectory: Tensor | None = None
-    times: Tensor | None = None
-    class_labels: Tensor | None = None
-    latents: Tensor | None = None
-
-
 class DSNOPipeline(DiffusionPipeline):
     """Sample a trained operator: noise in, samples out, one network evaluation.
 
@@ -343,7 +276,7 @@ class DSNOPipeline(DiffusionPipeline):
         Raises:
             InputError: if it is not such a folder, or a file of it is damaged.
         """
-        path = _local_folder(folder, kwargs)
+        path = local_folder(folder, kwargs)
         if not (path / "model_index.json").is_file():
             raise InputError(
                 f"{folder} is not a trained model (no model_index.json); give the folder that "
@@ -352,7 +285,7 @@ class DSNOPipeline(DiffusionPipeline):
         kwargs.setdefault("low_cpu_mem_usage", False)  # the other way needs accelerate
         kwargs["variant"] = choose_variant(path, kwargs.get("variant"))
         names = Names(cls.__name__, DSNOModel.__module__, DSNOModel.__name__)
-        with _loading(folder):
+        with loading(folder):
             check_folder(path, names, given=kwargs, variant=kwargs["variant"])
             pipeline = super().from_pretrained(path, use_safetensors=True, **kwargs)
         if not isinstance(pipeline, cls):
@@ -372,7 +305,7 @@ class DSNOPipeline(DiffusionPipeline):
         Raises:
             InputError: for pickled weights.
         """
-        _require_safetensors(safe_serialization, kwargs)
+        require_safetensors(safe_serialization, kwargs)
         super().save_pretrained(folder, **kwargs)
 
     @property
@@ -381,6 +314,12 @@ class DSNOPipeline(DiffusionPipeline):
         if self.vae is None:
             return lambda states: states
         return functools.partial(Latents(self.vae).decode, device=self._execution_device)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one decoded sample."""
+        states = torch.zeros(1, *self.model.operator.sample_shape, device=self._execution_device)
+        return tuple(self.decode(states).shape[1:])
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings (len(prompts), L, D) of prompts, float32.

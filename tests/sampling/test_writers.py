@@ -175,7 +175,7 @@ def test_what_cannot_be_written_is_refused_first(
     name: str, shape: tuple[int, ...], raw: bool, count: int, says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=says):
-        check_target(tmp_path / name, count, shape, shape, raw=raw)
+        check_target(tmp_path / name, count, shape, raw=raw)
 
 
 def test_the_largest_picture_is_one_that_pillow_opens() -> None:
@@ -185,7 +185,7 @@ def test_the_largest_picture_is_one_that_pillow_opens() -> None:
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"other files than samples, such as notes\.txt"):
-        check_target(tmp_path, 1, (3, 4, 4), (3, 4, 4), raw=False)
+        check_target(tmp_path, 1, (3, 4, 4), raw=False)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="is a file"):
-        check_target(tmp_path / "file", 1, (3, 4, 4), (3, 4, 4), raw=False)
+        check_target(tmp_path / "file", 1, (3, 4, 4), raw=False)

@@ -61,9 +61,8 @@ def sample_model(
         raise InputError(f"The batch size must be at least 1, not {batch_size}.")
     pipeline = DSNOPipeline.from_pretrained(folder).to(distributed.device())
     shape = pipeline.model.operator.sample_shape
-    image_shape = shape if pipeline.vae is None else _image_shape(pipeline)
     for path in files:
-        check_target(path, num, shape, image_shape, raw=raw)
+        check_target(path, num, pipeline.image_shape, raw=raw)
     embeds = _embeds(pipeline, prompts)
     frequencies = pipeline.model.config.class_frequencies
     with contextlib.ExitStack() as stack, progress("sampling", num, unit="sample") as advance:

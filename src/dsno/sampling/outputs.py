@@ -5,18 +5,36 @@ Source of the conventions: `VaeImageProcessor.postprocess` of diffusers.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from dsno.support.images import MODES, to_pil
+from dsno.support.images import to_pil
 
 OUTPUT_TYPES = ("pil", "np", "numpy", "pt", "latent", "raw")
 
 
-def are_images(samples: Tensor) -> bool:
-    """Whether samples (batch, *shape) are images, of 1 to 4 channels."""
-    return samples.ndim == 4 and samples.shape[1] in MODES
+@dataclass
+class DSNOPipelineOutput(BaseOutput):
+    """What the pipeline returns.
+
+    Attributes:
+        images: as the output type says, see `convert`; of a model whose
+            samples are not images, the samples themselves, (batch, *shape).
+        trajectory: (batch, times, *shape), if asked for.
+        times: (times,), float64, of the trajectory; falling, 1 is noise and 0 data.
+        class_labels: (batch,), of a conditional model.
+        latents: (batch, *shape), what a latent model's images were decoded from.
+    """
+
+    images: list[Image.Image] | np.ndarray | Tensor
+    trajectory: Tensor | None = None
+    times: Tensor | None = None
+    class_labels: Tensor | None = None
+    latents: Tensor | None = None
 
 
 def convert(samples: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:

@@ -46,15 +46,12 @@ class SampleFile(ABC):
         """Take the next samples (n, *shape), about [-1, 1], and their classes (n,)."""
 
 
-def check_target(
-    path: Path, count: int, state_shape: Sequence[int], image_shape: Sequence[int], *, raw: bool
-) -> None:
+def check_target(path: Path, count: int, image_shape: Sequence[int], *, raw: bool) -> None:
     """Refuse what cannot be written, before any sample is made.
 
     Args:
         path: file or folder.
         count: of samples.
-        state_shape: of one state of the model.
         image_shape: of one decoded sample.
         raw: write states.
 
