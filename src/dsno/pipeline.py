@@ -91,7 +91,6 @@ class DSNOModel(ModelMixin, ConfigMixin):
         parts: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        slices, modes = whole(slices, "number of slices"), whole(modes, "number of modes")
         guidance_scale = arguments.trained_guidance(guidance_scale)
         kind = registry.backbone(backbone)
         with torch.device("cpu"):  # a schedule needs numbers also where weights are on `meta`
