@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 import dsno
 from dsno.cli import main
+from dsno.data.load import load_data
 from dsno.recipes import load_recipe, shipped_recipes
 from dsno.support.errors import WorkError
 from dsno.support.files import sha256
@@ -422,8 +423,8 @@ def test_a_damaged_shard_is_named_and_made_again(run: Path, capsys: Capture) -> 
         (["--num", "-3"], "at least 1, not -3"),
         (["--batch-size", "0"], "The batch size must be at least 1, not 0"),
         (["--label", "3"], "This model is unconditional: it takes no class labels."),
-        (["--out", "grid.jpg"], "written to a .png or .npz file, not 'grid.jpg'"),
-        (["--out", "grid"], "written to a .png or .npz file, not 'grid'"),
+        (["--out", "grid.jpg"], "written to a .png or .npz file or a folder, not to 'grid.jpg'"),
+        (["--raw", "--out", "grid.png"], "Raw states are written to an .npz file"),
         (["a.b=c"], "Sampling a trained model takes no KEY=VALUE"),
     ],
 )
@@ -448,7 +449,9 @@ def test_samples_are_written_where_asked(
     assert capsys.readouterr().out == "Wrote 2 samples to samples.png\n"
     assert main(["sample", str(finished), "--num", "3", "--out", "new/a.npz"]) == 0
     with np.load("new/a.npz") as arrays:
-        assert arrays["samples"].shape == (3, 1, 8, 8)
+        assert arrays["arr_0"].shape == (3, 8, 8, 1)
+    assert main(["sample", str(finished), "--num", "3", "--out", "new/images"]) == 0
+    assert load_data("npz", "new/a.npz").images.equal(load_data("folder", "new/images").images)
     (tmp_path / "folder.png").mkdir()
     out = ["--num", "1", "--out", "folder.png"]
     assert "folder.png cannot be written" in refused(capsys, ["sample", str(finished), *out], 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from tests import makers
+from tests.hub import Hub
 
+from dsno.backbones.registry import backbone_of
 from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig
 from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
 from dsno.support.errors import InputError
+from dsno.teachers.pipelines import diffusers_teacher
 
 LIFT = LiftConfig(["down_blocks.*.resnets.*", "mid_block.attentions.0", "up_blocks.*.resnets.*"])
 FREQUENCIES = [0.0, 0.25, 0.75]
+EIGHTS = (8, np.int64(8), np.array(8), torch.tensor(8), 8.0, np.float32(8))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture
@@ -36,10 +50,6 @@ def make(unet_teacher: Any) -> Any:
     return pipeline
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 @pytest.mark.parametrize("classes", [0, 3])
 def test_a_saved_pipeline_comes_back_to_the_last_bit(
     classes: int, make: Any, tmp_path: Path
@@ -47,7 +57,7 @@ def test_a_saved_pipeline_comes_back_to_the_last_bit(
     pipeline, noise = make(classes=classes), torch.randn(3, 1, 8, 8)
     save_pipeline(pipeline.model, tmp_path)
     again = DSNOPipeline.from_pretrained(tmp_path)
-    call = {"noise": noise, "output_type": "pt", "return_trajectory": True}
+    call = {"noise": noise, "output_type": "raw", "return_trajectory": True}
     if classes:
         call["class_labels"] = [0, 2, 1]
     first, second = pipeline(**call), again(**call)
@@ -82,7 +92,7 @@ def test_the_folder_names_the_modules_it_needs_and_holds_no_pickle(
 
 def test_the_pipeline_samples_the_operator_it_was_made_of(unet_teacher: Any) -> None:
     operator, noise = DSNO.from_teacher(unet_teacher(), LIFT), torch.randn(2, 1, 8, 8)
-    images = DSNOPipeline(DSNOModel.from_operator(operator))(noise=noise, output_type="pt").images
+    images = DSNOPipeline(DSNOModel.from_operator(operator))(noise=noise, output_type="raw").images
     with torch.no_grad():
         assert torch.equal(images, operator.sample(noise))
 
@@ -104,6 +114,86 @@ def test_the_batch_is_as_large_as_asked_or_given(make: Any) -> None:
     assert len(pipeline(noise=torch.randn(4, 1, 8, 8)).images) == 4
 
 
+@pytest.mark.parametrize("eight", EIGHTS, ids=repr)
+def test_a_batch_size_is_a_number_in_every_type(eight: Any, make: Any) -> None:
+    assert len(make()(batch_size=eight).images) == 8
+
+
+def test_guidance_is_a_number_or_a_range_in_every_type(unet_teacher: Any) -> None:
+    operator = DSNO.from_teacher(unet_teacher(), LIFT)
+    for scale in (np.float32(3), torch.tensor(3.0), 3):
+        model = DSNOModel.from_operator(operator, guidance_scale=scale)
+        assert (model.config.guidance_scale, model.guidance_range) == (3.0, None)
+        with pytest.raises(InputError, match="guidance 3 distilled in"):
+            DSNOPipeline(model)(guidance_scale=2.0)
+    operator = DSNO.from_teacher(unet_teacher(), dataclasses.replace(LIFT, guidance=True))
+    noise = torch.randn(2, 1, 8, 8)
+    for ends in ((1, 5), np.array([1, 5]), torch.tensor([1.0, 5.0])):
+        model = DSNOModel.from_operator(operator, guidance_scale=ends)
+        assert model.guidance_range == (1.0, 5.0)
+        pipeline = DSNOPipeline(model)
+        middle = pipeline(noise=noise, output_type="raw").images
+        for scale in (3, np.float32(3), torch.tensor(3.0), [3.0, 3.0], np.array([3, 3])):
+            given = pipeline(noise=noise, guidance_scale=scale, output_type="raw").images
+            assert torch.equal(given, middle)
+        for wrong in (6, float("nan"), np.float64(0.5)):
+            with pytest.raises(InputError, match="outside the range"):
+                pipeline(guidance_scale=wrong)
+    with pytest.raises(InputError, match="a number or a range of two"):
+        DSNOModel.from_operator(operator, guidance_scale="3")
+
+
+def test_a_sample_of_a_generator_of_its_own_is_what_it_is_alone(make: Any) -> None:
+    """The noise is that of diffusers' `randn_tensor`, the label the next draw."""
+    pipeline = make(classes=3)
+    together = pipeline(generator=[seeded(5), seeded(6), seeded(7)], output_type="raw")
+    noise = randn_tensor((3, 1, 8, 8), generator=[seeded(5), seeded(6), seeded(7)])
+    alone = [pipeline(generator=seeded(s), output_type="raw") for s in (5, 6, 7)]
+    assert together.class_labels.tolist() == [int(one.class_labels) for one in alone]
+    given = pipeline(noise=noise, class_labels=together.class_labels, output_type="raw").images
+    assert torch.equal(together.images, given)
+    for i, one in enumerate(alone):
+        torch.testing.assert_close(together.images[i], one.images[0])
+
+
+def test_a_list_of_one_generator_is_that_generator(make: Any) -> None:
+    pipeline = make()
+    first, second = (
+        pipeline(batch_size=4, generator=g, output_type="raw").images
+        for g in (seeded(), [seeded()])
+    )
+    assert torch.equal(first, second)
+    drawn = torch.randn(4, 1, 8, 8, generator=seeded())
+    assert torch.equal(first, pipeline(noise=drawn, output_type="raw").images)
+
+
+def test_latents_is_diffusers_name_for_the_noise(make: Any) -> None:
+    pipeline, noise = make(), torch.randn(2, 1, 8, 8)
+    one, two = (pipeline(**{k: noise}, output_type="raw").images for k in ("noise", "latents"))
+    assert torch.equal(one, two)
+
+
+def test_without_return_dict_the_images_come_first(make: Any) -> None:
+    pipeline, noise = make(), torch.randn(2, 1, 8, 8)
+    result = pipeline(noise=noise, output_type="raw", return_trajectory=True)
+    call = {"noise": noise, "output_type": "raw", "return_dict": False, "num_inference_steps": 1}
+    (images,) = pipeline(**call)
+    torch.testing.assert_close(images, result.images)
+    _, trajectory, times = pipeline(**call, return_trajectory=True)
+    assert torch.equal(trajectory, result.trajectory)
+    assert torch.equal(times, result.times)
+
+
+def test_a_pipeline_is_offloaded_between_calls(make: Any) -> None:
+    """On a CPU this shows that the hooks are run and put back, and samples stay the same."""
+    pipeline, noise = make(), torch.randn(2, 1, 8, 8)
+    before = pipeline(noise=noise, output_type="raw").images
+    pipeline.enable_model_cpu_offload(device="cpu")
+    for _ in range(2):
+        assert torch.equal(pipeline(noise=noise, output_type="raw").images, before)
+        assert [hook.model for hook in pipeline._all_hooks] == [pipeline.model]
+
+
 def test_a_generator_decides_noise_and_labels(make: Any) -> None:
     pipeline = make(classes=3)
     one, same, other = (
@@ -112,6 +202,91 @@ def test_a_generator_decides_noise_and_labels(make: Any) -> None:
     assert torch.equal(one.images, same.images)
     assert torch.equal(one.class_labels, same.class_labels)
     assert not torch.equal(one.images, other.images)
+
+
+@pytest.fixture(scope="module")
+def textual(tmp_path_factory: pytest.TempPathFactory) -> DSNOPipeline:
+    """A latent, text-conditional student that differs for every prompt."""
+    torch.manual_seed(0)
+    teacher = diffusers_teacher(
+        makers.stable_diffusion_folder(tmp_path_factory.mktemp("text") / "saved")
+    )
+    sites = backbone_of(teacher.denoiser.network).sites(teacher.denoiser.network)
+    operator = DSNO.from_teacher(
+        teacher.denoiser,
+        LiftConfig(sites, slices=2),
+        output="state",
+        condition=teacher.example_condition(),
+    )
+    makers.shake(operator)  # the last layer of a student of an epsilon teacher is zero
+    assert teacher.latents is not None
+    assert teacher.text is not None
+    return DSNOPipeline(
+        DSNOModel.from_operator(operator.eval(), is_textual=True),
+        teacher.latents.vae,
+        teacher.text.encoder,
+        teacher.text.tokenizer,
+    )
+
+
+def test_images_of_one_prompt_lie_next_to_each_other(textual: DSNOPipeline) -> None:
+    """Prompts a, b and 2 images each are a, a, b, b, as diffusers orders them."""
+    noise = torch.randn(4, *textual.model.operator.sample_shape)
+    call = {"noise": noise, "output_type": "latent"}
+    expected = textual(prompt=["a", "a", "b", "b"], **call).images
+    assert not torch.allclose(expected[1], textual(prompt="b", **call).images[1], atol=1e-4)
+    twice = textual(prompt=["a", "b"], num_images_per_prompt=np.int64(2), **call).images
+    assert torch.equal(twice, expected)
+    embeds = textual.embed(["a", "b"])
+    given = textual(prompt_embeds=embeds, num_images_per_prompt=2, **call).images
+    assert torch.equal(given, expected)
+    assert len(textual(prompt="a", num_images_per_prompt=3).images) == 3
+    assert len(textual(prompt="a", batch_size=3).images) == 3
+    for wrong, says in (
+        ({"prompt": ["a", "b"], "batch_size": 3}, "prompts 2, batch_size 3"),
+        ({"prompt": ["a"], "num_images_per_prompt": 0}, "must be at least 1, not 0"),
+        ({"prompt": [1]}, "must be text, not 1"),
+        ({"prompt_embeds": embeds[0]}, r"\(batch, tokens, channels\)"),
+        ({"prompt": "a", "prompt_embeds": embeds}, "either prompt or prompt_embeds"),
+        ({}, "either prompt or prompt_embeds"),
+    ):
+        with pytest.raises(InputError, match=says):
+            textual(**wrong)
+
+
+def test_latents_are_what_the_images_are_decoded_from(textual: DSNOPipeline) -> None:
+    noise = torch.randn(2, *textual.model.operator.sample_shape)
+    latents = textual(prompt="a", latents=noise, output_type="latent").images
+    result = textual(prompt="a", latents=noise, output_type="raw")
+    assert torch.equal(result.latents, latents)
+    with torch.no_grad():  # scale 0.2 and shift 0.1, as the autoencoder was saved
+        decoded = textual.vae.decode(latents / 0.2 + 0.1).sample.clamp(-1, 1)
+    torch.testing.assert_close(result.images, decoded)
+
+
+def test_every_component_is_offloaded_in_the_order_of_use(textual: DSNOPipeline) -> None:
+    call = {"prompt": "a", "output_type": "raw"}
+    before = textual(generator=seeded(), **call).images
+    textual.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(textual(generator=seeded(), **call).images, before)
+    hooked = [hook.model for hook in textual._all_hooks]
+    assert hooked == [textual.text_encoder, textual.model, textual.vae]
+    textual.remove_all_hooks()
+
+
+@pytest.mark.parametrize("options", [{"variant": "fp16"}, {"max_shard_size": "5KB"}])
+def test_every_component_is_saved_and_loaded_alike(
+    options: dict[str, str], textual: DSNOPipeline, tmp_path: Path
+) -> None:
+    textual.save_pretrained(tmp_path, **options)
+    again = DSNOPipeline.from_pretrained(tmp_path)
+    for name in ("model", "vae", "text_encoder"):
+        weights = getattr(textual, name).state_dict()
+        for key, weight in getattr(again, name).state_dict().items():
+            assert torch.equal(weight, weights[key]), key
+    call = {"prompt": ["a", "b"], "output_type": "raw"}
+    first, second = (p(generator=seeded(), **call).images for p in (textual, again))
+    torch.testing.assert_close(first, second)
 
 
 def test_labels_not_asked_for_are_drawn_with_the_datas_frequencies(make: Any) -> None:
@@ -131,6 +306,9 @@ def test_labels_may_be_a_number_a_list_or_a_tensor(make: Any) -> None:
             np.array([2, 2]),
             torch.tensor([2, 2]),
             torch.tensor(2),
+            np.int64(2),
+            [np.uint8(2), 2.0],
+            torch.tensor([2.0, 2.0]),
         )
     ]
     for result in results:
@@ -143,21 +321,28 @@ def test_labels_may_be_a_number_a_list_or_a_tensor(make: Any) -> None:
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")])
 def test_output_types(channels: int, mode: str, make: Any) -> None:
+    """`pt` and `np` are those of diffusers: [0, 1], clamped, not rounded to bytes."""
     pipeline, noise = make((channels, 8, 8)), torch.randn(2, channels, 8, 8)
-    tensor, array, pictures = (
-        pipeline(noise=noise, output_type=kind).images for kind in ("pt", "np", "pil")
+    pipeline.model.operator.lifted.network.conv_out.weight.data *= 9
+    raw, latent, tensor, array, numbers, pictures = (
+        pipeline(noise=noise, output_type=kind).images
+        for kind in ("raw", "latent", "pt", "np", "numpy", "pil")
     )
-    assert tensor.shape == (2, channels, 8, 8)
-    expected = ((tensor.permute(0, 2, 3, 1) + 1) / 2).clamp(0, 1).numpy()
+    assert raw.shape == (2, channels, 8, 8)
+    assert raw.min() < -1  # what is clamped elsewhere
+    assert torch.equal(latent, raw)
+    expected = VaeImageProcessor().postprocess(raw, "pt")
+    torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-6)
     assert array.dtype == np.float32
-    np.testing.assert_allclose(array, expected, atol=0.5 / 255 + 1e-6)
+    np.testing.assert_array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_array_equal(array, numbers)
     assert all(isinstance(p, Image.Image) and p.mode == mode for p in pictures)
     pixels = np.asarray(pictures[1]).reshape(8, 8, channels)
     np.testing.assert_array_equal(pixels, (array[1] * 255).round().astype(np.uint8))
 
 
 def test_the_trajectory_ends_in_the_sample(make: Any) -> None:
-    result = make()(batch_size=2, output_type="pt", return_trajectory=True)
+    result = make()(batch_size=2, output_type="raw", return_trajectory=True)
     assert result.trajectory.shape == (2, 4, 1, 8, 8)
     assert result.times.tolist() == [0.5625, 0.25, 0.0625, 0]
     assert torch.equal(result.trajectory[:, -1], result.images)
@@ -165,7 +350,7 @@ def test_the_trajectory_ends_in_the_sample(make: Any) -> None:
 
 def test_the_trajectory_may_be_asked_at_any_times(make: Any) -> None:
     pipeline, noise = make(), torch.randn(2, 1, 8, 8)
-    call = {"noise": noise, "output_type": "pt", "return_trajectory": True}
+    call = {"noise": noise, "output_type": "raw", "return_trajectory": True}
     trained, asked = pipeline(**call), pipeline(**call, times=[1.0, 0.25, 0.1, 0.05, 0.0])
     assert asked.trajectory.shape == (2, 5, 1, 8, 8)
     assert asked.times.tolist() == [1.0, 0.25, 0.1, 0.05, 0.0]
@@ -178,32 +363,143 @@ def test_the_trajectory_may_be_asked_at_any_times(make: Any) -> None:
 
 def test_a_pipeline_runs_in_half_precision(make: Any) -> None:
     pipeline, noise = make(), torch.randn(2, 1, 8, 8)
-    exact = pipeline(noise=noise, output_type="pt").images
-    rough = pipeline.to(torch.bfloat16)(noise=noise, output_type="pt").images
+    exact = pipeline(noise=noise, output_type="raw").images
+    rough = pipeline.to(torch.bfloat16)(noise=noise, output_type="raw").images
     assert rough.dtype == torch.bfloat16
     assert (rough.float() - exact).abs().mean() < 0.1 * exact.abs().mean()
 
 
-@pytest.mark.parametrize(
-    ("classes", "call", "message"),
-    [
-        (0, {"batch_size": 0}, "at least 1, not 0"),
-        (0, {"class_labels": 1}, "unconditional"),
-        (0, {"output_type": "pli"}, "'pil'"),
-        (0, {"noise": torch.zeros(2, 1, 8, 8), "batch_size": 3}, "batch_size 3, noise 2"),
-        (0, {"noise": torch.zeros(2, 3, 8, 8)}, r"\(1, 8, 8\), but the noise has \(3, 8, 8\)"),
-        (0, {"return_trajectory": True, "times": [2.0]}, r"in \[0, 1\]"),
-        (3, {"class_labels": [0, 3]}, "Class 3 is out of range.*0 to 2"),
-        (3, {"class_labels": -1}, "Class -1 is out of range"),
-        (3, {"class_labels": torch.tensor([1.7])}, "whole numbers"),
-        (3, {"class_labels": [0, 1], "batch_size": 3}, "class_labels 2"),
+REFUSED: dict[int, list[tuple[dict[str, Any], str]]] = {
+    0: [
+        ({"batch_size": 0}, "at least 1, not 0"),
+        ({"batch_size": 2.5}, "number of samples must be a whole number, not 2.5"),
+        ({"batch_size": True}, "number of samples must be a whole number, not True"),
+        ({"batch_size": [8]}, "number of samples must be a whole number"),
+        ({"generator": 0}, r"torch\.Generator\(\)\.manual_seed\(0\), not 0"),
+        ({"generator": []}, "generators is empty"),
+        ({"generator": [seeded(), seeded()], "batch_size": 3}, "generator 2, batch_size 3"),
+        ({"num_inference_steps": 50}, "one evaluation.*must be 1, not 50"),
+        ({"num_images_per_prompt": 2}, "give batch_size"),
+        ({"noise": torch.zeros(1), "latents": torch.zeros(1)}, "one of the two"),
+        ({"guidance_scale": 2.0}, "has no guidance"),
+        ({"prompt": "a cat"}, "takes no prompt"),
+        ({"return_trajectory": True, "times": []}, "times is empty"),
+        ({"return_trajectory": True, "times": "now"}, "Times must be numbers"),
+        ({"class_labels": 1}, "unconditional"),
+        ({"output_type": "pli"}, "'pil'"),
+        ({"noise": torch.zeros(2, 1, 8, 8), "batch_size": 3}, "noise 2, batch_size 3"),
+        ({"noise": torch.zeros(2, 3, 8, 8)}, r"\(1, 8, 8\), but the noise has \(3, 8, 8\)"),
+        ({"return_trajectory": True, "times": [2.0]}, r"in \[0, 1\]"),
     ],
-)
-def test_an_impossible_request_is_refused(
-    classes: int, call: dict[str, Any], message: str, make: Any
+    3: [
+        ({"class_labels": [True, False]}, "whole numbers"),
+        ({"class_labels": "cat"}, "whole numbers, not 'cat'"),
+        ({"class_labels": [[0, 1], [1, 2]]}, r"not of shape \(2, 2\)"),
+        ({"class_labels": [0, 3]}, "Class 3 is out of range.*0 to 2"),
+        ({"class_labels": -1}, "Class -1 is out of range"),
+        ({"class_labels": torch.tensor([1.7])}, "whole numbers"),
+        ({"class_labels": [0, 1], "batch_size": 3}, "class_labels 2"),
+    ],
+}
+
+
+@pytest.mark.parametrize("classes", REFUSED)
+def test_an_impossible_request_is_refused(classes: int, make: Any) -> None:
+    pipeline = make(classes=classes)
+    for call, message in REFUSED[classes]:
+        with pytest.raises(InputError, match=message):
+            pipeline(**call)
+
+
+SAVES = {
+    "variant": {"variant": "fp16"},
+    "shards": {"max_shard_size": "20KB"},
+    "shards of a variant": {"max_shard_size": "20KB", "variant": "fp16"},
+}
+
+
+@pytest.mark.parametrize("how", SAVES)
+def test_every_way_to_save_is_a_way_to_load(how: str, make: Any, tmp_path: Path) -> None:
+    """With the variant named and without; as a pipeline, by diffusers' own loader, and alone."""
+    pipeline, noise, options = make(), torch.randn(2, 1, 8, 8), SAVES[how]
+    before = pipeline(noise=noise, output_type="raw").images
+    pipeline.save_pretrained(tmp_path / "whole", **options)
+    pipeline.model.save_pretrained(tmp_path / "alone", **options)
+    files = sorted(path.name for path in (tmp_path / "alone").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "whole" / "model").iterdir())
+    assert ("diffusion_pytorch_model.fp16" in files[1]) == ("variant" in options)
+    assert (len(files) > 3) == ("max_shard_size" in options)
+    named = {k: v for k, v in options.items() if k == "variant"}
+    for load in ({}, named):
+        again = DSNOPipeline.from_pretrained(tmp_path / "whole", **load)
+        assert torch.equal(again(noise=noise, output_type="raw").images, before)
+        inside = DSNOModel.from_pretrained(tmp_path / "whole", subfolder="model", **load)
+        alone = DSNOModel.from_pretrained(tmp_path / "alone", **load)
+        assert torch.equal(alone(noise)[:, -1], inside(noise)[:, -1])
+    theirs = DiffusionPipeline.from_pretrained(tmp_path / "whole", **named)
+    assert type(theirs) is DSNOPipeline
+    assert torch.equal(theirs(noise=noise, output_type="raw").images, before)
+
+
+def test_half_precision_is_saved_and_loaded(make: Any, tmp_path: Path) -> None:
+    pipeline, noise = make().to(torch.float16), torch.randn(2, 1, 8, 8)
+    before = pipeline(noise=noise, output_type="raw").images
+    pipeline.save_pretrained(tmp_path, variant="fp16")
+    stored = load_file(tmp_path / "model" / "diffusion_pytorch_model.fp16.safetensors")
+    assert {t.dtype for t in stored.values()} == {torch.float16}
+    half = DSNOPipeline.from_pretrained(tmp_path, torch_dtype=torch.float16)
+    assert torch.equal(half(noise=noise, output_type="raw").images, before)
+    whole = DSNOPipeline.from_pretrained(tmp_path)
+    assert whole.model.dtype == torch.float32
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, stored[name].float()), name
+
+
+def test_what_could_not_be_loaded_is_not_saved(make: Any, tmp_path: Path) -> None:
+    pipeline = make()
+    for thing in (pipeline, pipeline.model):
+        with pytest.raises(InputError, match="safetensors only"):
+            thing.save_pretrained(tmp_path, safe_serialization=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_variant_that_is_not_there_is_refused(make: Any, tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path, variant="fp16")
+    for load, path in ((DSNOPipeline, tmp_path), (DSNOModel, tmp_path / "model")):
+        with pytest.raises(InputError, match=r"no weights of the variant 'bf16'; there are 'fp16'"):
+            load.from_pretrained(path, variant="bf16")
+
+
+def test_a_model_lacking_a_weight_is_refused(make: Any, tmp_path: Path) -> None:
+    """The library would fill it with random numbers and log a line."""
+    save_pipeline(make().model, tmp_path)
+    file = tmp_path / "model" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["operator.lifted.network.conv_in.bias"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(InputError, match=r"missing: operator\.lifted\.network\.conv_in\.bias"):
+        DSNOPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["plain", *SAVES])
+def test_a_model_on_the_hub_is_downloaded_with_the_weights_it_has(
+    how: str, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InputError, match=message):
-        make(classes=classes)(**call)
+    pipeline, noise = make(), torch.randn(1, 1, 8, 8)
+    pipeline.save_pretrained(tmp_path / "hub", **SAVES.get(how, {}))
+    (tmp_path / "hub" / "model" / "notes.bin").write_bytes(b"pickle")
+    if how == "plain":  # half precision beside it is left where it is
+        pipeline.save_pretrained(tmp_path / "hub", variant="fp16")
+    hub = Hub(tmp_path / "hub", tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+    again = DSNOPipeline.from_pretrained("owner/name", revision="v2")
+    assert torch.equal(
+        again(noise=noise, output_type="raw").images,
+        pipeline(noise=noise, output_type="raw").images,
+    )
+    assert all(options == {"revision": "v2"} for options in hub.asked)
+    assert "model/notes.bin" not in hub.files
+    assert any("fp16" in name for name in hub.files) == ("variant" in SAVES.get(how, {}))
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -285,7 +285,8 @@ def sample(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="With a model folder: the .png (a grid) or .npz file. With a recipe: the run's."
+            help="With a model folder: a .png file (a grid), an .npz file, or a folder, which gets "
+            "one .png a sample. With a recipe: the run's folder."
         ),
     ] = None,
     num: Annotated[int, typer.Option(help="How many samples.")] = 64,
@@ -300,6 +301,12 @@ def sample(
         float | None, typer.Option(help="For a model trained at a range of guidance scales.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Samples at a time.")] = 256,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw", help="Write what the network gives to the .npz, floats before any decoding."
+        ),
+    ] = False,
 ) -> None:
     """Make samples with one network evaluation each."""
     from dsno.runs.locate import model_folder
@@ -308,16 +315,15 @@ def sample(
     if folder is None:
         opened = _open(target, overrides, out)
         opened.require("train")
-        folder, files = (
-            opened.folder / "student",
-            [opened.folder / "samples" / f"samples.{s}" for s in ("png", "npz")],
-        )
+        folder = opened.folder / "student"
+        names = ["samples.npz"] if raw else ["samples.png", "samples.npz"]
+        files = [opened.folder / "samples" / name for name in names]
     else:
         if overrides:
             raise InputError(
                 "Sampling a trained model takes no KEY=VALUE; give its recipe instead."
             )
-        files = [out or Path("samples.png")]
+        files = [out or Path("samples.npz" if raw else "samples.png")]
     from dsno.runs.sample import sample_model
 
     for path in sample_model(
@@ -329,6 +335,7 @@ def sample(
         prompts=prompt,
         guidance_scale=guidance_scale,
         batch_size=batch_size,
+        raw=raw,
     ):
         typer.echo(f"Wrote {num:,} samples to {path}")
 

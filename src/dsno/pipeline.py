@@ -5,29 +5,25 @@ The module path and the class names stand inside saved folders: they are API.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
-from PIL import Image
 from torch import Tensor, nn
 
 from dsno.backbones import registry
 from dsno.backbones.autoencoder import Latents
 from dsno.backbones.safe_loading import (
-    AUTOENCODERS,
-    TEXT_ENCODERS,
-    check_component,
+    DIFFUSERS_STEM,
+    best_variant,
     check_model,
-    check_sample_shape,
-    check_text_encoder,
-    first_line,
+    weight_variants,
 )
 from dsno.backbones.text_encoder import TextEncoder
 from dsno.diffusion.conditions import CLASS_LABELS, EMBEDDINGS, GUIDANCE_SCALE
@@ -35,16 +31,20 @@ from dsno.diffusion.denoisers import Preconditioning
 from dsno.operator.batch_plan import BatchPlan
 from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig, Lifted
+from dsno.sampling import arguments
+from dsno.sampling.folder import (
+    Names,
+    check_folder,
+    choose_variant,
+    read_model_config,
+    require_variant,
+)
+from dsno.sampling.loading import loading, local_folder, require_safetensors
+from dsno.sampling.outputs import OUTPUT_TYPES, DSNOPipelineOutput, convert
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError, one_of
-from dsno.support.files import read_json
-from dsno.support.hub import download, looks_like_hub_id
-from dsno.support.images import to_pil, to_uint8
-
-OUTPUT_TYPES = ("pil", "np", "pt")
-MAX_SLICES, MAX_SITES = 4_096, 4_096
-"""Of a saved model: its tables grow with both, and no file may ask for any size."""
-REMEDY = "train or download it again"
+from dsno.support.scalars import whole
+from dsno.teachers.weights import mismatch_sentence
 
 
 class DSNOModel(ModelMixin, ConfigMixin):
@@ -91,6 +91,7 @@ class DSNOModel(ModelMixin, ConfigMixin):
         parts: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        guidance_scale = arguments.trained_guidance(guidance_scale)
         kind = registry.backbone(backbone)
         with torch.device("cpu"):  # a schedule needs numbers also where weights are on `meta`
             meaning = Preconditioning.from_config(preconditioning)
@@ -127,7 +128,6 @@ class DSNOModel(ModelMixin, ConfigMixin):
         """Wrap a trained operator whose backbone is of a known class."""
         network, lifted = operator.lifted.network, operator.lifted
         kind = registry.backbone_of(network)
-        given = guidance_scale if isinstance(guidance_scale, int | float | None) else None
         with torch.device("meta"):  # its weights are replaced just below
             model: DSNOModel = cls(
                 backbone=kind.name,
@@ -142,14 +142,68 @@ class DSNOModel(ModelMixin, ConfigMixin):
                 spacing=operator.spacing.name,
                 output=operator.output,
                 class_frequencies=None if class_frequencies is None else list(class_frequencies),
-                guidance_scale=list(guidance_scale)
-                if isinstance(guidance_scale, Sequence)
-                else given,
+                guidance_scale=arguments.trained_guidance(guidance_scale),
                 is_textual=is_textual,
                 parts=lifted.plan.to_config(),
             )
         model.operator = operator
         return model
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Any:
+        """Load a model saved by `save_pretrained`.
+
+        Args:
+            folder: with config.json and safetensors, or `owner/name` on the Hub.
+            kwargs: passed to `ModelMixin.from_pretrained` (`subfolder`, `variant`, ...).
+
+        Raises:
+            InputError: if it is not such a folder, or a file of it is damaged or does not fit.
+        """
+        top = local_folder(folder, kwargs)
+        path = top / (kwargs.pop("subfolder", None) or "")
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("low_cpu_mem_usage", False)  # tables are made as the model is built
+        variant = kwargs.pop("variant", None)
+        if variant is None:
+            variant = best_variant(path, DIFFUSERS_STEM)
+        else:
+            require_variant(path, variant, weight_variants(path, DIFFUSERS_STEM))
+        with loading(path):
+            config = read_model_config(path)
+            check_model(path, config, lambda: cls.from_config(config), "model", variant)
+            kwargs |= {"variant": variant, "use_safetensors": True, "output_loading_info": True}
+            model, info = super().from_pretrained(path, **kwargs)
+        sentence = mismatch_sentence(
+            str(path), missing=info["missing_keys"], extra=info["unexpected_keys"], misshaped=[]
+        )
+        if sentence:
+            raise InputError(sentence)
+        return (model, info) if wants_info else model
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        **kwargs: Any,
+    ) -> None:
+        """Save weights and configuration.
+
+        Args:
+            folder: to write.
+            safe_serialization: True; other formats would not be loaded again.
+            variant: part of the names of the weights' files, such as "fp16".
+            max_shard_size: of one file of weights; more are written beyond it.
+            kwargs: passed to `ModelMixin.save_pretrained`.
+
+        Raises:
+            InputError: for pickled weights.
+        """
+        require_safetensors(safe_serialization, kwargs)
+        super().save_pretrained(folder, variant=variant, max_shard_size=max_shard_size, **kwargs)
 
     def forward(
         self,
@@ -186,26 +240,6 @@ def _config_of(network: nn.Module, kind: registry.Backbone) -> dict[str, Any]:
     return config
 
 
-@dataclass
-class DSNOPipelineOutput(BaseOutput):
-    """What the pipeline returns.
-
-    Attributes:
-        images: a list of PIL images; or an array (batch, H, W, C) in [0, 1] for `np`; or, for `pt`
-            and for samples that are not images, the states themselves, (batch, *shape).
-        trajectory: (batch, times, *shape), if asked for.
-        times: (times,), float64, of the trajectory; falling, 1 is noise and 0 data.
-        class_labels: (batch,), of a conditional model.
-        latents: (batch, *shape), what a latent model's images were decoded from.
-    """
-
-    images: list[Image.Image] | np.ndarray | Tensor
-    trajectory: Tensor | None = None
-    times: Tensor | None = None
-    class_labels: Tensor | None = None
-    latents: Tensor | None = None
-
-
 class DSNOPipeline(DiffusionPipeline):
     """Sample a trained operator: noise in, samples out, one network evaluation.
 
@@ -221,6 +255,7 @@ class DSNOPipeline(DiffusionPipeline):
     """
 
     _optional_components: ClassVar[list[str]] = ["vae", "text_encoder", "tokenizer"]
+    model_cpu_offload_seq = "text_encoder->model->vae"
 
     def __init__(
         self, model: DSNOModel, vae: Any = None, text_encoder: Any = None, tokenizer: Any = None
@@ -234,38 +269,56 @@ class DSNOPipeline(DiffusionPipeline):
 
         Args:
             folder: local folder, or `owner/name` on the Hub, which is downloaded first.
-            kwargs: passed to `DiffusionPipeline.from_pretrained` (`torch_dtype`, ...).
+            kwargs: passed to `DiffusionPipeline.from_pretrained` (`torch_dtype`, `variant`, ...).
+                Without `variant` the plain weights are taken, or what there is.
 
         Raises:
             InputError: if it is not such a folder, or a file of it is damaged.
         """
-        path = Path(folder)
-        if not path.is_dir() and looks_like_hub_id(str(folder)):
-            path = download(str(folder))
+        path = local_folder(folder, kwargs)
         if not (path / "model_index.json").is_file():
             raise InputError(
                 f"{folder} is not a trained model (no model_index.json); give the folder that "
                 "`dsno train` wrote, such as runs/digits/student."
             )
         kwargs.setdefault("low_cpu_mem_usage", False)  # the other way needs accelerate
-        try:
-            _check_folder(path, given=kwargs)
-            with quiet_libraries():
-                pipeline = super().from_pretrained(path, use_safetensors=True, **kwargs)
-        except InputError:
-            raise
-        except Exception as error:  # whatever a lying file makes a library raise
-            raise InputError(
-                f"The model in {folder} cannot be loaded ({first_line(error)}); {REMEDY}."
-            ) from None
+        kwargs["variant"] = choose_variant(path, kwargs.get("variant"))
+        names = Names(cls.__name__, DSNOModel.__module__, DSNOModel.__name__)
+        with loading(folder):
+            check_folder(path, names, given=kwargs, variant=kwargs["variant"])
+            pipeline = super().from_pretrained(path, use_safetensors=True, **kwargs)
         if not isinstance(pipeline, cls):
             raise InputError(f"{folder} holds a {type(pipeline).__name__}, not a {cls.__name__}.")
         return pipeline
 
+    def save_pretrained(
+        self, folder: str | Path, safe_serialization: bool = True, **kwargs: Any
+    ) -> None:
+        """Save every component.
+
+        Args:
+            folder: to write.
+            safe_serialization: True; other formats would not be loaded again.
+            kwargs: passed to `DiffusionPipeline.save_pretrained` (`variant`, ...).
+
+        Raises:
+            InputError: for pickled weights.
+        """
+        require_safetensors(safe_serialization, kwargs)
+        super().save_pretrained(folder, **kwargs)
+
     @property
     def decode(self) -> Callable[[Tensor], Tensor]:
         """From the model's states to images: the autoencoder, or nothing to do."""
-        return (lambda states: states) if self.vae is None else Latents(self.vae).decode
+        if self.vae is None:
+            return lambda states: states
+        return functools.partial(Latents(self.vae).decode, device=self._execution_device)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one decoded sample."""
+        states = torch.zeros(1, *self.model.operator.sample_shape, device=self._execution_device)
+        return tuple(self.decode(states).shape[1:])
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings (len(prompts), L, D) of prompts, float32.
@@ -280,14 +333,15 @@ class DSNOPipeline(DiffusionPipeline):
                 "This model was saved without its text encoder: give prompt_embeds instead of "
                 "prompt."
             )
-        return TextEncoder(self.tokenizer, self.text_encoder).encode(prompts)
+        encoder = TextEncoder(self.tokenizer, self.text_encoder)
+        return encoder.encode(prompts, device=self._execution_device)
 
     @torch.no_grad()
     def __call__(
         self,
         batch_size: int | None = None,
         class_labels: int | Sequence[int] | np.ndarray | Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         noise: Tensor | None = None,
         output_type: str = "pil",
         return_trajectory: bool = False,
@@ -295,232 +349,145 @@ class DSNOPipeline(DiffusionPipeline):
         prompt: str | Sequence[str] | None = None,
         prompt_embeds: Tensor | None = None,
         guidance_scale: float | Sequence[float] | Tensor | None = None,
-    ) -> DSNOPipelineOutput:
+        *,
+        latents: Tensor | None = None,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int | None = 1,
+        return_dict: bool = True,
+    ) -> DSNOPipelineOutput | tuple[Any, ...]:
         """Make samples.
 
         Args:
             batch_size: how many; by default as many as there are labels, prompts or noises, or 1.
             class_labels: one class for all, or one per sample; drawn with the frequencies of the
                 training data if the model is conditional and none are given.
-            generator: of the noise (and the labels).
+            generator: of the noise (and the labels); or one per sample, each of which then gives
+                what it would give alone.
             noise: unit normal (batch, *shape), instead of drawing it.
-            output_type: `pil`, `np` (batch, H, W, C) in [0, 1], or `pt`: the tensor as it is.
+            output_type: `pil`; `np` (batch, H, W, C) or `pt` (batch, C, H, W), both in [0, 1];
+                `raw`, what the model gives, about [-1, 1]; or `latent`, that before decoding.
             return_trajectory: also return the states x(t), at `times` or at the trained times.
             times: times in [0, 1] for the trajectory, in any number: the output is continuous.
             prompt: of a text-conditional model: one for all, or one per sample.
             prompt_embeds: their embeddings (batch, L, D), instead.
             guidance_scale: of a model trained at a range of scales: one for all, or one per sample;
                 the middle of the range if none is given.
+            latents: another name for `noise`.
+            num_images_per_prompt: samples of each prompt, next to each other.
+            num_inference_steps: 1, the one evaluation that there is.
+            return_dict: return the output's object; else a tuple of the images, and of the
+                trajectory and its times if they were asked for.
 
         Raises:
             InputError: for a batch size below 1, labels out of range or given to an unconditional
                 model, no prompt for a text-conditional one, a guidance scale where it is no input,
-                sizes that disagree, times without `return_trajectory`, or an unknown output type.
+                sizes that disagree, times without `return_trajectory`, an unknown output type, or
+                more than one step.
         """
         one_of(output_type, OUTPUT_TYPES, "output type")
+        arguments.check_one_evaluation(num_inference_steps)
         if times is not None and not return_trajectory:
             raise InputError("Times are of the trajectory: give return_trajectory=True too.")
-        operator, model = self.model.operator, self.model
-        count = _batch_size(
-            batch_size=batch_size,
-            class_labels=class_labels,
-            noise=noise,
-            prompt=None if isinstance(prompt, str) else prompt,
-            prompt_embeds=prompt_embeds,
-            guidance_scale=guidance_scale,
+        if noise is not None and latents is not None:
+            raise InputError("Latents are another name for the noise: give one of the two.")
+        noise = latents if noise is None else noise
+        generators = arguments.generator_list(generator)
+        repeats = whole(num_images_per_prompt, "number of images per prompt")
+        prompts, is_textual = arguments.prompt_list(prompt), self.model.config.is_textual
+        if repeats > 1 and not is_textual:
+            raise InputError(
+                "This model is not conditioned on text: give batch_size, not num_images_per_prompt."
+            )
+        rows = prompt_embeds if prompts is None else prompts
+        decides = rows is not None and (repeats > 1 or not isinstance(prompt, str))
+        count = arguments.count_samples(
+            batch_size,
+            len(rows) * repeats if rows is not None and decides else None,
+            {
+                "class_labels": class_labels,
+                "noise": noise,
+                "guidance_scale": guidance_scale,
+                "generator": generators if len(generators) > 1 else None,
+            },
         )
+        config, shape = self.model.config, self.model.operator.sample_shape
         if noise is None:
-            place = generator.device if generator is not None else torch.device("cpu")
-            noise = torch.randn(count, *operator.sample_shape, generator=generator, device=place)
-        noise = noise.to(device=model.device, dtype=model.dtype)
+            noise = arguments.draw_noise(count, shape, generators)
         condition = {
-            CLASS_LABELS: _labels(class_labels, count, model.config.class_frequencies, generator),
-            EMBEDDINGS: self._embeddings(prompt, prompt_embeds, count),
-            GUIDANCE_SCALE: _scales(guidance_scale, count, model),
+            CLASS_LABELS: self._labels(class_labels, count, generators),
+            EMBEDDINGS: self._embeddings(prompts, prompt_embeds, count, repeats),
+            GUIDANCE_SCALE: arguments.check_guidance(guidance_scale, count, config.guidance_scale),
         }
-        condition = {k: None if v is None else v.to(model.device) for k, v in condition.items()}
-        asked = operator.times
-        if times is None:
-            states = model(noise, last_only=not return_trajectory, **condition)
-        else:  # the sample is the state at one more time, of the same evaluation
-            asked = torch.as_tensor(times, dtype=torch.float64)
-            every = torch.cat([asked, torch.zeros_like(asked[:1])])
-            states = model(noise, times=every, **condition)
+        asked = None if times is None else arguments.check_times(times)
+        device = self._execution_device
+        states = self._states(
+            torch.as_tensor(noise).to(device=device, dtype=self.model.dtype),
+            {k: None if v is None else v.to(device) for k, v in condition.items()},
+            asked,
+            last_only=not return_trajectory,
+        )
+        shown = self.model.operator.times if asked is None else asked
         samples = states[:, -1]
+        images = samples if output_type == "latent" else convert(self.decode(samples), output_type)
+        self.maybe_free_model_hooks()
+        trajectory = states[:, : len(shown)] if return_trajectory else None
+        if not return_dict:
+            return (images, trajectory, shown) if return_trajectory else (images,)
         return DSNOPipelineOutput(
-            _convert(self.decode(samples), output_type),
-            states[:, : len(asked)] if return_trajectory else None,
-            asked if return_trajectory else None,
+            images,
+            trajectory,
+            shown if return_trajectory else None,
             condition[CLASS_LABELS],
             None if self.vae is None else samples,
         )
 
+    def _states(
+        self,
+        noise: Tensor,
+        condition: Mapping[str, Tensor | None],
+        times: Tensor | None,
+        *,
+        last_only: bool,
+    ) -> Tensor:
+        """States of one evaluation, at the trained times or those given; the last is the sample."""
+        every = None if times is None else torch.cat([times, times.new_zeros(1)])
+        states: Tensor = self.model(noise, times=every, last_only=last_only, **condition)
+        return states
+
+    def _labels(self, given: Any, count: int, generators: arguments.Generators) -> Tensor | None:
+        frequencies = self.model.config.class_frequencies
+        if given is not None:
+            classes = None if frequencies is None else len(frequencies)
+            return arguments.check_labels(given, count, classes)
+        if frequencies is None:
+            return None
+        return arguments.draw_labels(count, frequencies, generators)
+
     def _embeddings(
-        self, prompt: str | Sequence[str] | None, embeds: Tensor | None, count: int
+        self, prompts: list[str] | None, embeds: Tensor | None, count: int, repeats: int
     ) -> Tensor | None:
+        """Embeddings (count, L, D) of the samples' prompts."""
         if not self.model.config.is_textual:
-            if prompt is not None or embeds is not None:
+            if prompts is not None or embeds is not None:
                 raise InputError("This model is not conditioned on text: it takes no prompt.")
             return None
-        if embeds is not None and prompt is None:
-            return embeds.to(self.model.dtype).expand(count, -1, -1)
-        if prompt is None or embeds is not None:
+        if (prompts is None) == (embeds is None):
             raise InputError(
                 "This model is conditioned on text: give either prompt or prompt_embeds."
             )
-        encoded = self.embed([prompt] if isinstance(prompt, str) else prompt)
-        return encoded.to(self.model.dtype).expand(count, -1, -1)
-
-
-def _check_folder(folder: Path, given: Mapping[str, Any]) -> None:
-    """Check a pipeline's folder before the library sees it, which imports what its files name.
-
-    Args:
-        folder: with model_index.json.
-        given: components that the caller gives instead of the folder.
-
-    Raises:
-        InputError: for other classes than a pipeline of ours has, code beside them, or weights that
-            are pickled or do not fit their configuration.
-    """
-    index = read_json(folder / "model_index.json", "model index", REMEDY)
-    name = index.get("_class_name")
-    if (name[-1:] if isinstance(name, list) else [name]) != [DSNOPipeline.__name__]:
-        raise InputError(f"{folder} holds a {name!r:.60}, not a {DSNOPipeline.__name__}; {REMEDY}.")
-    parts = ("model", *DSNOPipeline._optional_components)
-    # Some versions of the library take such files for the classes that the index names.
-    for code in (f for place in ("", *parts) for f in (folder / place).glob("*.py")):
-        raise InputError(f"{code} is Python code, which a model's folder may not hold; remove it.")
-    for part in parts:
-        kind = index.get(part)
-        if part in given or kind in (None, [None, None]):
-            continue
-        if not _is_known(part, kind):
+        encoded = self.embed(prompts) if prompts is not None else torch.as_tensor(embeds)
+        if encoded.ndim != 3:
             raise InputError(
-                f"The {part} in {folder} is a {kind!r:.60}, which is not supported; {REMEDY}."
+                "Embeddings of prompts have shape (batch, tokens, channels), not "
+                f"{tuple(encoded.shape)}."
             )
-        found = _check_part(folder / part, part)
-        if found not in (kind[1], None):
-            raise InputError(
-                f"The {part} in {folder} is a {found!r:.60}, expected {kind[1]!r}; {REMEDY}."
-            )
+        repeated = encoded.to(self.model.dtype).repeat_interleave(repeats, 0)
+        return repeated.expand(count, -1, -1)
 
 
-def _is_known(part: str, kind: Any) -> bool:
-    """Whether a component's entry of the index, [library, class], is one that we write."""
-    if not isinstance(kind, list) or not all(isinstance(k, str) for k in kind) or len(kind) != 2:
-        return False
-    library: str = kind[0]
-    name: str = kind[1]
-    if part == "tokenizer":
-        return library == "transformers" and name.endswith(("Tokenizer", "TokenizerFast"))
-    known: dict[str, tuple[str, tuple[str, ...]]] = {
-        "model": (DSNOModel.__module__, (DSNOModel.__name__,)),
-        "vae": ("diffusers", AUTOENCODERS),
-        "text_encoder": ("transformers", TEXT_ENCODERS),
-    }
-    home, names = known[part]
-    return library == home and name in names
-
-
-def _check_part(folder: Path, part: str) -> str | None:
-    """Check the files of one component; return its class, if they say it."""
-    if part == "vae":
-        return check_component(folder, AUTOENCODERS, "autoencoder")
-    if part == "text_encoder":
-        return check_text_encoder(folder)
-    if part == "model":
-        config = read_json(folder / "config.json", "configuration of the model", REMEDY)
-        _check_sizes(config, folder)
-        check_model(folder, config, lambda: DSNOModel.from_config(config), "model")
-    return None
-
-
-def _check_sizes(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a model whose tables, which are not among its weights, would be too large."""
-    slices, sites = config.get("slices"), config.get("sites")
-    if not isinstance(slices, int) or not 1 <= slices <= MAX_SLICES:
-        raise InputError(
-            f"The model in {folder} has {slices!r:.60} slices, and 1 to {MAX_SLICES:,} are "
-            f"supported; {REMEDY}."
-        )
-    if not isinstance(sites, list) or len(sites) > MAX_SITES:
-        raise InputError(
-            f"The model in {folder} has no list of at most {MAX_SITES:,} sites; {REMEDY}."
-        )
-    shape = config.get("sample_shape")
-    if not isinstance(shape, list) or not all(type(size) is int for size in shape):
-        raise InputError(f"The model in {folder} does not say its sample_shape; {REMEDY}.")
-    check_sample_shape(shape, f"The model in {folder}")
-
-
-def _batch_size(**given: Any) -> int:
-    """The number of samples that every argument with a batch dimension agrees on."""
-    sizes = {}
-    for name, value in given.items():
-        if isinstance(value, int) and name == "batch_size":
-            sizes[name] = value
-        elif value is not None and np.ndim(value) > 0:
-            sizes[name] = len(value)
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise InputError(f"The numbers of samples disagree: {listed}.")
-    count = next(iter(sizes.values()), 1)
-    if count < 1:
-        raise InputError(f"The number of samples must be at least 1, not {count}.")
-    return count
-
-
-def _scales(given: Any, count: int, model: DSNOModel) -> Tensor | None:
-    """The guidance scale of every sample, if it is an input."""
-    scale = model.config.guidance_scale
-    if model.guidance_range is None:
-        if given is not None:
-            fixed = "has no guidance" if scale is None else f"has guidance {scale:g} distilled in"
-            raise InputError(f"This model {fixed}: it takes no guidance_scale.")
-        return None
-    low, high = model.guidance_range
-    scales = torch.as_tensor((low + high) / 2 if given is None else given, dtype=torch.float32)
-    wrong = scales[(scales < low) | (scales > high)] if scales.ndim else scales
-    if bool(((scales < low) | (scales > high)).any()):
-        first = float(wrong.flatten()[0])
-        raise InputError(
-            f"The guidance scale {first:g} is outside the range this model was trained at, "
-            f"{low:g} to {high:g}."
-        )
-    return scales.expand(count)
-
-
-def _labels(
-    given: Any, count: int, frequencies: Sequence[float] | None, generator: torch.Generator | None
-) -> Tensor | None:
-    if frequencies is None:
-        if given is not None:
-            raise InputError("This model is unconditional: it takes no class labels.")
-        return None
-    if given is None:
-        place = generator.device if generator else torch.device("cpu")
-        weights = torch.tensor(frequencies, dtype=torch.float32, device=place)
-        return torch.multinomial(weights, count, replacement=True, generator=generator)
-    labels = torch.as_tensor(given).reshape(-1)
-    if labels.is_floating_point():
-        raise InputError("Class labels must be whole numbers.")
-    labels = labels.to(torch.int64)
-    wrong = labels[(labels < 0) | (labels >= len(frequencies))]
-    if len(wrong):
-        raise InputError(
-            f"Class {int(wrong[0])} is out of range: the model knows classes 0 to "
-            f"{len(frequencies) - 1}."
-        )
-    return labels.expand(count)
-
-
-def _convert(samples: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
-    if output_type == "pt" or samples.ndim != 4:
-        return samples
-    if output_type == "np":
-        return to_uint8(samples.float().cpu()).astype(np.float32) / 255
-    return to_pil(samples.float().cpu())
+# `DiffusionPipeline.from_pretrained` finds a pipeline's class among the library's own names, and
+# has no other place for one that is not code inside the folder.
+diffusers.DSNOPipeline = DSNOPipeline
 
 
 def save_pipeline(

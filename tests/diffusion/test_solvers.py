@@ -260,3 +260,14 @@ def test_nodes_know_their_log_snr_and_angle() -> None:
 def test_an_impossible_request_is_refused_with_the_remedy(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         solve(gaussian(CASES["cosine"]), NOISE, **arguments)
+
+
+def test_the_number_of_steps_is_whole_in_every_type() -> None:
+    teacher = Gaussian(torch.zeros(2), torch.tensor([1.0, 0.3]), CosineSchedule())
+    noise = torch.randn(3, 2)
+    expected = solve(teacher, noise, method="ddim", steps=4).states
+    for steps in (np.int64(4), 4.0, torch.tensor(4)):
+        assert torch.equal(solve(teacher, noise, method="ddim", steps=steps).states, expected)
+    for steps in (2.5, True, 0):  # 2.5 was counted up to for ever
+        with pytest.raises(InputError, match="number of solver steps must be"):
+            solve(teacher, noise, method="ddim", steps=steps)

@@ -363,8 +363,8 @@ def test_a_recipe_is_sampled_into_its_run(copy: Path, capsys: pytest.CaptureFixt
         f"Wrote 5 samples to {copy / 'samples' / name}" for name in ("samples.png", "samples.npz")
     ]
     with np.load(copy / "samples" / "samples.npz") as arrays:
-        assert list(arrays) == ["samples"]
-        assert arrays["samples"].shape == (5, 1, 8, 8)
+        assert list(arrays) == ["arr_0"]
+        assert (arrays["arr_0"].dtype, arrays["arr_0"].shape) == (np.uint8, (5, 8, 8, 1))
     with Image.open(copy / "samples" / "samples.png") as image:
         assert image.size == (3 * 48 + 2 * 2, 2 * 48 + 2)
     assert run("run", copy) == 0
@@ -379,10 +379,10 @@ def samples(target: Path, out: Path, *options: str) -> dict[str, np.ndarray]:
 
 def test_a_sample_depends_on_the_seed_and_its_number_alone(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "a.npz"
-    whole = samples(tiny / "student", out, "--num", "20")["samples"]
-    part = samples(tiny, out, "--num", "7", "--batch-size", "3")["samples"]  # the run's folder
+    whole = samples(tiny / "student", out, "--num", "20", "--raw")["states"]
+    part = samples(tiny, out, "--num", "7", "--batch-size", "3", "--raw")["states"]  # the run's
     assert np.allclose(part, whole[:7], atol=1e-5)
-    other = samples(tiny, out, "--num", "7", "--seed", "1")["samples"]
+    other = samples(tiny, out, "--num", "7", "--seed", "1", "--raw")["states"]
     assert not np.allclose(other, whole[:7], atol=0.1)
     pipeline = DSNOPipeline.from_pretrained(tiny / "student")
     assert pipeline(batch_size=2, output_type="np").images.shape == (2, 8, 8, 1)
@@ -404,14 +404,14 @@ def test_a_conditional_run_samples_the_classes_asked_for(
     run_folder, out = tmp_path / "run", tmp_path / "a.npz"
     assert run("run", run_folder, "teacher.conditional=true") == 0
     assert load_manifest(run_folder / "trajectories").num_classes == 10
-    drawn = samples(run_folder, out, "--num", "30")
+    drawn = samples(run_folder, out, "--num", "30", "--raw")
     assert len(set(drawn["class_labels"].tolist())) > 3
-    seven = samples(run_folder, out, "--num", "5", "--label", "7")
+    seven = samples(run_folder, out, "--num", "5", "--label", "7", "--raw")
     assert seven["class_labels"].tolist() == [7] * 5
-    turns = samples(run_folder, out, "--num", "5", "--label", "7", "--label", "2")
+    turns = samples(run_folder, out, "--num", "5", "--label", "7", "--label", "2", "--raw")
     assert turns["class_labels"].tolist() == [7, 2, 7, 2, 7]
-    assert np.allclose(turns["samples"][::2], seven["samples"][::2], atol=1e-5)
-    assert not np.allclose(turns["samples"][1], seven["samples"][1], atol=1e-4)
+    assert np.allclose(turns["states"][::2], seven["states"][::2], atol=1e-5)
+    assert not np.allclose(turns["states"][1], seven["states"][1], atol=1e-4)
     before = contents(tmp_path)
     capsys.readouterr()
     for label in ("10", "-1"):

@@ -150,7 +150,8 @@ def test_a_folder_of_colour_images_becomes_a_one_step_generator(tmp_path: Path) 
     assert metrics["reference"]["count"] == 24
     out = tmp_path / "x.npz"
     assert main(["sample", str(folder), "--num", "3", "--label", "1", "--out", str(out)]) == 0
-    assert np.load(out)["samples"].shape == (3, 4, 8, 8)
+    assert np.load(out)["arr_0"].shape == (3, 8, 8, 4)
+    assert np.load(out)["arr_1"].tolist() == [1, 1, 1]
 
 
 def test_a_student_learns_by_the_perceptual_distance(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_the_saved_model_says_what_guidance_it_holds(
     pipeline = DSNOPipeline.from_pretrained(tmp_path / "model")
     assert pipeline.model.config.guidance_scale == guidance
     noise, labels = seeded((2, 1, 8, 8)), [0, 3]
-    given = {"noise": noise, "class_labels": labels, "output_type": "pt"}
+    given = {"noise": noise, "class_labels": labels, "output_type": "raw"}
     if isinstance(guidance, list):
         condition = {
             "class_labels": torch.tensor(labels),

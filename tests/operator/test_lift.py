@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from tests import makers
@@ -544,7 +545,16 @@ def test_a_saved_student_keeps_its_plan(case: str, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = operator.sample(noise, condition)
     given_noise = {"noise": noise, "class_labels": condition["class_labels"]}
-    assert torch.equal(pipeline(**given_noise, output_type="pt").images, expected)
+    assert torch.equal(pipeline(**given_noise, output_type="raw").images, expected)
+
+
+@pytest.mark.parametrize("name", ["slices", "modes"])
+def test_slices_and_modes_are_whole_in_every_type(name: str) -> None:
+    for two in (2, np.int64(2), 2.0, torch.tensor(2)):
+        assert LiftConfig(["*"], **{name: two}) == LiftConfig(["*"], **{name: 2})
+    for wrong in (True, 2.5, 0, "2"):
+        with pytest.raises(InputError, match=f"number of {name} must be"):
+            LiftConfig(["*"], **{name: wrong})
 
 
 def test_a_student_saved_before_there_were_plans_is_read(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dsno.support.errors import InputError, WorkError
-from dsno.support.images import grid, save_png, to_pil, to_uint8
+from dsno.support.images import grid, grid_size, save_png, to_pil, to_uint8
 
 
 def test_range_is_mapped_to_bytes_with_rounding_and_clamping() -> None:
@@ -87,14 +87,24 @@ def test_default_grid_is_square_with_cells_of_at_least_48_pixels(
     shape: tuple[int, ...], size: tuple[int, int]
 ) -> None:
     assert grid(torch.zeros(shape)).size == size
+    assert grid_size(shape[0], *shape[2:]) == size
 
 
-@pytest.mark.parametrize("wrong", [{"columns": 0}, {"scale": 0}, {"gap": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"columns": 0}, {"columns": 2.5}, {"scale": 0}, {"scale": True}, {"gap": -1}]
+)
 def test_impossible_layouts_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(InputError, match=f"{next(iter(wrong))} = "):
+    with pytest.raises(InputError, match=f"The {next(iter(wrong))} of a grid must be "):
         grid(torch.zeros(1, 1, 2, 2), **wrong)
     with pytest.raises(InputError, match="at least one"):
         grid(torch.zeros(0, 1, 2, 2))
+
+
+def test_a_grid_takes_numpys_numbers() -> None:
+    images = torch.rand(5, 1, 4, 4) * 2 - 1
+    expected = np.asarray(grid(images, 3, scale=2))
+    for columns, scale in ((np.int64(3), np.uint8(2)), (3.0, torch.tensor(2))):
+        assert np.array_equal(np.asarray(grid(images, columns, scale=scale)), expected)
 
 
 def test_saved_png_holds_the_same_pixels_and_leaves_no_temporary_file(tmp_path: Path) -> None:

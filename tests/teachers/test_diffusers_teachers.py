@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests import makers
+from tests.hub import Hub
 from tests.makers import seeded, zero_temporal
 
 from dsno.backbones.registry import BACKBONES, backbone_of
+from dsno.backbones.safe_loading import weight_variants
 from dsno.diffusion.denoisers import Preconditioning
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.diffusion.solvers import solve
@@ -22,7 +24,7 @@ from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig
 from dsno.support.errors import InputError
 from dsno.teachers.components import NETWORKS
-from dsno.teachers.pipelines import diffusers_teacher
+from dsno.teachers.pipelines import diffusers_teacher, hub_teacher
 from dsno.teachers.schedulers import SchedulerSettings
 from dsno.teachers.store import Teacher, load_teacher, save_teacher
 
@@ -280,6 +282,70 @@ def test_the_first_three_wrong_weights_are_named(tmp_path: Path) -> None:
     assert f"missing: {', '.join(gone[:3])} and 2 more" in text
     assert "extra: stranger" in text
     assert "of another shape: conv_in.weight" in text
+
+
+HALF = {
+    "fp16": {"variant": "fp16"},
+    "bf16": {"variant": "bf16"},
+    "fp16 in shards": {"variant": "fp16", "max_shard_size": "5KB"},
+    "shards": {"max_shard_size": "5KB"},
+}
+
+
+@pytest.mark.parametrize("how", HALF)
+def test_weights_are_read_in_every_way_they_are_saved(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Network, autoencoder and text encoder, from a folder and from the Hub."""
+    plain = makers.stable_diffusion_folder(tmp_path / "plain")
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(plain)
+    pipeline.save_pretrained(tmp_path / "saved", **HALF[how])
+    assert not (tmp_path / "saved" / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", Hub(tmp_path / "saved", tmp_path / "cache")
+    )
+    expected = diffusers_teacher(plain)
+    for teacher in (diffusers_teacher(tmp_path / "saved"), hub_teacher("owner/name")):
+        for one, other in (
+            (teacher.denoiser.network, expected.denoiser.network),
+            (teacher.latents.vae, expected.latents.vae),
+            (teacher.text.encoder, expected.text.encoder),
+        ):
+            weights = other.state_dict()
+            assert all(torch.equal(v, weights[k]) for k, v in one.state_dict().items())
+
+
+def test_half_precision_beside_whole_weights_is_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = makers.ddpm_folder(tmp_path / "saved")
+    diffusers.DDPMPipeline.from_pretrained(saved).save_pretrained(saved, variant="fp16")
+    hub = Hub(saved, tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+    hub_teacher("owner/name")
+    assert hub.files == [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    ]
+
+
+def test_of_several_variants_the_most_exact_is_read(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "model.fp16.safetensors", "model.ema.safetensors"):
+        (tmp_path / name).touch()
+    (tmp_path / "model.bf16-00001-of-00002.safetensors").touch()
+    (tmp_path / "model_index.json").touch()
+    assert weight_variants(tmp_path, "model") == [None, "fp16", "bf16", "ema"]
+
+
+def test_a_sample_size_is_whole(tmp_path: Path) -> None:
+    folder = makers.ddpm_folder(tmp_path / "saved")
+    edit(folder / "unet" / "config.json", sample_size=8.0)
+    assert diffusers_teacher(folder).denoiser.sample_shape == (3, 8, 8)
+    for wrong in (8.5, True, [8, 8.5]):
+        edit(folder / "unet" / "config.json", sample_size=wrong)
+        assert "sample_size of this UNet2DModel must be a whole number" in refusal(folder)
 
 
 def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:

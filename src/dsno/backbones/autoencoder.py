@@ -23,12 +23,22 @@ class Latents:
         self.vae = vae
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, *, batch_size: int = 16) -> Tensor:
-        """(N, c, h, w) latents -> (N, C, H, W) float32 images in [-1, 1]."""
+    def decode(
+        self, latents: Tensor, *, batch_size: int = 16, device: torch.device | None = None
+    ) -> Tensor:
+        """(N, c, h, w) latents -> (N, C, H, W) float32 images in [-1, 1].
+
+        Args:
+            latents: as the diffusion model knows them.
+            batch_size: how many at a time.
+            device: where the autoencoder computes, if its weights wait elsewhere.
+        """
         first = next(self.vae.parameters())
         parts = []
         for rows in torch.split(latents, batch_size):
-            encoding = self._encoding(rows.to(first.device, torch.float32)).to(first.dtype)
+            encoding = self._encoding(rows.to(device or first.device, torch.float32)).to(
+                first.dtype
+            )
             vae: Any = self.vae
             parts.append(vae.decode(encoding, return_dict=False)[0].float().clamp(-1, 1))
         return torch.cat(parts)

@@ -8,6 +8,8 @@ headers of the weights beside it.
 from __future__ import annotations
 
 import contextlib
+import glob
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError
 from dsno.support.files import read_json, require_regular
 
+DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
+"""First parts of the names of weights, as each library writes them."""
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
 AUTOENCODERS = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
 TEXT_ENCODERS = ("CLIPTextModel", "T5EncoderModel")
@@ -81,14 +85,20 @@ def stored_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def weight_files(folder: Path, stem: str) -> list[Path]:
+def weight_files(folder: Path, stem: str, variant: str | None = None) -> list[Path]:
     """The safetensors files of a component: `stem`.safetensors and what its index names.
+
+    Args:
+        folder: of the component.
+        stem: first part of the files' names.
+        variant: "fp16" for `stem`.fp16.safetensors, as diffusers and transformers name it.
 
     Raises:
         InputError: if there are none, or the index names a file that is not in the folder.
     """
-    files = [folder / f"{stem}.safetensors"]
-    index = folder / f"{stem}.safetensors.index.json"
+    infix = "" if variant is None else f".{variant}"
+    files = [folder / f"{stem}{infix}.safetensors"]
+    index = folder / f"{stem}.safetensors.index{infix}.json"
     if index.exists():
         listed = read_json(index, "index of the weights", REMEDY).get("weight_map")
         names = sorted({str(n) for n in listed.values()}) if isinstance(listed, dict) else []
@@ -98,8 +108,38 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
         files += [folder / name for name in names]
     found = [path for path in files if path.is_file()]
     if not found:
-        raise InputError(f"{folder} has no weights ({stem}.safetensors).")
+        raise InputError(f"{folder} has no weights ({files[0].name}).")
     return found
+
+
+def weight_variants(folder: Path, stem: str) -> list[str | None]:
+    """Variants of a component's weights in a folder, best first; None is the plain one.
+
+    Plain weights come first, then those in half precision, then others by name.
+    """
+    # stem.safetensors, stem.fp16.safetensors, stem-00001-of-00002.safetensors, ...
+    form = re.compile(
+        rf"{re.escape(stem)}(?:\.([^.]+?))?(?:-\d{{5}}-of-\d{{5}})?\.safetensors", re.ASCII
+    )
+    names = [form.fullmatch(path.name) for path in folder.glob(f"{glob.escape(stem)}*.safetensors")]
+    found = {match[1] for match in names if match}
+    first = (None, "fp16", "bf16")
+    return [v for v in first if v in found] + sorted(v for v in found if v and v not in first)
+
+
+def best_variant(folder: Path, stem: str, wanted: str | None = None) -> str | None:
+    """Which variant of the weights to load: the one wanted if it is there, else the best there is.
+
+    Source: diffusers takes the plain weights of components that lack the variant asked for.
+    """
+    variants = weight_variants(folder, stem)
+    return wanted if wanted in variants else next(iter(variants), None)
+
+
+def lacks_weights(folder: Path) -> bool:
+    """Whether a model in a pipeline's folder, or at its top, has no safetensors file."""
+    places = [folder, *(p for p in folder.glob("*") if p.is_dir())]
+    return any((p / "config.json").is_file() and not any(p.glob("*.safetensors")) for p in places)
 
 
 def _lies_in(folder: Path, name: str) -> bool:
@@ -186,8 +226,16 @@ def _elements(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
 
 
-def check_component(folder: Path, known: tuple[str, ...], what: str) -> str:
+def check_component(
+    folder: Path, known: tuple[str, ...], what: str, variant: str | None = None
+) -> str:
     """Check a diffusers component before the library loads it; return the name of its class.
+
+    Args:
+        folder: of the component.
+        known: names of the classes accepted.
+        what: what it is, for errors.
+        variant: of the weights that will be loaded, if there is one; else the best there is.
 
     Raises:
         InputError: for another class than those known, pickled or missing weights, or a
@@ -201,12 +249,16 @@ def check_component(folder: Path, known: tuple[str, ...], what: str) -> str:
     _require_known(name, known, f"{what} in {folder}")
     import diffusers  # seconds
 
-    check_model(folder, config, lambda: getattr(diffusers, name).from_config(config), what)
+    check_model(folder, config, lambda: getattr(diffusers, name).from_config(config), what, variant)
     return name
 
 
 def check_model(
-    folder: Path, config: Mapping[str, Any], build: Callable[[], nn.Module], what: str
+    folder: Path,
+    config: Mapping[str, Any],
+    build: Callable[[], nn.Module],
+    what: str,
+    variant: str | None = None,
 ) -> None:
     """Check what lies in the folder of a diffusers model of a known class.
 
@@ -214,12 +266,13 @@ def check_model(
         InputError: for pickled or missing weights, or a configuration that does not belong to them.
     """
     _refuse_replacing(config, folder)
-    _refuse_pickles(folder, "diffusion_pytorch_model")
-    shapes = stored_shapes(weight_files(folder, "diffusion_pytorch_model"))
+    _refuse_pickles(folder, DIFFUSERS_STEM)
+    chosen = best_variant(folder, DIFFUSERS_STEM, variant)
+    shapes = stored_shapes(weight_files(folder, DIFFUSERS_STEM, chosen))
     check_filled(build, shapes, f"{what} in {folder}")
 
 
-def check_text_encoder(folder: Path) -> str:
+def check_text_encoder(folder: Path, variant: str | None = None) -> str:
     """Check a text encoder before the library loads it; return the name of its class.
 
     Raises:
@@ -233,8 +286,9 @@ def check_text_encoder(folder: Path) -> str:
     _refuse_replacing(config, folder)
     if (folder / "adapter_config.json").exists():
         raise InputError(f"The {what} has an adapter, which is not supported; merge it first.")
-    _refuse_pickles(folder, "model")
-    shapes = stored_shapes(weight_files(folder, "model"))
+    _refuse_pickles(folder, TRANSFORMERS_STEM)
+    chosen = best_variant(folder, TRANSFORMERS_STEM, variant)
+    shapes = stored_shapes(weight_files(folder, TRANSFORMERS_STEM, chosen))
     import transformers  # seconds
 
     kind = getattr(transformers, name)

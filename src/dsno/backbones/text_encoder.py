@@ -27,9 +27,17 @@ class TextEncoder:
         self.encoder = encoder
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], *, batch_size: int = 32) -> Tensor:
-        """Embeddings (len(prompts), L, D), float32; prompts are padded or cut to L tokens."""
-        device = next(self.encoder.parameters()).device
+    def encode(
+        self, prompts: Sequence[str], *, batch_size: int = 32, device: torch.device | None = None
+    ) -> Tensor:
+        """Embeddings (len(prompts), L, D), float32; prompts are padded or cut to L tokens.
+
+        Args:
+            prompts: texts.
+            batch_size: how many at a time.
+            device: where the encoder computes, if its weights wait elsewhere.
+        """
+        device = device or next(self.encoder.parameters()).device
         limit, cut, parts = self.tokenizer.model_max_length, [], []
         for first in range(0, len(prompts), batch_size):
             rows = list(prompts[first : first + batch_size])

@@ -35,6 +35,7 @@ from dsno.diffusion.denoisers import CountingDenoiser, DenoiserProtocol
 from dsno.diffusion.schedules import NoiseSchedule, signal_and_noise
 from dsno.diffusion.time_grids import Spacing
 from dsno.support.errors import InputError, one_of
+from dsno.support.scalars import whole
 
 MERGE = 1e-6
 """Asked times closer than this share one state: multistep ratios explode over tiny steps."""
@@ -223,9 +224,11 @@ def solve(
         condition: passed to the denoiser.
 
     Raises:
-        InputError: for an unknown method or spacing, times outside [0, 1], or too few steps.
+        InputError: for an unknown method or spacing, times outside [0, 1], or a number of steps
+            that is too small or no whole number.
     """
     rule = METHODS[one_of(method, METHODS, "solver")]
+    steps = whole(steps, "number of solver steps")
     schedule = denoiser.schedule
     asked = torch.zeros(1, dtype=torch.float64) if times is None else times.double().cpu()
     if asked.ndim != 1 or len(asked) == 0 or not bool(((asked >= 0) & (asked <= 1)).all()):

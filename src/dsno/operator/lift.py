@@ -30,6 +30,7 @@ from dsno.operator.probe import (
 )
 from dsno.operator.temporal import SliceLayout, TemporalLayer
 from dsno.support.errors import InputError, closest
+from dsno.support.scalars import whole
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class LiftConfig:
         guidance: whether the guidance scale is an input.
 
     Raises:
-        InputError: for the guidance input without a site.
+        InputError: for the guidance input without a site, or a number of slices or modes that is no
+            whole number of at least 1.
     """
 
     sites: Sequence[str]
@@ -60,6 +62,8 @@ class LiftConfig:
 
     def __post_init__(self) -> None:
         """Make lists tuples, so that equal configurations are equal and cannot change."""
+        object.__setattr__(self, "slices", whole(self.slices, "number of slices"))
+        object.__setattr__(self, "modes", whole(self.modes, "number of modes"))
         object.__setattr__(self, "sites", tuple(self.sites))
         object.__setattr__(self, "shared", tuple(self.shared))
         if self.guidance and not self.sites:

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dsno.data.dataset import Dataset
 from dsno.data.load import load_data
 from dsno.diffusion.conditions import Conditions
@@ -85,7 +83,7 @@ def evaluate_model(folder: Path, data: Data, spec: Evaluate, *, seed: int) -> di
         raise InputError(
             "A text-conditional model is measured on its run's prompts: give the run's recipe."
         )
-    real = fitting_data(data, image_shape(pipeline, device))
+    real = fitting_data(data, pipeline.image_shape)
     reference = build_reference(real, spec.features, seed=spec.classifier_seed)
     short = reference.shortages(spec.samples)
     warn(short)
@@ -137,10 +135,3 @@ def fitting_data(data: Data, shape: tuple[int, ...]) -> Dataset:
             f"{shape_text(real.sample_shape)}; {remedy}."
         )
     return real
-
-
-def image_shape(pipeline: DSNOPipeline, device: torch.device) -> tuple[int, ...]:
-    """Shape of one decoded sample; `device` is the pipeline's."""
-    noise = torch.zeros(1, *pipeline.model.operator.sample_shape, device=device)
-    with torch.no_grad():
-        return tuple(pipeline.decode(noise).shape[1:])

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from dsno.pipeline import DSNOPipeline
+from dsno.sampling.writers import SampleFile, check_target, opened
 from dsno.support import distributed, seeds
 from dsno.support.console import progress
 from dsno.support.errors import InputError
-from dsno.support.files import replacing
-from dsno.support.images import grid, save_png
 
 
 def sample_model(
@@ -27,15 +25,28 @@ def sample_model(
     prompts: Sequence[str] | None = None,
     guidance_scale: float | None = None,
     batch_size: int = 256,
+    raw: bool = False,
 ) -> list[Path]:
-    """Sample a model folder and write each of `files`: a .png grid or an .npz of arrays.
+    """Sample a model folder into each of `files`; see `dsno.sampling.writers` for their layouts.
 
     Sample i depends on (seed, i) alone, whatever `num` and `batch_size`; labels and prompts are
-    used in turn.
+    used in turn. Samples are written as they are made.
+
+    Args:
+        folder: of the model.
+        files: .png (a grid) and .npz files, and folders of images.
+        num: how many samples.
+        seed: of the noise, and of labels that are not given.
+        labels: classes.
+        prompts: texts.
+        guidance_scale: of a model trained at a range.
+        batch_size: samples at a time.
+        raw: write the states before decoding, as floats.
 
     Raises:
         InputError: for a count below 1, a label out of range, a condition the model does not have,
-            a prompt that is missing, or another kind of file.
+            a prompt that is missing, or a file that cannot hold the samples.
+        WorkError: if one cannot be written.
     """
     if num < 1:
         raise InputError(
@@ -43,18 +54,14 @@ def sample_model(
         )
     if batch_size < 1:
         raise InputError(f"The batch size must be at least 1, not {batch_size}.")
-    for path in files:
-        if path.suffix not in (".png", ".npz"):
-            raise InputError(f"Samples are written to a .png or .npz file, not {path.name!r}.")
     pipeline = DSNOPipeline.from_pretrained(folder).to(distributed.device())
     shape = pipeline.model.operator.sample_shape
+    for path in files:
+        check_target(path, num, pipeline.image_shape, raw=raw)
     embeds = _embeds(pipeline, prompts)
-    if len(shape) != 3 and any(path.suffix == ".png" for path in files):
-        raise InputError(f"Samples of shape {shape} are not images; give an .npz file to --out.")
     frequencies = pipeline.model.config.class_frequencies
-    parts: list[Tensor] = []
-    kinds: list[Tensor] = []
-    with progress("sampling", num, unit="sample") as advance:
+    with contextlib.ExitStack() as stack, progress("sampling", num, unit="sample") as advance:
+        writers: list[SampleFile] = []
         for first in range(0, num, batch_size):
             items = range(first, min(first + batch_size, num))
             noise = seeds.item_noise(seed, items, shape, stream=seeds.SAMPLE)
@@ -68,23 +75,13 @@ def sample_model(
                 class_labels=given,
                 prompt_embeds=None if embeds is None else embeds[[i % len(embeds) for i in items]],
                 guidance_scale=guidance_scale,
-                output_type="pt",
+                output_type="latent" if raw else "raw",
             )
-            assert isinstance(made.images, Tensor)  # output_type is pt
-            parts.append(made.images.cpu())
-            if made.class_labels is not None:
-                kinds.append(made.class_labels.cpu())
+            if not writers:  # once the first samples show that the request is sound
+                writers = [stack.enter_context(opened(path, num, raw=raw)) for path in files]
+            for writer in writers:
+                writer.write(made.images.cpu(), made.class_labels)
             advance(len(items))
-    samples = torch.cat(parts)
-    for path in files:
-        if path.suffix == ".png":
-            save_png(grid(samples), path)
-        else:
-            arrays = {"samples": samples.numpy()}
-            if kinds:
-                arrays["class_labels"] = torch.cat(kinds).numpy()
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
     return list(files)
 
 

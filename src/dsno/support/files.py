@@ -96,6 +96,37 @@ def filling(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`; it becomes `folder` if the block succeeds.
+
+    What was there before is removed then, and what a killed process left of an earlier attempt at
+    once.
+
+    Raises:
+        WorkError: if the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    mine = f"{NODE}.{os.getpid()}.tmp"
+    temporary, old = (folder.with_name(f".{folder.name}.{part}{mine}") for part in ("", "old."))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
+            if is_left(left):
+                shutil.rmtree(left, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    except Exception as error:
+        _raise_write_error(folder, error)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Keep other processes that lock the same file waiting while the block runs.
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dsno.support.errors import InputError
+
+HALF_PRECISION = ("*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*")
+"""Patterns of second copies of weights: whole files, shards, and their indices."""
 
 
 def looks_like_hub_id(source: str) -> bool:
@@ -14,7 +18,11 @@ def looks_like_hub_id(source: str) -> bool:
 
 
 def download(
-    name: str, *, allow: Sequence[str] | None = None, ignore: Sequence[str] | None = None
+    name: str,
+    *,
+    allow: Sequence[str] | None = None,
+    ignore: Sequence[str] | None = None,
+    **options: Any,
 ) -> Path:
     """The local copy of a Hub repository, downloaded if it is not in the cache.
 
@@ -22,6 +30,7 @@ def download(
         name: `owner/name`.
         allow: patterns of the files wanted; all if None.
         ignore: patterns of files not wanted.
+        options: passed to `huggingface_hub.snapshot_download` (`revision`, `token`, ...).
 
     Raises:
         InputError: if it is not there or cannot be reached.
@@ -35,6 +44,7 @@ def download(
                 name,
                 allow_patterns=None if allow is None else list(allow),
                 ignore_patterns=None if ignore is None else list(ignore),
+                **options,
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:

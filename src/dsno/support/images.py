@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dsno.support.errors import InputError
 from dsno.support.files import replacing
+from dsno.support.scalars import whole
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 CELL = 48
@@ -33,7 +34,7 @@ def to_uint8(images: Tensor) -> npt.NDArray[np.uint8]:
     """
     if images.ndim != 4 or images.shape[1] not in MODES:
         raise InputError(
-            f"Images have shape (n, C, H, W) with C in 1 .. 4, not {tuple(images.shape)}."
+            f"Expected images (n, C, H, W) with C in 1 .. 4, found {tuple(images.shape)}."
         )
     values = images.detach().to("cpu", torch.float32)
     if values.isnan().any():
@@ -70,24 +71,52 @@ def grid(
     Raises:
         InputError: as `to_uint8`, or if there is no image or a number is too small.
     """
-    tiles = to_uint8(images)
+    return grid_of_bytes(to_uint8(images), columns, scale=scale, gap=gap)
+
+
+def grid_of_bytes(
+    tiles: npt.NDArray[np.uint8],
+    columns: int | None = None,
+    *,
+    scale: int | None = None,
+    gap: int = 2,
+) -> Image.Image:
+    """The `grid` of images (n, H, W, C) that are bytes already.
+
+    Raises:
+        InputError: if there is no image or a number is too small.
+    """
     count, height, width, channels = tiles.shape
     if 0 in tiles.shape:
-        raise InputError(f"A grid needs at least one pixel, not images of shape {images.shape}.")
-    columns = math.isqrt(count - 1) + 1 if columns is None else columns
-    scale = math.ceil(CELL / max(height, width)) if scale is None else scale
-    if columns < 1 or scale < 1 or gap < 0:
         raise InputError(
-            "A grid needs columns >= 1, scale >= 1 and gap >= 0, "
-            f"not columns = {columns}, scale = {scale}, gap = {gap}."
+            "A grid needs at least one pixel, not images of shape "
+            f"{(count, channels, height, width)}."
         )
-    tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
+    columns = _columns(count) if columns is None else whole(columns, "columns of a grid")
+    scale = _scale(height, width) if scale is None else whole(scale, "scale of a grid")
+    gap = whole(gap, "gap of a grid", least=0)
     down, across, rows = scale * height + gap, scale * width + gap, math.ceil(count / columns)
     canvas = np.full((rows * down - gap, columns * across - gap, channels), 255, np.uint8)
     for i, tile in enumerate(tiles):
         top, left = i // columns * down, i % columns * across
-        canvas[top : top + scale * height, left : left + scale * width] = tile
+        large = tile.repeat(scale, axis=0).repeat(scale, axis=1)
+        canvas[top : top + scale * height, left : left + scale * width] = large
     return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+
+
+def grid_size(count: int, height: int, width: int, *, gap: int = 2) -> tuple[int, int]:
+    """Width and height in pixels of the default grid of `count` images."""
+    columns, scale = _columns(count), _scale(height, width)
+    rows = math.ceil(count / columns)
+    return columns * (scale * width + gap) - gap, rows * (scale * height + gap) - gap
+
+
+def _columns(count: int) -> int:
+    return math.isqrt(count - 1) + 1
+
+
+def _scale(height: int, width: int) -> int:
+    return math.ceil(CELL / max(height, width))
 
 
 def save_png(image: Image.Image, path: str | Path) -> None:

@@ -10,8 +10,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dsno.backbones.safe_loading import (
+    DIFFUSERS_STEM,
+    TRANSFORMERS_STEM,
+    best_variant,
+    check_component,
+    check_text_encoder,
+    first_line,
+)
 from dsno.backbones.safe_loading import NETWORKS as NETWORKS
-from dsno.backbones.safe_loading import check_component, check_text_encoder, first_line
 from dsno.backbones.text_encoder import TextEncoder
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError
@@ -37,6 +44,7 @@ def load_component(folder: Path, known: tuple[str, ...], what: str) -> nn.Module
             network, info = getattr(diffusers, name).from_pretrained(
                 folder,
                 use_safetensors=True,
+                variant=best_variant(folder, DIFFUSERS_STEM),
                 local_files_only=True,
                 torch_dtype=torch.float32,
                 low_cpu_mem_usage=False,  # the other way needs accelerate
@@ -82,6 +90,7 @@ def load_text_encoder(tokenizer: Path, encoder: Path) -> TextEncoder:
                 encoder,
                 local_files_only=True,
                 use_safetensors=True,
+                variant=best_variant(encoder, TRANSFORMERS_STEM),
                 trust_remote_code=False,
                 dtype=torch.float32,
                 output_loading_info=True,

@@ -23,6 +23,7 @@ from dsno.diffusion.denoisers import Denoiser
 from dsno.diffusion.schedules import EDMSchedule, checked
 from dsno.support.errors import InputError, one_of
 from dsno.support.files import read_json
+from dsno.support.scalars import as_real
 from dsno.teachers.weights import load_weights
 
 DESCRIPTION = "network.json"
@@ -101,10 +102,12 @@ def _schedule(description: Mapping[str, Any], path: Path) -> EDMSchedule:
 
 
 def _positive(description: Mapping[str, Any], key: str, path: Path) -> float:
-    value = description.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise InputError(f"`{key}` in {path} must be a positive number, not {value!r}.")
-    return float(value)
+    number = as_real(description.get(key))
+    if number is None or not 0 < number < math.inf:
+        raise InputError(
+            f"`{key}` in {path} must be a positive number, not {description.get(key)!r}."
+        )
+    return number
 
 
 def _network(description: Mapping[str, Any], folder: Path) -> SongUNet | DhariwalUNet:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,26 @@ from dsno.backbones.safe_loading import (
     REMEDY,
     check_sample_shape,
     first_line,
+    lacks_weights,
 )
 from dsno.backbones.text_encoder import TextEncoder
 from dsno.diffusion.denoisers import Preconditioning
 from dsno.support.errors import InputError
 from dsno.support.files import read_json
-from dsno.support.hub import download
+from dsno.support.hub import HALF_PRECISION, download
+from dsno.support.scalars import whole
 from dsno.teachers.components import load_component, load_text_encoder
 from dsno.teachers.schedulers import SchedulerSettings, scheduler_settings
 from dsno.teachers.store import Teacher, denoiser_of
 
-# What is worth downloading of a pipeline's repository: no second copies, no half precision.
+# What is worth downloading of a pipeline's repository: no second copies.
 ALLOW = [
     "*.json",
     "diffusion_pytorch_model*.safetensors",
     *(f"{part}/*" for part in ("unet", "transformer", "vae", "vqvae", "scheduler")),
     *(f"{part}/*" for part in ("text_encoder", "tokenizer", "bert")),
 ]
-IGNORE = ["*.fp16.*", "*.non_ema.*", "*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*.h5", "*.pt"]
+IGNORE = ["*.non_ema.*", "*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*.h5", "*.pt"]
 NETWORK_PARTS = ("unet", "transformer")
 AUTOENCODER_PARTS = ("vae", "vqvae")
 
@@ -41,7 +43,9 @@ def hub_teacher(
     name: str, settings: SchedulerSettings | None = None, null_class: int | None = None
 ) -> Teacher:
     """A teacher from the Hub, by `owner/name`; see `diffusers_teacher`."""
-    folder = download(name, allow=ALLOW, ignore=IGNORE)
+    folder = download(name, allow=ALLOW, ignore=[*IGNORE, *HALF_PRECISION])
+    if lacks_weights(folder):
+        folder = download(name, allow=ALLOW, ignore=IGNORE)
     return diffusers_teacher(folder, settings, null_class, origin=name)
 
 
@@ -152,7 +156,8 @@ def _sample_shape(network: nn.Module) -> tuple[int, int, int]:
         raise InputError(
             f"This {name} does not say its sample_size; write it into its config.json."
         )
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = size if isinstance(size, Sequence) else (size, size)
+    height, width = (whole(side, f"sample_size of this {name}") for side in sides)
     check_sample_shape((channels, height, width), f"This {name}")
     return channels, height, width
 

@@ -1,0 +1,226 @@
+"""The arguments of a pipeline's call: how many samples, from which noise, under which condition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsno.support.errors import InputError
+from dsno.support.scalars import as_real, as_whole, whole
+
+Generators = Sequence[torch.Generator | None]
+"""One for all samples, or one for each."""
+
+
+def count_samples(batch_size: Any, prompt_count: int | None, given: Mapping[str, Any]) -> int:
+    """The number of samples that all arguments agree on.
+
+    Args:
+        batch_size: asked for, or None.
+        prompt_count: images of all prompts together, or None if the prompts do not decide.
+        given: arguments that may have a batch dimension.
+
+    Raises:
+        InputError: if they disagree, or it is no whole number of at least 1.
+    """
+    sizes = {name: n for name, value in given.items() if (n := _length(value)) is not None}
+    if prompt_count is not None:
+        sizes["prompts"] = prompt_count
+    if batch_size is not None:
+        sizes["batch_size"] = whole(batch_size, "number of samples")
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise InputError(f"The numbers of samples disagree: {listed}.")
+    return whole(next(iter(sizes.values()), 1), "number of samples")
+
+
+def _length(value: Any) -> int | None:
+    """Rows of a list, array or tensor; None for one value."""
+    if value is None or isinstance(value, str) or getattr(value, "ndim", 1) == 0:
+        return None
+    return len(value) if hasattr(value, "__len__") else None
+
+
+def prompt_list(prompt: Any) -> list[str] | None:
+    """One prompt or several as a list.
+
+    Raises:
+        InputError: if they are not text.
+    """
+    if prompt is None:
+        return None
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    for text in prompts:
+        if not isinstance(text, str):
+            raise InputError(f"A prompt must be text, not {text!r:.60}.")
+    return [str(text) for text in prompts]
+
+
+def generator_list(generator: Any) -> Generators:
+    """None, one generator or a list of them, as a list.
+
+    Raises:
+        InputError: for anything else, such as a seed.
+    """
+    generators = list(generator) if isinstance(generator, list | tuple) else [generator]
+    for one in generators:
+        is_none = one is None and generator is None
+        if not is_none and not isinstance(one, torch.Generator):
+            raise InputError(
+                "A generator must be a torch.Generator, such as "
+                f"torch.Generator().manual_seed(0), not {one!r:.60}."
+            )
+    if not generators:
+        raise InputError("The list of generators is empty; leave it out or give one per sample.")
+    return generators
+
+
+def draw_noise(count: int, shape: Sequence[int], generators: Generators) -> Tensor:
+    """Unit normal noise (count, *shape), float32, on the generators' device.
+
+    With a generator for each sample, sample i is what it would be alone with generator i, as in
+    diffusers' `randn_tensor`.
+    """
+    rows = count // len(generators)
+    drawn = [
+        torch.randn(rows, *shape, generator=g, device=_device(g), dtype=torch.float32)
+        for g in generators
+    ]
+    return torch.cat([part.to(drawn[0].device) for part in drawn])
+
+
+def draw_labels(count: int, frequencies: Sequence[float], generators: Generators) -> Tensor:
+    """Class labels (count,), int64, with the frequencies of the training data."""
+    rows = count // len(generators)
+    drawn = []
+    for g in generators:
+        weights = torch.tensor(frequencies, dtype=torch.float32, device=_device(g))
+        drawn.append(torch.multinomial(weights, rows, replacement=True, generator=g))
+    return torch.cat([part.to(drawn[0].device) for part in drawn])
+
+
+def _device(generator: torch.Generator | None) -> torch.device:
+    return torch.device("cpu") if generator is None else generator.device
+
+
+def check_labels(given: Any, count: int, classes: int | None) -> Tensor:
+    """The class labels asked for, (count,), int64.
+
+    Args:
+        given: one for all, or one per sample.
+        count: of samples.
+        classes: how many the model knows; None if it is unconditional.
+
+    Raises:
+        InputError: if they are not whole numbers, or no classes of the model.
+    """
+    if classes is None:
+        raise InputError("This model is unconditional: it takes no class labels.")
+    labels = _numbers(given, "Class labels must be whole numbers", count)
+    whole_labels = labels.to(torch.int64)
+    if labels.dtype == torch.bool or not torch.equal(whole_labels.to(labels.dtype), labels):
+        raise InputError(f"Class labels must be whole numbers, not {given!r:.60}.")
+    wrong = whole_labels[(whole_labels < 0) | (whole_labels >= classes)]
+    if len(wrong):
+        raise InputError(
+            f"Class {int(wrong[0])} is out of range: the model knows classes 0 to {classes - 1}."
+        )
+    return whole_labels.expand(count)
+
+
+def check_guidance(
+    given: Any, count: int, trained: float | Sequence[float] | None
+) -> Tensor | None:
+    """The guidance scale of every sample, (count,), float32; None if it is no input.
+
+    Args:
+        given: one for all, or one per sample; the middle of the range if None.
+        count: of samples.
+        trained: the scale distilled in, the range trained at, or None for no guidance.
+
+    Raises:
+        InputError: for a scale that is no input, no number or outside the range.
+    """
+    if trained is None or isinstance(trained, float | int):
+        if given is not None:
+            fixed = (
+                "has no guidance" if trained is None else f"has guidance {trained:g} distilled in"
+            )
+            raise InputError(f"This model {fixed}: it takes no guidance_scale.")
+        return None
+    low, high = trained
+    middle = (low + high) / 2
+    must = "The guidance scale must be a number, or one per sample"
+    scales = _numbers(middle if given is None else given, must, count).to(torch.float32)
+    wrong = scales[~((scales >= low) & (scales <= high))]  # NaN too
+    if len(wrong):
+        raise InputError(
+            f"The guidance scale {float(wrong[0]):g} is outside the range this model was trained "
+            f"at, {low:g} to {high:g}."
+        )
+    return scales.expand(count)
+
+
+def _numbers(given: Any, must: str, count: int) -> Tensor:
+    """Numbers as a tensor of one, or of `count`.
+
+    Raises:
+        InputError: `must`, and what was given instead.
+    """
+    try:
+        values = torch.as_tensor(given).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{must}, not {given!r:.60}.") from None
+    if len(values) not in (1, count) or values.is_complex():
+        raise InputError(f"{must}, not of shape {tuple(torch.as_tensor(given).shape)}.")
+    return values
+
+
+def check_times(times: Any) -> Tensor:
+    """Times of a trajectory, (n,), float64.
+
+    Raises:
+        InputError: if they are no numbers, or none.
+    """
+    try:
+        asked = torch.as_tensor(times, dtype=torch.float64).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"Times must be numbers in [0, 1], not {times!r:.60}.") from None
+    if not len(asked):
+        raise InputError("The list of times is empty; give at least one, or leave it out.")
+    return asked
+
+
+def trained_guidance(given: Any) -> float | list[float] | None:
+    """The guidance of a model: None, the scale distilled in, or the range trained at.
+
+    Raises:
+        InputError: if it is neither a number nor two.
+    """
+    if given is None:
+        return None
+    one = as_real(given)
+    if one is not None:
+        return one
+    ends = [as_real(end) for end in given] if hasattr(given, "__iter__") else []
+    if len(ends) != 2 or None in ends:
+        raise InputError(
+            f"The guidance scale of a model is a number or a range of two, not {given!r:.60}."
+        )
+    return [end for end in ends if end is not None]
+
+
+def check_one_evaluation(num_inference_steps: Any) -> None:
+    """Refuse another number of steps than the one that an operator takes.
+
+    Raises:
+        InputError: if it is another.
+    """
+    if num_inference_steps is not None and as_whole(num_inference_steps) != 1:
+        raise InputError(
+            "This model samples in one evaluation: num_inference_steps must be 1, not "
+            f"{num_inference_steps!r:.60}."
+        )
