@@ -162,6 +162,31 @@ def test_a_run_of_a_brought_teacher_ends_in_a_report(tmp_path: Path) -> None:
     assert "real items" not in page
 
 
+@pytest.mark.parametrize("clips", [True, False])
+def test_a_guided_run_of_an_earlier_version_is_made_again_if_its_teacher_clips(
+    clips: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Earlier versions clipped before guidance and did not record the order."""
+    source = makers.ddpm_folder(tmp_path / "source", num_class_embeds=6)
+    folder = tmp_path / "run"
+    recipe = ["distill", f"teacher.source={source}", "teacher.null_class=5", *TINY]
+    recipe += ["collect.guidance_scale=3", f"teacher.clip_sample={str(clips).lower()}"]
+    with monkeypatch.context() as earlier:
+        earlier.setattr("dsno.runs.run.saved_clips", lambda folder: False)
+        for stage in ("teacher", "collect", "train"):
+            assert main([stage, *recipe, "--out", str(folder)]) == 0
+    capsys.readouterr()
+    for stage in ("collect", "train"):
+        assert main([stage, *recipe, "--out", str(folder)]) == 0
+    text = capsys.readouterr().err
+    assert ("order of guidance and clipping None -> guidance first" in text) == clips
+    assert ("train: an earlier stage" in text or "train: the recipe changed" in text) == clips
+    assert text.count("finished already") == (0 if clips else 2)
+
+
 def test_data_given_later_touch_only_the_evaluation(tmp_path: Path) -> None:
     source = makers.ddpm_folder(tmp_path / "source")
     images = (makers.seeded((30, 8, 8, 3)).clamp(-2, 2) * 60 + 128).to(torch.uint8)

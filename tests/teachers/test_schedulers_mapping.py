@@ -66,6 +66,7 @@ def denoised(
         {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"},
         {"thresholding": True, "dynamic_thresholding_ratio": 0.8, "sample_max_value": 3.0},
         {"thresholding": True, "clip_sample_range": 0.5, "sample_max_value": 3.0},
+        {"thresholding": True, "sample_max_value": 0.5},
         {"trained_betas": [0.001 * i for i in range(1, 101)]},
         {
             "rescale_betas_zero_snr": True,

@@ -32,6 +32,7 @@ from dsno.trajectories.manifest import (
     write_prompts,
     write_shard,
 )
+from dsno.trajectories.verify import describe
 
 TIMES = (0.5, 0.25, 0.0)
 
@@ -169,6 +170,31 @@ def test_an_edited_manifest_is_refused(
     assert MANIFEST in text or says is None
     assert (says or "3 of 3 shards") in text
     assert "run `dsno collect`" in text
+
+
+def guided(folder: Path) -> None:
+    """Ten trajectories at one guidance scale, as the format before this one had them."""
+    filled(folder)
+    edit(folder, lambda v: v.update(format=2, guidance_scale=3.0))
+
+
+def test_unguided_trajectories_of_the_format_before_are_read(folder: Path) -> None:
+    expected = load_manifest(folder)
+    edit(folder, lambda v: v.update(format=2))
+    assert load_manifest(folder) == expected
+    assert len(TrajectoryStore(folder)) == 10
+
+
+def test_guided_trajectories_of_the_format_before_may_have_been_clipped_first(
+    tmp_path: Path,
+) -> None:
+    guided(tmp_path)
+    assert "it clipped before guidance, not after; run `dsno collect` again" in refusal(tmp_path)
+    assert "clipped first" in describe(StorageDir(tmp_path))["guidance"]
+    assert len(TrajectoryStore(tmp_path, tag="a")) == 10  # whoever knows the recipe knows better
+    edit(tmp_path, lambda v: v.update(format=3))
+    assert len(TrajectoryStore(tmp_path)) == 10
+    assert describe(StorageDir(tmp_path))["guidance"] == "3.0"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])

@@ -24,7 +24,8 @@ from dsno.backbones.registry import backbone, backbone_of
 from dsno.backbones.safe_loading import AUTOENCODERS, NETWORKS, check_sample_shape, first_line
 from dsno.backbones.text_encoder import TextEncoder
 from dsno.diffusion.conditions import CLASS_LABELS, EMBEDDINGS
-from dsno.diffusion.denoisers import Denoiser, GuidedDenoiser, Preconditioning
+from dsno.diffusion.denoisers import Denoiser, Preconditioning
+from dsno.diffusion.guidance import GuidedDenoiser
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError
 from dsno.support.files import filling, read_json, write_json
@@ -177,6 +178,15 @@ def load_teacher(folder: Path) -> Teacher:
         raise InputError(
             f"The teacher in {folder} cannot be loaded ({first_line(error)}); {remedy}."
         ) from None
+
+
+def saved_clips(folder: Path) -> bool:
+    """Whether the teacher in a folder clips or thresholds its samples; False if there is none."""
+    try:
+        description = read_json(folder / DESCRIPTION, "teacher description", "make it again")
+    except InputError:
+        return False
+    return any(description.get(key) is not None for key in ("clip_sample", "dynamic_threshold"))
 
 
 class _Description(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from dsno.diffusion.conditions import UNCONDITIONAL, Conditions
 from dsno.diffusion.denoisers import DenoiserProtocol, to_device
+from dsno.diffusion.guidance import GuidedDenoiser
 from dsno.diffusion.schedules import signal_and_noise, state_scale
 from dsno.diffusion.solvers import solve
 from dsno.support import distributed, seeds
@@ -22,6 +24,7 @@ from dsno.support.signals import interruption_delayed
 from dsno.support.storage import StorageDir, as_storage
 from dsno.trajectories.manifest import (
     DTYPES,
+    FORMAT,
     Manifest,
     compact,
     damaged_shards,
@@ -69,13 +72,14 @@ def collect(
         The manifest with every shard listed that there is.
 
     Raises:
-        InputError: if the folder holds trajectories of another recipe, or there are no such shards.
+        InputError: if the folder holds trajectories of another recipe, or ones that an earlier
+            version guided in the wrong order, or there are no such shards.
         KeyboardInterrupt: after Ctrl-C or SIGTERM.
         WorkError: if the folder cannot be written.
     """
     storage = as_storage(folder)
     wanted = shards_within(manifest, shards)
-    found = distributed.on_main(lambda: _resume(storage, manifest, wanted))
+    found = distributed.on_main(lambda: _resume(storage, manifest, wanted, denoiser))
     todo = [index for index in found.missing if index in wanted]
     work = _Work(to_device(denoiser, distributed.device()), storage, found, batch_size, conditions)
     with exact_arithmetic(), interruption_delayed() as interrupted:
@@ -100,7 +104,9 @@ def shards_within(manifest: Manifest, shards: range | None) -> range:
     return shards
 
 
-def _resume(storage: StorageDir, manifest: Manifest, wanted: range) -> Manifest:
+def _resume(
+    storage: StorageDir, manifest: Manifest, wanted: range, denoiser: DenoiserProtocol
+) -> Manifest:
     """What is there already, without those of the wanted shards that are damaged."""
     if not has_manifest(storage):
         save_manifest(storage, manifest)
@@ -108,13 +114,22 @@ def _resume(storage: StorageDir, manifest: Manifest, wanted: range) -> Manifest:
     found = load_manifest(storage)
     if found.tag != manifest.tag:
         raise InputError(
-            f"{storage} holds trajectories of another recipe; give another place or delete it."
+            f"{storage} holds trajectories of another recipe; give another folder or delete it."
         )
     if found.prompts_sha256 != manifest.prompts_sha256:
         raise InputError(
             f"{storage} holds trajectories made with other embeddings of the prompts; give another "
-            "place or delete it."
+            "folder or delete it."
         )
+    if found.may_be_clipped_first:
+        if isinstance(denoiser, GuidedDenoiser) and denoiser.inner.clips:
+            raise InputError(
+                f"{storage} holds trajectories of an earlier version, which clipped the teacher's "
+                "two predictions before guidance combined them, not after; delete it, or give "
+                "another folder, to make them again."
+            )
+        found = dataclasses.replace(found, format=FORMAT)
+        save_manifest(storage, found)
     bad = damaged_shards(storage, found, wanted)
     for index, complaint in bad.items():
         say(f"{storage.at(shard_name(index))} {complaint}; making it again.")

@@ -36,14 +36,15 @@ class TrajectoryStore:
 
     Args:
         folder: with a manifest.
-        tag: the recipe and teacher expected; None for any.
+        tag: the recipe and teacher expected; None for any but guided ones of an earlier version.
         times: the subset of stored times wanted, in order; all if None.
         cache: for copies of shards that lie elsewhere.
         cache_bytes: how large the copies may become together; the least recently used go first.
 
     Raises:
-        InputError: if the folder is unfinished, of another recipe, lacks a time, or a shard is
-            missing, truncated or edited. Copied shards are checked when they are copied.
+        InputError: if the folder is unfinished, of another recipe, guided in the wrong order,
+            lacks a time, or a shard is missing, truncated or edited. Copied shards are checked when
+            they are copied.
     """
 
     def __init__(
@@ -60,6 +61,13 @@ class TrajectoryStore:
         if tag is not None and manifest.tag != tag:
             raise InputError(
                 f"The trajectories in {storage} are of another recipe; run `dsno collect` again."
+            )
+        if tag is None and manifest.may_be_clipped_first:
+            raise InputError(
+                f"The trajectories in {storage} are guided and of an earlier version, which is "
+                "wrong for a teacher that clips its samples: it clipped before guidance, not "
+                f"after; run `dsno collect` again, or give tag={manifest.tag!r} if the teacher "
+                "does not clip."
             )
         if manifest.missing:
             raise InputError(

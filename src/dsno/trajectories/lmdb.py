@@ -310,7 +310,7 @@ def _resume(storage: StorageDir, wanted: Manifest) -> Manifest:
         return wanted
     found = load_manifest(storage)
     if dataclasses.replace(found, shards=()) != wanted:
-        raise InputError(f"{storage} holds other trajectories; give another place or delete it.")
+        raise InputError(f"{storage} holds other trajectories; give another folder or delete it.")
     bad = damaged_shards(storage, found)
     for index, complaint in bad.items():
         say(f"{storage.at(shard_name(index))} {complaint}; importing it again.")

@@ -33,7 +33,10 @@ from dsno.support.errors import InputError
 from dsno.support.files import read_json, sha256
 from dsno.support.storage import StorageDir, as_storage
 
-FORMAT = 2
+FORMAT = 3
+FORMAT_CLIPPED_FIRST = 2
+"""What was guided may have been clipped before it was guided, if its teacher clips; all else is as
+in `FORMAT`."""
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 MANIFEST = "manifest.json"
 PROMPTS = "prompts.json"
@@ -77,6 +80,7 @@ class Manifest:
         prompts: how many prompts there are; None for a teacher without text.
         prompts_sha256: checksum of prompts.safetensors.
         shards: the finished ones.
+        format: `FORMAT`, or `FORMAT_CLIPPED_FIRST` for guided trajectories of an earlier version.
     """
 
     tag: str
@@ -111,6 +115,11 @@ class Manifest:
         if self.prompts is not None:
             found[PROMPT] = (count,)
         return found
+
+    @property
+    def may_be_clipped_first(self) -> bool:
+        """Whether a version made it that clipped predictions before guidance combined them."""
+        return self.format == FORMAT_CLIPPED_FIRST
 
     @property
     def shard_count(self) -> int:
@@ -165,7 +174,9 @@ def _read_manifest(storage: StorageDir) -> Manifest:
     for key in value:
         if key not in known:
             raise InputError(f"The manifest {path} has an unknown entry {key!r}; {remedy}.")
-    if value.get("format") != FORMAT:
+    if value.get("format") == FORMAT_CLIPPED_FIRST and value.get("guidance_scale") is None:
+        value["format"] = FORMAT
+    if value.get("format") not in (FORMAT, FORMAT_CLIPPED_FIRST):
         raise InputError(
             f"The manifest {path} has format {value.get('format')!r}, and this version reads "
             f"{FORMAT}; {remedy}."

@@ -132,7 +132,8 @@ def describe(storage: StorageDir) -> dict[str, str]:
         "solver": " ".join(f"{key}={solver[key]}" for key in solver),
         "seed": str(m.seed),
         "classes": str(m.num_classes or "none"),
-        "guidance": str(m.guidance_scale or "none"),
+        "guidance": str(m.guidance_scale or "none")
+        + (", by a version that clipped first, if the teacher clips" * m.may_be_clipped_first),
         "prompts": f"{m.prompts:,}" if m.prompts else "none",
         "recipe": m.tag,
     }
