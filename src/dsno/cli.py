@@ -333,9 +333,9 @@ def import_(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = ...,  # type: ignore[assignment]
 ) -> None:
     """Bring a teacher, or trajectories, made elsewhere into a folder of this package's format."""
-    from dsno.runs.imports import bring
+    from dsno.runs.imports import import_source
 
-    typer.echo(bring(source, out, options or []))
+    typer.echo(import_source(source, out, options or []))
 
 
 @app.command()

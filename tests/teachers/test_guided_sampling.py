@@ -94,9 +94,9 @@ def test_a_guided_trajectory_is_the_schedulers(
     compare(teacher, scale, condition, expected)
 
 
-def test_text_is_guided_away_from_the_negative_prompt_before_it_is_clipped(tmp_path: Path) -> None:
+def test_text_is_guided_away_from_the_negative_prompt_before_it_is_limited(tmp_path: Path) -> None:
     folder = makers.stable_diffusion_folder(tmp_path / "saved")
-    scheduler = diffusers.DDIMScheduler(num_train_timesteps=CHAIN)
+    scheduler = diffusers.DDIMScheduler(num_train_timesteps=CHAIN, **SCHEDULERS["thresholds"])
     scheduler.save_pretrained(folder / "scheduler")
     teacher = diffusers_teacher(folder)
     network: Any = teacher.denoiser.network

@@ -204,7 +204,7 @@ def test_a_folder_of_other_trajectories_is_not_touched(tmp_path: Path, source: P
     other = write(tmp_path / "other", records(torch.zeros(COUNT, 17, 3, 4, 4)))
     for path, options in ((other, {}), (source, {"slices": 2}), (source, {"tag": "b"})):
         text = refusal(path, out, **options)
-        assert text == f"{out} holds other trajectories; give another place or delete it."
+        assert text == f"{out} holds other trajectories; give another folder or delete it."
     assert (out / "manifest.json").read_bytes() == before
 
 

@@ -121,7 +121,7 @@ class Preconditioning:
         sigma_data: standard deviation of the data; used by `edm`, 1 otherwise.
         time_input: how F gets the time (c_noise): `angle` (1000 atan2(sigma, alpha) 2/pi,
             the paper's), `index` (the discrete step 0 .. timesteps - 1), `edm` (log(sigma) / 4),
-            `time` (1000 t). The schedule's usual one if empty.
+            `time` (1000 t, or a flow's `timesteps` t). The schedule's usual one if empty.
 
     Raises:
         InputError: for epsilon prediction on a schedule that ends at zero SNR, where x_0 cannot be
@@ -155,6 +155,8 @@ class Preconditioning:
             return t * (self.schedule.timesteps - 1)
         if self.time_input == "edm":
             return self.schedule.sigma(t).log() / 4
+        if isinstance(self.schedule, RectifiedFlowSchedule):
+            return self.schedule.timesteps * t
         return 1000 * t
 
     def to_config(self) -> dict[str, Any]:
@@ -314,8 +316,8 @@ def _check(schedule: NoiseSchedule, prediction_type: str, time_input: str) -> No
         and float(schedule.alpha(torch.ones((), dtype=torch.float64))) < 1e-12
     ):
         raise InputError(
-            "Epsilon prediction cannot start from a schedule that ends at zero SNR (x_0 = 0/0 "
-            "there); use v_prediction or sample."
+            "Epsilon prediction says nothing of x_0 where a schedule ends at zero SNR (0/0): a "
+            "network there predicts v (v_prediction) or x_0 (sample), or has another schedule."
         )
     if prediction_type == "edm" and not isinstance(schedule, EDMSchedule):
         raise InputError(f"Prediction type 'edm' needs the 'edm' schedule, not {schedule.name!r}.")

@@ -256,9 +256,21 @@ class EDMSchedule(NoiseSchedule):
 
 @dataclass(frozen=True)
 class RectifiedFlowSchedule(NoiseSchedule):
-    """Straight lines: alpha = 1 - t, sigma = t. Source: Liu et al., arXiv 2209.03003."""
+    """Straight lines: alpha = 1 - t, sigma = t. Source: Liu et al., arXiv 2209.03003.
+
+    Args:
+        timesteps: what the network counts t = 1 as (diffusers' `num_train_timesteps`).
+    """
 
     name: ClassVar[str] = "rectified_flow"
+    timesteps: float = 1000.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timesteps <= MAX_TIMESTEPS:
+            raise InputError(
+                f"A flow has more than 0 and at most {MAX_TIMESTEPS:,} timesteps, not "
+                f"{self.timesteps:,}."
+            )
 
     @override
     def alpha(self, t: Tensor) -> Tensor:

@@ -15,11 +15,13 @@ from dsno.teachers.store import save_teacher
 from dsno.trajectories.lmdb import import_lmdb
 
 
-def bring(source: str, folder: Path, options: Sequence[str]) -> str:
+def import_source(source: str, folder: Path, options: Sequence[str]) -> str:
     """Read a teacher or trajectories and write them to `folder`; return what was done.
 
+    A teacher denoises once before it is written, so that one that cannot work is noticed now.
+
     Args:
-        source: see `importing.read_teacher`; also an adapter (.py) or the authors' LMDB.
+        source: see `dsno.teachers.load.read_teacher`; also an adapter (.py) or the authors' LMDB.
         folder: new, empty, or one an interrupted import left.
         options: key=value, of the recipe's `teacher` section, or `collect` for trajectories.
 

@@ -174,7 +174,7 @@ def _image_size(config: _Config, asked: int | None, path: Path) -> int:
     size = usual if asked is None else asked
     if size is None:
         raise InputError(
-            f"The checkpoint {path} does not say how large its images are; give the image size."
+            f"The checkpoint {path} does not say how large its images are; give image_size=N."
         )
     if size < 1 or size % 2 ** (levels - 1):
         raise InputError(
