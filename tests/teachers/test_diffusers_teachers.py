@@ -175,8 +175,8 @@ def test_stable_diffusion_does_not_clip_latents_as_its_pipeline_does_not(tmp_pat
     )
     assert pipeline.scheduler.config.clip_sample is False
     assert diffusers_teacher(folder).denoiser.clip_sample is None
-    network_alone = makers.ddpm_folder(tmp_path / "pixels", diffusers.DDIMScheduler())
-    assert diffusers_teacher(network_alone).denoiser.clip_sample == 1.0
+    pixels = makers.ddpm_folder(tmp_path / "pixels", diffusers.DDIMScheduler())
+    assert diffusers_teacher(pixels).denoiser.clip_sample == 1.0
 
 
 def test_the_transformer_has_time_behind_every_block_and_keeps_its_labels(tmp_path: Path) -> None:

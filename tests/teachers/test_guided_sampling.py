@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dsno.diffusion.conditions import CLASS_LABELS, EMBEDDINGS, GUIDANCE_SCALE
 from dsno.diffusion.solvers import solve
+from dsno.teachers.options import TeacherOptions
 from dsno.teachers.pipelines import diffusers_teacher
 
 STEPS, STRIDE = 10, 10
@@ -78,7 +79,8 @@ def test_a_guided_trajectory_is_the_schedulers(
     """At one scale for all, and with the scale as an input of every sample."""
     scheduler = diffusers.DDIMScheduler(num_train_timesteps=CHAIN, **SCHEDULERS[name])
     teacher = diffusers_teacher(
-        makers.ddpm_folder(tmp_path / "saved", scheduler, num_class_embeds=5), null_class=4
+        makers.ddpm_folder(tmp_path / "saved", scheduler, num_class_embeds=5),
+        TeacherOptions(null_class=4),
     )
     network: Any = teacher.denoiser.network
     labels, null = torch.tensor([2, 0]), torch.tensor([4, 4])
