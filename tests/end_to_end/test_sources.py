@@ -208,7 +208,7 @@ def test_data_given_later_touch_only_the_evaluation(tmp_path: Path) -> None:
 BAD: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     "pickle": (lambda p: p.with_suffix(".pkl").write_bytes(b"x"), [], "is a pickle, which can run"),
     "nothing": (lambda p: None, [], "does not exist"),
-    "empty folder": (lambda p: p.mkdir(), [], "holds none of the teachers"),
+    "empty folder": (lambda p: p.mkdir(), [], "Found no teacher in"),
     "half a meaning": (network_alone, ["prediction_type=epsilon"], "schedule.name=..."),
     "odd size": (makers.ddpm_folder, ["image_size=[8,9]"], "fails on a sample of 3x8x9"),
     "odd channels": (

@@ -28,14 +28,8 @@ from dsno.support.storage import StorageDir
 from dsno.trajectories import manifest as trajectories
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
-from dsno.trajectories.manifest import (
-    MANIFEST,
-    Manifest,
-    damaged_shards,
-    load_manifest,
-    save_manifest,
-    shard_name,
-)
+from dsno.trajectories.manifest import MANIFEST, Manifest, load_manifest, save_manifest, shard_name
+from dsno.trajectories.shards import damaged_shards
 
 FREQUENCIES = [0.5, 0.2, 0.3]
 
@@ -264,7 +258,7 @@ def test_a_crash_at_any_write_loses_nothing(
 ) -> None:
     # the manifest, three records, and the manifest again
     denoiser = teacher(CosineSchedule())
-    write, calls = trajectories._write_json, 0
+    write, calls = trajectories.write_json, 0
 
     def crashing(*arguments: Any) -> None:
         nonlocal calls
@@ -275,7 +269,8 @@ def test_a_crash_at_any_write_loses_nothing(
         assert damaged_shards(tmp_path, load_manifest(tmp_path)) == {}  # never ahead of the data
 
     with monkeypatch.context() as patch:
-        patch.setattr("dsno.trajectories.manifest._write_json", crashing)
+        for module in ("manifest", "shards"):
+            patch.setattr(f"dsno.trajectories.{module}.write_json", crashing)
         with pytest.raises(ZeroDivisionError):
             collect(denoiser, tmp_path, plan(denoiser), batch_size=5)
     collect(denoiser, tmp_path, plan(denoiser), batch_size=5)

@@ -17,21 +17,17 @@ from dsno.support.errors import DsnoError, InputError
 from dsno.support.storage import StorageDir
 from dsno.trajectories.dataset import TrajectoryStore, _Cache
 from dsno.trajectories.manifest import (
-    EMBEDDED,
     MANIFEST,
     Manifest,
-    Prompts,
     compact,
-    damaged_shards,
     forget,
     load_manifest,
-    read_prompts,
     record_name,
     save_manifest,
     shard_name,
-    write_prompts,
-    write_shard,
 )
+from dsno.trajectories.prompts import EMBEDDED, Prompts, read_prompts, write_prompts
+from dsno.trajectories.shards import damaged_shards, write_shard
 from dsno.trajectories.verify import describe
 
 TIMES = (0.5, 0.25, 0.0)
@@ -126,12 +122,12 @@ def test_a_shard_is_on_disk_before_it_is_listed(
     def crash(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("dsno.trajectories.manifest._write_json", crash)
+    monkeypatch.setattr("dsno.trajectories.shards.write_json", crash)
     with pytest.raises(ZeroDivisionError):
         write_shard(tmp_path, made, 0, tensors(made.items(0)))
     assert (tmp_path / shard_name(0)).is_file()
     assert load_manifest(tmp_path).missing == [0, 1, 2]
-    monkeypatch.setattr("dsno.trajectories.manifest.save_file", crash)
+    monkeypatch.setattr("dsno.trajectories.shards.save_file", crash)
     with pytest.raises(ZeroDivisionError):
         write_shard(tmp_path, made, 1, tensors(made.items(1)))
     assert sorted(p.name for p in tmp_path.iterdir()) == [MANIFEST, shard_name(0)]

@@ -33,7 +33,9 @@ from dsno.support.errors import InputError
 from dsno.support.files import fingerprint, locked, read_json, sha256, write_json, write_text
 from dsno.support.storage import StorageDir
 from dsno.teachers.store import saved_clips
-from dsno.trajectories.manifest import damaged_shards, has_manifest, load_manifest, read_prompts
+from dsno.trajectories.manifest import has_manifest, load_manifest
+from dsno.trajectories.prompts import read_prompts
+from dsno.trajectories.shards import damaged_shards
 
 STAGES = ("teacher", "collect", "train", "evaluate", "report")
 # Done by process 0 while the others wait.

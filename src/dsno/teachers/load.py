@@ -49,8 +49,8 @@ def _reader(source: str) -> Callable[[TeacherOptions], Teacher]:
     path = Path(source).expanduser()
     if path.suffix.lower() in PICKLES:
         raise InputError(
-            f"{source} is a pickle, which can run code when it is loaded, so it is not; export it "
-            "to safetensors first (see docs/teachers.md)."
+            f"{source} is a pickle, which can run code when it is loaded; export it to "
+            "safetensors first (see docs/teachers.md)."
         )
     if path.suffix == ".py":
         raise InputError(
@@ -70,8 +70,8 @@ def _reader(source: str) -> Callable[[TeacherOptions], Teacher]:
         return _reader(str(path / pickles[0]))
     if not path.exists() and looks_like_hub_id(source):
         return lambda options: hub_teacher(source, options)
-    what = "holds none of the teachers" if path.exists() else "does not exist; among the teachers"
-    raise InputError(f"{source} {what} that can be read: {ACCEPTED}.")
+    what = f"Found no teacher in {source}" if path.exists() else f"{source} does not exist"
+    raise InputError(f"{what}; give {ACCEPTED}.")
 
 
 def _saved(path: Path, options: TeacherOptions) -> Teacher:

@@ -23,7 +23,7 @@ def load_adapter(path: Path) -> ModuleType:
         InputError: if it is not a Python file, or fails.
     """
     if path.suffix != ".py" or not path.is_file():
-        raise InputError(f"The adapter {path} is not a Python file.")
+        raise InputError(f"Expected a Python file (.py) as the adapter, found {path}.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

@@ -27,15 +27,14 @@ from dsno.trajectories.manifest import (
     FORMAT,
     Manifest,
     compact,
-    damaged_shards,
     forget,
     has_manifest,
     load_manifest,
     save_manifest,
     shard_name,
-    write_shard,
 )
 from dsno.trajectories.partial_shards import drop_partial, load_partial, save_partial
+from dsno.trajectories.shards import damaged_shards, write_shard
 
 SAVE_EVERY = 300.0
 """Seconds after which the solved part of an unfinished shard is saved, in case of a crash."""
@@ -189,35 +188,35 @@ class _Work:
     ) -> None:
         items = self.manifest.items(index)
         kept = load_partial(self.storage, self.manifest, index, self.batch_size)
-        parts = [] if kept is None else [kept]
-        rows = 0 if kept is None else len(kept["noise"])
-        if rows:
-            add(rows)
+        batches = [] if kept is None else [kept]
+        solved = 0 if kept is None else len(kept["noise"])
+        if solved:
+            add(solved)
         saved = time.monotonic()
-        for first in range(items.start + rows, items.stop, self.batch_size):
+        for first in range(items.start + solved, items.stop, self.batch_size):
             if interrupted():
-                self._stop(index, parts)
+                self._stop(index, batches)
             batch = range(first, min(first + self.batch_size, items.stop))
-            parts.append(self._solve(batch))
+            batches.append(self._solve(batch))
             add(len(batch))
             if time.monotonic() - saved > SAVE_EVERY and batch.stop < items.stop:
-                parts = [_joined(parts)]
-                save_partial(self.storage, self.manifest, index, parts[0])
+                batches = [_joined(batches)]
+                save_partial(self.storage, self.manifest, index, batches[0])
                 saved = time.monotonic()
-        write_shard(self.storage, self.manifest, index, _joined(parts))
+        write_shard(self.storage, self.manifest, index, _joined(batches))
         drop_partial(self.storage, index)
         if interrupted():
             raise KeyboardInterrupt
 
-    def _stop(self, index: int, parts: list[dict[str, Tensor]]) -> None:
-        if parts:
-            save_partial(self.storage, self.manifest, index, _joined(parts))
+    def _stop(self, index: int, batches: list[dict[str, Tensor]]) -> None:
+        if batches:
+            save_partial(self.storage, self.manifest, index, _joined(batches))
         raise KeyboardInterrupt
 
     def _solve(self, items: range) -> dict[str, Tensor]:
-        manifest, kind = self.manifest, DTYPES[self.manifest.dtype]
+        manifest, dtype = self.manifest, DTYPES[self.manifest.dtype]
         # Rounded before solving, so that what is stored is exactly what was solved.
-        noise = seeds.item_noise(manifest.seed, items, manifest.sample_shape).to(kind)
+        noise = seeds.item_noise(manifest.seed, items, manifest.sample_shape).to(dtype)
         drawn = self.conditions.draw(manifest.seed, items)
         device = distributed.device()
         solution = solve(
@@ -229,14 +228,14 @@ class _Work:
             spacing=str(manifest.solver["spacing"]),
             condition=send_to_device(self.conditions.expand(drawn), device),
         )
-        states = (solution.states / self.scales).to(kind).cpu()
+        states = (solution.states / self.scales).to(dtype).cpu()
         return {"noise": noise, "states": states, **drawn}
 
 
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    if len(parts) == 1:
-        return parts[0]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def _joined(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(batches) == 1:
+        return batches[0]
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def scales_at(denoiser: DenoiserProtocol, times: Tensor) -> tuple[float, ...]:
