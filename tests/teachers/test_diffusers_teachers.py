@@ -302,7 +302,8 @@ def test_what_the_scheduler_says_can_be_overridden_field_by_field(tmp_path: Path
     folder = makers.ddpm_folder(tmp_path / "saved", scheduler)
     edit(folder / "scheduler" / "scheduler_config.json", warp=[1, 2])
     assert "scheduler.warp=null" in refusal(folder)
-    fields = frozen_fields({"warp": None, "beta_end": 0.03})
+    fields = frozen_fields({"warp": None, "beta_end": 0.03, "solver_p": {"a": [1]}})
+    hash(fields)
     linear = {"timesteps": 100, "beta_end": 0.03}
     teacher = diffusers_teacher(folder, TeacherOptions(scheduler=fields))
     expected = Preconditioning(BetaSchedule(**linear), "epsilon")

@@ -374,7 +374,7 @@ def test_a_record_that_is_not_the_shards_is_passed_over(
 
 def test_a_record_that_is_no_file_is_said(folder: Path) -> None:
     (folder / record_name(1)).symlink_to(folder / "nowhere")
-    assert "remove it" in refusal(folder)
+    assert "delete it" in refusal(folder)
 
 
 def test_a_reader_sees_every_shard_while_another_process_compacts(

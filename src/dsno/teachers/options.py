@@ -33,4 +33,10 @@ class TeacherOptions:
 
 def frozen_fields(fields: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
     """A scheduler's fields as `TeacherOptions` holds them: hashable, with tuples for lists."""
-    return tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in (fields or {}).items())
+    return tuple((name, _frozen(value)) for name, value in (fields or {}).items())
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return frozen_fields(value)
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
