@@ -186,6 +186,7 @@ DRY_RUN = {
         "clip_sample",
         "null_class",
         "image_size",
+        "scheduler",
     ],
     "collect": [
         "source",
