@@ -55,7 +55,9 @@ from dsno.trajectories import lmdb as lmdb_import
 from dsno.trajectories import manifest as trajectories
 from dsno.trajectories import partial_shards as partials
 from dsno.trajectories.dataset import TrajectoryStore
-from dsno.trajectories.manifest import Manifest, Prompts
+from dsno.trajectories.manifest import Manifest
+from dsno.trajectories.prompts import EMBEDDED, Prompts, write_prompts
+from dsno.trajectories.shards import write_shard
 
 MEMORY = 400 * 2**20
 """Bytes that a damaged copy of these tiny files may make a process grow by."""
@@ -227,11 +229,11 @@ def rows_of(items: range) -> dict[str, torch.Tensor]:
 def _recorded(folder: Path) -> Path:
     """Trajectories whose shards have records of their own still."""
     prompts = Prompts(("a cat", "a dog", "none"), torch.ones(3, 4, 2).half())
-    checksum = trajectories.write_prompts(folder, prompts)
+    checksum = write_prompts(folder, prompts)
     manifest = manifest_of(prompts_sha256=checksum)
     trajectories.save_manifest(folder, manifest)
     for index in range(manifest.shard_count):
-        trajectories.write_shard(folder, manifest, index, rows_of(manifest.items(index)))
+        write_shard(folder, manifest, index, rows_of(manifest.items(index)))
     return folder
 
 
@@ -339,8 +341,8 @@ def _read_signed(path: Path) -> None:
         for s in manifest.shards
     )
     signed = dataclasses.replace(manifest, shards=shards)
-    if (path / trajectories.EMBEDDED).is_file():
-        checksum = sha256(path / trajectories.EMBEDDED)
+    if (path / EMBEDDED).is_file():
+        checksum = sha256(path / EMBEDDED)
         signed = dataclasses.replace(signed, prompts_sha256=checksum)
     trajectories.save_manifest(path, signed)
     _read_trajectories(path)

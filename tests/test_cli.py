@@ -194,6 +194,7 @@ DRY_RUN = {
         "clip_sample",
         "null_class",
         "image_size",
+        "scheduler",
     ],
     "collect": [
         "source",
@@ -537,7 +538,7 @@ def test_weights_are_never_unpickled(run: Path, tmp_path: Path, capsys: Capture)
 def test_a_full_disk_during_collection_is_said_and_the_command_goes_on_later(
     run: Path, finished: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dsno.trajectories import manifest as trajectories
+    from dsno.trajectories import shards as trajectories
 
     shutil.rmtree(run / "trajectories")
     collect = ["collect", "digits", *TINY, "--out", str(run)]

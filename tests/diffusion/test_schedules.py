@@ -223,7 +223,7 @@ def test_grids_fall_strictly_from_one_to_zero(spacing: str, make: Any, steps: in
 @five
 def test_place_inverts_time(spacing: str, make: Any) -> None:
     rule, u = Spacing(spacing, make()), torch.linspace(0, 1, 101, dtype=torch.float64)
-    torch.testing.assert_close(rule.place(rule.time(u)), u, atol=1e-9, rtol=0)
+    torch.testing.assert_close(rule.position(rule.time(u)), u, atol=1e-9, rtol=0)
 
 
 def test_the_papers_output_times() -> None:

@@ -192,12 +192,12 @@ def test_steps_are_shared_in_proportion_and_end_at_the_asked_times(spacing: str)
     assert (grid.diff() < 0).all()
     where = torch.tensor([int((grid == t).nonzero()) for t in asked])
     counts = torch.cat([where[:1], where.diff()])
-    places = rule.place(torch.cat([ONE[None], asked]))
+    places = rule.position(torch.cat([ONE[None], asked]))
     share = -places.diff() * 40
     assert (counts >= 1).all()
     assert ((counts - share).abs() <= 1.01)[share > 1].all()
     for first, last in zip([0, *where.tolist()], where.tolist(), strict=False):
-        inside = rule.place(grid[first : last + 1]).diff()
+        inside = rule.position(grid[first : last + 1]).diff()
         assert (inside - inside.mean()).abs().max() < 1e-9
 
 

@@ -18,6 +18,7 @@ from tests.foreign import edm_export, lmdb_folder, progressive_checkpoint
 
 from dsno.backbones.registry import BACKBONES
 from dsno.cli import main
+from dsno.diffusion.schedules import BetaSchedule
 from dsno.teachers.store import load_teacher
 
 DOCS = Path(__file__).parents[2] / "docs" / "teachers.md"
@@ -161,6 +162,31 @@ def test_a_run_of_a_brought_teacher_ends_in_a_report(tmp_path: Path) -> None:
     assert "real items" not in page
 
 
+@pytest.mark.parametrize("clips", [True, False])
+def test_a_guided_run_of_an_earlier_version_is_made_again_if_its_teacher_clips(
+    clips: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Earlier versions clipped before guidance and did not record the order."""
+    source = makers.ddpm_folder(tmp_path / "source", num_class_embeds=6)
+    folder = tmp_path / "run"
+    recipe = ["distill", f"teacher.source={source}", "teacher.null_class=5", *TINY]
+    recipe += ["collect.guidance_scale=3", f"teacher.clip_sample={str(clips).lower()}"]
+    with monkeypatch.context() as earlier:
+        earlier.setattr("dsno.runs.run.saved_clips", lambda folder: False)
+        for stage in ("teacher", "collect", "train"):
+            assert main([stage, *recipe, "--out", str(folder)]) == 0
+    capsys.readouterr()
+    for stage in ("collect", "train"):
+        assert main([stage, *recipe, "--out", str(folder)]) == 0
+    text = capsys.readouterr().err
+    assert ("order of guidance and clipping None -> guidance first" in text) == clips
+    assert ("train: an earlier stage" in text or "train: the recipe changed" in text) == clips
+    assert text.count("finished already") == (0 if clips else 2)
+
+
 def test_data_given_later_touch_only_the_evaluation(tmp_path: Path) -> None:
     source = makers.ddpm_folder(tmp_path / "source")
     images = (makers.seeded((30, 8, 8, 3)).clamp(-2, 2) * 60 + 128).to(torch.uint8)
@@ -181,12 +207,19 @@ def test_data_given_later_touch_only_the_evaluation(tmp_path: Path) -> None:
 BAD: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     "pickle": (lambda p: p.with_suffix(".pkl").write_bytes(b"x"), [], "is a pickle, which can run"),
     "nothing": (lambda p: None, [], "does not exist"),
-    "empty folder": (lambda p: p.mkdir(), [], "holds none of the teachers"),
-    "half a meaning": (network_alone, ["prediction_type=epsilon"], "go together"),
+    "empty folder": (lambda p: p.mkdir(), [], "Found no teacher in"),
+    "half a meaning": (network_alone, ["prediction_type=epsilon"], "schedule.name=..."),
+    "odd size": (makers.ddpm_folder, ["image_size=[8,9]"], "fails on a sample of 3x8x9"),
+    "odd channels": (
+        lambda p: makers.ddpm_folder(p, in_channels=1),
+        [],
+        "takes 1 channels and gives 3",
+    ),
+    "damaged field": (makers.ddpm_folder, ["scheduler.beta_end=x"], "scheduler.KEY=VALUE"),
     "no meaning": (network_alone, [], "no scheduler_config.json"),
     "unknown key": (makers.ddpm_folder, ["null_clas=3"], "'teacher.null_clas': did you mean"),
     "wrong value": (makers.ddpm_folder, ["null_class=-3"], "'teacher.null_class' should be"),
-    "null class": (makers.ddpm_folder, ["null_class=3"], "last of the network's 0"),
+    "null class": (makers.ddpm_folder, ["null_class=3"], "takes no class labels"),
     "not a key": (makers.ddpm_folder, ["null_class"], "key=value"),
 }
 
@@ -216,6 +249,22 @@ def test_an_import_does_not_overwrite(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["import", str(source), "--out", str(out)]) == 2
     assert "not an empty folder" in capsys.readouterr().err
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
+
+
+def test_what_a_source_says_is_overridden_on_the_command_line(tmp_path: Path) -> None:
+    """An early pipeline: fields that are null, one that is not known, and no sample_size."""
+    source, out = makers.ddpm_folder(tmp_path / "source"), tmp_path / "out"
+    for name, changes in (
+        ("scheduler/scheduler_config.json", {"timestep_values": None, "warp": 3}),
+        ("unet/config.json", {"sample_size": None}),
+    ):
+        path = source / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    options = ["scheduler.warp=null", "scheduler.beta_end=0.03", "image_size=[8,16]"]
+    assert main(["import", str(source), *options, "--out", str(out)]) == 0
+    found = load_teacher(out).denoiser
+    assert found.sample_shape == (3, 8, 16)
+    assert found.schedule == BetaSchedule(beta_end=0.03, timesteps=100)
 
 
 def test_a_recipe_cannot_run_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,14 +18,14 @@ from tests.makers import seeded, zero_temporal
 from dsno.backbones.registry import BACKBONES, backbone_of
 from dsno.backbones.safe_loading import weight_variants
 from dsno.diffusion.denoisers import Preconditioning
-from dsno.diffusion.schedules import CosineSchedule
+from dsno.diffusion.schedules import BetaSchedule, CosineSchedule
 from dsno.diffusion.solvers import solve
 from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig
 from dsno.support.errors import InputError
 from dsno.teachers.components import NETWORKS
+from dsno.teachers.options import TeacherOptions, frozen_fields
 from dsno.teachers.pipelines import diffusers_teacher, hub_teacher
-from dsno.teachers.schedulers import SchedulerSettings
 from dsno.teachers.store import Teacher, load_teacher, save_teacher
 
 FOLDERS: dict[str, Callable[[Path], Path]] = {
@@ -168,6 +168,19 @@ def test_prompts_are_embedded_as_the_pipeline_embeds_them(tmp_path: Path) -> Non
     torch.testing.assert_close(teacher.text.encode(prompts, batch_size=2), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+def test_stable_diffusion_does_not_clip_latents_as_its_pipeline_does_not(tmp_path: Path) -> None:
+    folder = makers.stable_diffusion_folder(tmp_path / "saved")
+    diffusers.DDIMScheduler(clip_sample=True).save_pretrained(folder / "scheduler")
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        folder, safety_checker=None, low_cpu_mem_usage=False
+    )
+    assert pipeline.scheduler.config.clip_sample is False
+    assert diffusers_teacher(folder).denoiser.clip_sample is None
+    pixels = makers.ddpm_folder(tmp_path / "pixels", diffusers.DDIMScheduler())
+    assert diffusers_teacher(pixels).denoiser.clip_sample == 1.0
+
+
 def test_the_transformer_has_time_behind_every_block_and_keeps_its_labels(tmp_path: Path) -> None:
     teacher = diffusers_teacher(makers.dit_folder(tmp_path / "saved"))
     kind = backbone_of(teacher.denoiser.network)
@@ -184,9 +197,12 @@ def test_a_network_without_a_scheduler_needs_its_meaning_said(tmp_path: Path) ->
     makers.unet2d().save_pretrained(tmp_path / "unet")
     with pytest.raises(InputError, match="prediction_type=.*schedule"):
         diffusers_teacher(tmp_path / "unet")
-    meaning = SchedulerSettings(Preconditioning(CosineSchedule(), "v_prediction"))
-    teacher = diffusers_teacher(tmp_path / "unet", meaning)
-    assert teacher.denoiser.preconditioning == meaning.preconditioning
+    for half in ({"prediction_type": "v_prediction"}, {"schedule": CosineSchedule()}):
+        assert "prediction_type=... schedule.name=..." in refusal(tmp_path / "unet", **half)
+    stated = TeacherOptions("v_prediction", CosineSchedule())
+    teacher = diffusers_teacher(tmp_path / "unet", stated)
+    expected = Preconditioning(CosineSchedule(), "v_prediction")
+    assert teacher.denoiser.preconditioning == expected
 
 
 def test_the_first_pipelines_kept_everything_in_one_folder(tmp_path: Path) -> None:
@@ -239,7 +255,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 def refusal(folder: Path, **options: Any) -> str:
     with pytest.raises(InputError) as caught:
-        diffusers_teacher(folder, **options)
+        diffusers_teacher(folder, TeacherOptions(**options))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -253,7 +269,7 @@ def refusal(folder: Path, **options: Any) -> str:
         ({"time_embedding_type": "fourier"}, "fourier time embedding"),
         ({"class_embed_type": "identity"}, "class_embed_type = 'identity'"),
         ({"in_channels": 5}, "conv_in.weight"),
-        ({"sample_size": None}, "sample_size"),
+        ({"sample_size": None}, "give image_size=N"),
     ],
 )
 def test_a_network_that_is_no_plain_denoiser_is_refused(
@@ -264,8 +280,51 @@ def test_a_network_that_is_no_plain_denoiser_is_refused(
     assert says in refusal(folder)
 
 
-def test_an_inpainting_network_is_refused(tmp_path: Path) -> None:
-    assert "inpainting" in refusal(makers.ddpm_folder(tmp_path / "saved", in_channels=9))
+@pytest.mark.parametrize("channels", [(9, 3), (1, 3), (3, 1), (2, 5)])
+def test_a_network_of_other_channels_out_than_in_is_refused(
+    channels: tuple[int, int], tmp_path: Path
+) -> None:
+    into, out = channels
+    folder = makers.ddpm_folder(tmp_path / "saved", in_channels=into, out_channels=out)
+    assert f"takes {into} channels and gives {out}" in refusal(folder)
+
+
+def test_the_size_of_the_samples_can_be_given(tmp_path: Path) -> None:
+    folder = makers.ddpm_folder(tmp_path / "saved")
+    edit(folder / "unet" / "config.json", sample_size=None)
+    for size, shape in ((12, (3, 12, 12)), ((8, 16), (3, 8, 16))):
+        teacher = diffusers_teacher(folder, TeacherOptions(image_size=size))
+        assert teacher.denoiser.sample_shape == shape
+        x = seeded((1, *shape))
+        assert teacher.denoiser(x, torch.tensor(0.5)).shape == x.shape
+
+
+def test_what_the_scheduler_says_can_be_overridden_field_by_field(tmp_path: Path) -> None:
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=100, clip_sample_range=1.5)
+    folder = makers.ddpm_folder(tmp_path / "saved", scheduler)
+    edit(folder / "scheduler" / "scheduler_config.json", warp=[1, 2])
+    assert "scheduler.warp=null" in refusal(folder)
+    fields = frozen_fields({"warp": None, "beta_end": 0.03, "solver_p": {"a": [1]}})
+    hash(fields)
+    linear = {"timesteps": 100, "beta_end": 0.03}
+    teacher = diffusers_teacher(folder, TeacherOptions(scheduler=fields))
+    expected = Preconditioning(BetaSchedule(**linear), "epsilon")
+    assert teacher.denoiser.preconditioning == expected
+    assert teacher.denoiser.clip_sample == 1.5
+    for options, expected in (
+        (
+            {"prediction_type": "v_prediction"},
+            Preconditioning(BetaSchedule(**linear), "v_prediction"),
+        ),
+        ({"schedule": CosineSchedule()}, Preconditioning(CosineSchedule(), "epsilon")),
+    ):
+        teacher = diffusers_teacher(folder, TeacherOptions(scheduler=fields, **options))
+        assert teacher.denoiser.preconditioning == expected
+    # said in full, the process need not be one that is known; the clipping still counts
+    stated = TeacherOptions("sample", CosineSchedule())
+    teacher = diffusers_teacher(folder, stated)
+    assert teacher.denoiser.preconditioning == Preconditioning(CosineSchedule(), "sample")
+    assert teacher.denoiser.clip_sample == 1.5
 
 
 def test_the_first_three_wrong_weights_are_named(tmp_path: Path) -> None:
@@ -374,9 +433,9 @@ def test_an_unknown_text_encoder_is_refused(tmp_path: Path) -> None:
 def test_a_null_class_must_be_the_last(tmp_path: Path) -> None:
     folder = makers.ddpm_folder(tmp_path / "saved", num_class_embeds=5)
     assert diffusers_teacher(folder).num_classes == 5
-    teacher = diffusers_teacher(folder, null_class=4)
+    teacher = diffusers_teacher(folder, TeacherOptions(null_class=4))
     assert (teacher.num_classes, teacher.null_class) == (4, 4)
-    assert "last of the network's 5" in refusal(folder, null_class=2)
+    assert "last of the network's 5 class embeddings, 4, not 2" in refusal(folder, null_class=2)
 
 
 def test_every_class_that_loads_is_one_that_can_be_lifted() -> None:

@@ -124,7 +124,7 @@ def test_the_image_size_is_known_for_the_published_ones_only(tmp_path: Path) -> 
     two = {**CIFAR, "channels": (32, 32), "attention": (False, True)}
     path = write(tmp_path / "two", checkpoint(**two))
     assert load_progressive(path, sample_size=8).sample_shape == (3, 8, 8)
-    assert refusal(path).endswith("does not say how large its images are; give the image size.")
+    assert refusal(path).endswith("does not say how large its images are; give image_size=N.")
     for size in (0, -2, 9):
         with pytest.raises(InputError, match=f"must be a multiple of 2, not {size}"):
             load_progressive(path, sample_size=size)

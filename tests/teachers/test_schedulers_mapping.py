@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
@@ -13,7 +14,13 @@ from torch import Tensor, nn
 
 from dsno.diffusion.denoisers import Denoiser
 from dsno.support.errors import InputError
-from dsno.teachers.schedulers import SchedulerSettings, scheduler_settings
+from dsno.teachers.schedulers import (
+    _BETAS,
+    _EDM,
+    _FLOW,
+    SchedulerSettings,
+    scheduler_settings,
+)
 
 # what diffusers' schedulers do with NumPy
 pytestmark = pytest.mark.filterwarnings("ignore:.*__array.*:DeprecationWarning")
@@ -66,6 +73,7 @@ def denoised(
         {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"},
         {"thresholding": True, "dynamic_thresholding_ratio": 0.8, "sample_max_value": 3.0},
         {"thresholding": True, "clip_sample_range": 0.5, "sample_max_value": 3.0},
+        {"thresholding": True, "sample_max_value": 0.5},
         {"trained_betas": [0.001 * i for i in range(1, 101)]},
         {
             "rescale_betas_zero_snr": True,
@@ -147,25 +155,73 @@ def test_a_sampler_used_for_flows_is_a_flow() -> None:
     )
     flow = saved(diffusers.FlowMatchEulerDiscreteScheduler())
     assert saved(scheduler) == flow
+    thresholding = diffusers.DPMSolverMultistepScheduler(
+        use_flow_sigmas=True,
+        prediction_type="flow_prediction",
+        thresholding=True,
+        dynamic_thresholding_ratio=0.9,
+        sample_max_value=2.0,
+    )
+    assert saved(thresholding).dynamic_threshold == (0.9, 2.0)
+
+
+@pytest.mark.parametrize("count", [1, 100, 1000])
+def test_a_flow_counts_the_time_as_its_scheduler_does(count: int) -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=count)
+    scheduler.set_timesteps(sigmas=[0.25])
+    x = seeded((2, 3, 4, 4))
+    _, time = denoised(saved(scheduler), x, x, float(scheduler.sigmas[0]))
+    assert time == pytest.approx(float(scheduler.timesteps[0])) == pytest.approx(0.25 * count)
+
+
+MAPPED = [name for name in (*_BETAS, *_FLOW, *_EDM) if name != "DPMSolverSDEScheduler"]  # torchsde
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_every_default_of_diffusers_is_mapped_and_so_is_null(name: str) -> None:
+    """Also clipping, which a class that does not have the field ignores."""
+    kind = getattr(diffusers, name)
+    fields = inspect.signature(kind.__init__).parameters
+    config = json.loads(kind().to_json_string())
+    expected = scheduler_settings(config)
+    assert expected.clip_sample == (1.0 if config.get("clip_sample") else None)
+    nothing = dict.fromkeys(fields.keys() - {"self", "clip_sample", "prediction_type"})
+    unused = {"timestep_values": None, "timesteps": None}
+    kept = {k: config[k] for k in ("clip_sample", "prediction_type") if k in config}
+    assert scheduler_settings({"_class_name": name, **nothing, **unused, **kept}) == expected
+    for field, value, read in (
+        ("clip_sample", True, lambda found: found.clip_sample),
+        ("thresholding", True, lambda found: found.dynamic_threshold),
+    ):
+        found = scheduler_settings({**config, field: value})
+        assert (read(found) is not None) == (field in fields)
+
+
+def test_clipping_that_is_null_is_off_as_in_diffusers() -> None:
+    scheduler = diffusers.DDIMScheduler(clip_sample=None)
+    scheduler.set_timesteps(10)
+    x = 5 * seeded((1, 3, 4, 4))
+    assert scheduler.step(x, 500, x).pred_original_sample.abs().max() > 1
+    assert saved(scheduler).clip_sample is None
+    assert scheduler_settings({"_class_name": "DDIMScheduler"}).clip_sample == 1.0
 
 
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"_class_name": "ScoreSdeVeScheduler"}, "ScoreSdeVeScheduler cannot be mapped"),
+        ({"_class_name": "ScoreSdeVeScheduler"}, "ScoreSdeVeScheduler cannot .* schedule.name=..."),
         ({}, "without a class name cannot be mapped"),
         ({"_class_name": "LCMScheduler"}, "LCMScheduler cannot be mapped"),
-        ({"_class_name": "DDPMScheduler", "warp": 3}, "field warp = 3 .* cannot be mapped"),
-        ({"_class_name": "DDPMScheduler", "prediction_type": "noise"}, "type 'noise'"),
+        ({"_class_name": "DDPMScheduler", "warp": 3}, "field warp = 3 .* scheduler.warp=null"),
+        ({"_class_name": "DDPMScheduler", "prediction_type": "noise"}, "type 'noise'.*give predic"),
+        ({"_class_name": "DDPMScheduler", "prediction_type": ["v"]}, "type ..v.. "),
         ({"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid"}, "beta schedule 'sigmoid'"),
-        ({"_class_name": "DDPMScheduler", "num_train_timesteps": "ten"}, "damaged"),
+        ({"_class_name": "DDPMScheduler", "num_train_timesteps": "ten"}, "scheduler.KEY=VALUE"),
+        ({"_class_name": "DDPMScheduler", "clip_sample_range": -1}, "clip_sample_range is -1"),
         ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "timestep_type"),
         ({"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction"}, "EDM's own"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert"),
-        (
-            {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True},
-            "zero SNR",
-        ),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 0}, "timesteps"),
+        ({"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True}, "zero SNR"),
     ],
 )
 def test_what_cannot_be_mapped_is_refused_in_one_sentence(
@@ -174,3 +230,18 @@ def test_what_cannot_be_mapped_is_refused_in_one_sentence(
     with pytest.raises(InputError, match=says) as caught:
         scheduler_settings(config)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True},
+        {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"},
+    ],
+)
+def test_no_advice_would_change_what_the_network_computes(config: dict[str, Any]) -> None:
+    """Leaving these fields out would call the network at other times."""
+    with pytest.raises(InputError, match="adapter") as caught:
+        scheduler_settings(config)
+    assert "null" not in str(caught.value)
+    assert "remove" not in str(caught.value)

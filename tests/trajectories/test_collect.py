@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsno.diffusion.analytic import GaussianMixture
 from dsno.diffusion.conditions import Conditions
+from dsno.diffusion.denoisers import Denoiser, DenoiserProtocol
+from dsno.diffusion.guidance import GuidedDenoiser
 from dsno.diffusion.schedules import CosineSchedule, EDMSchedule, NoiseSchedule
 from dsno.diffusion.solvers import solve
 from dsno.diffusion.time_grids import Spacing, grid_times
@@ -26,13 +28,8 @@ from dsno.support.storage import StorageDir
 from dsno.trajectories import manifest as trajectories
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
-from dsno.trajectories.manifest import (
-    MANIFEST,
-    Manifest,
-    damaged_shards,
-    load_manifest,
-    shard_name,
-)
+from dsno.trajectories.manifest import MANIFEST, Manifest, load_manifest, save_manifest, shard_name
+from dsno.trajectories.shards import damaged_shards
 
 FREQUENCIES = [0.5, 0.2, 0.3]
 
@@ -43,7 +40,7 @@ def teacher(schedule: NoiseSchedule) -> GaussianMixture:
     return GaussianMixture(means, 0.2 + torch.rand(3, 1, 1, 1, generator=generator), schedule)
 
 
-def plan(denoiser: GaussianMixture, **changes: Any) -> Manifest:
+def plan(denoiser: DenoiserProtocol, **changes: Any) -> Manifest:
     times = grid_times(Spacing("quadratic", denoiser.schedule), 3)
     values: dict[str, Any] = {
         "tag": "a",
@@ -58,6 +55,39 @@ def plan(denoiser: GaussianMixture, **changes: Any) -> Manifest:
         "solver": {"method": "dpm++2m", "steps": 6, "spacing": "uniform", "nfe": 6},
     }
     return Manifest(**{**values, **changes})
+
+
+class Labelled(nn.Module):
+    """Predicts x_0 from the label alone."""
+
+    def forward(self, x: Tensor, c_noise: Tensor, class_labels: Tensor) -> Tensor:
+        return torch.ones_like(x) * class_labels.reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_what_an_earlier_version_guided_is_kept_unless_the_teacher_clips(
+    clip: float | None, tmp_path: Path
+) -> None:
+    inner = Denoiser(
+        Labelled(),
+        CosineSchedule(),
+        prediction_type="sample",
+        sample_shape=(1, 2, 2),
+        clip_sample=clip,
+    )
+    denoiser = GuidedDenoiser(inner, 3.0, {"class_labels": torch.tensor(2)})
+    conditions = Conditions(label_frequencies=FREQUENCIES)
+    wanted = plan(inner, num_classes=3, guidance_scale=3.0)
+    made = collect(denoiser, tmp_path, wanted, batch_size=8, conditions=conditions)
+    before = {p.name: p.read_bytes() for p in tmp_path.glob("*.safetensors")}
+    save_manifest(tmp_path, dataclasses.replace(made, format=2))
+    if clip is None:
+        assert collect(denoiser, tmp_path, wanted, batch_size=8, conditions=conditions) == made
+        assert load_manifest(tmp_path).format == 3
+    else:
+        with pytest.raises(InputError, match="before guidance combined them"):
+            collect(denoiser, tmp_path, wanted, batch_size=8, conditions=conditions)
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("*.safetensors")} == before
 
 
 class Stop(BaseException):
@@ -228,7 +258,7 @@ def test_a_crash_at_any_write_loses_nothing(
 ) -> None:
     # the manifest, three records, and the manifest again
     denoiser = teacher(CosineSchedule())
-    write, calls = trajectories._write_json, 0
+    write, calls = trajectories.write_json, 0
 
     def crashing(*arguments: Any) -> None:
         nonlocal calls
@@ -239,7 +269,8 @@ def test_a_crash_at_any_write_loses_nothing(
         assert damaged_shards(tmp_path, load_manifest(tmp_path)) == {}  # never ahead of the data
 
     with monkeypatch.context() as patch:
-        patch.setattr("dsno.trajectories.manifest._write_json", crashing)
+        for module in ("manifest", "shards"):
+            patch.setattr(f"dsno.trajectories.{module}.write_json", crashing)
         with pytest.raises(ZeroDivisionError):
             collect(denoiser, tmp_path, plan(denoiser), batch_size=5)
     collect(denoiser, tmp_path, plan(denoiser), batch_size=5)
@@ -285,7 +316,7 @@ def test_only_a_damaged_shard_is_made_again(
 def test_trajectories_of_another_recipe_are_left_alone(whole: Path) -> None:
     before = contents(whole)
     denoiser = teacher(CosineSchedule())
-    with pytest.raises(InputError, match="trajectories of another recipe; give another place"):
+    with pytest.raises(InputError, match="trajectories of another recipe; give another folder"):
         collect(denoiser, whole, dataclasses.replace(plan(denoiser), tag="b"), batch_size=5)
     assert contents(whole) == before
 
@@ -295,7 +326,7 @@ def test_trajectories_of_other_embeddings_of_the_prompts_are_left_alone(tmp_path
     made = plan(denoiser, prompts_sha256="0" * 64)
     trajectories.save_manifest(tmp_path, made)
     before = contents(tmp_path)
-    with pytest.raises(InputError, match="other embeddings of the prompts; give another place"):
+    with pytest.raises(InputError, match="other embeddings of the prompts; give another folder"):
         collect(
             denoiser, tmp_path, dataclasses.replace(made, prompts_sha256="1" * 64), batch_size=5
         )

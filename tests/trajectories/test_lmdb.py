@@ -21,7 +21,8 @@ from dsno.support.errors import InputError
 from dsno.trajectories import lmdb as lmdb_import
 from dsno.trajectories.dataset import TrajectoryStore
 from dsno.trajectories.lmdb import import_lmdb
-from dsno.trajectories.manifest import damaged_shards, load_manifest, shard_name
+from dsno.trajectories.manifest import load_manifest, shard_name
+from dsno.trajectories.shards import damaged_shards
 
 COUNT = 10
 QUADRATIC = [((16 - j) / 16) ** 2 for j in range(17)]
@@ -204,7 +205,7 @@ def test_a_folder_of_other_trajectories_is_not_touched(tmp_path: Path, source: P
     other = write(tmp_path / "other", records(torch.zeros(COUNT, 17, 3, 4, 4)))
     for path, options in ((other, {}), (source, {"slices": 2}), (source, {"tag": "b"})):
         text = refusal(path, out, **options)
-        assert text == f"{out} holds other trajectories; give another place or delete it."
+        assert text == f"{out} holds other trajectories; give another folder or delete it."
     assert (out / "manifest.json").read_bytes() == before
 
 
@@ -221,7 +222,7 @@ def refusal(source: Path, folder: Path, **options: Any) -> str:
 
 
 ENTRIES: dict[str, tuple[dict[str, bytes | None], str]] = {
-    "no length": ({"length": None}, "has no entry `length`, so it is not a file of trajectories."),
+    "no length": ({"length": None}, "has no entry `length`; give a file of trajectories."),
     "odd length": ({"length": b"-3"}, "is '-3', not a number of trajectories."),
     "no trajectories": ({"length": b"0"}, "is '0', not a number of trajectories."),
     "binary length": ({"length": b"\xff" * 99}, "not a number of trajectories."),

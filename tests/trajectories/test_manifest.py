@@ -17,21 +17,18 @@ from dsno.support.errors import DsnoError, InputError
 from dsno.support.storage import StorageDir
 from dsno.trajectories.dataset import TrajectoryStore, _Cache
 from dsno.trajectories.manifest import (
-    EMBEDDED,
     MANIFEST,
     Manifest,
-    Prompts,
     compact,
-    damaged_shards,
     forget,
     load_manifest,
-    read_prompts,
     record_name,
     save_manifest,
     shard_name,
-    write_prompts,
-    write_shard,
 )
+from dsno.trajectories.prompts import EMBEDDED, Prompts, read_prompts, write_prompts
+from dsno.trajectories.shards import damaged_shards, write_shard
+from dsno.trajectories.verify import describe
 
 TIMES = (0.5, 0.25, 0.0)
 
@@ -125,12 +122,12 @@ def test_a_shard_is_on_disk_before_it_is_listed(
     def crash(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("dsno.trajectories.manifest._write_json", crash)
+    monkeypatch.setattr("dsno.trajectories.shards.write_json", crash)
     with pytest.raises(ZeroDivisionError):
         write_shard(tmp_path, made, 0, tensors(made.items(0)))
     assert (tmp_path / shard_name(0)).is_file()
     assert load_manifest(tmp_path).missing == [0, 1, 2]
-    monkeypatch.setattr("dsno.trajectories.manifest.save_file", crash)
+    monkeypatch.setattr("dsno.trajectories.shards.save_file", crash)
     with pytest.raises(ZeroDivisionError):
         write_shard(tmp_path, made, 1, tensors(made.items(1)))
     assert sorted(p.name for p in tmp_path.iterdir()) == [MANIFEST, shard_name(0)]
@@ -169,6 +166,31 @@ def test_an_edited_manifest_is_refused(
     assert MANIFEST in text or says is None
     assert (says or "3 of 3 shards") in text
     assert "run `dsno collect`" in text
+
+
+def guided(folder: Path) -> None:
+    """Ten trajectories at one guidance scale, as the format before this one had them."""
+    filled(folder)
+    edit(folder, lambda v: v.update(format=2, guidance_scale=3.0))
+
+
+def test_unguided_trajectories_of_the_format_before_are_read(folder: Path) -> None:
+    expected = load_manifest(folder)
+    edit(folder, lambda v: v.update(format=2))
+    assert load_manifest(folder) == expected
+    assert len(TrajectoryStore(folder)) == 10
+
+
+def test_guided_trajectories_of_the_format_before_may_have_been_clipped_first(
+    tmp_path: Path,
+) -> None:
+    guided(tmp_path)
+    assert "it clipped before guidance, not after; run `dsno collect` again" in refusal(tmp_path)
+    assert "clipped first" in describe(StorageDir(tmp_path))["guidance"]
+    assert len(TrajectoryStore(tmp_path, tag="a")) == 10  # whoever knows the recipe knows better
+    edit(tmp_path, lambda v: v.update(format=3))
+    assert len(TrajectoryStore(tmp_path)) == 10
+    assert describe(StorageDir(tmp_path))["guidance"] == "3.0"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
@@ -352,7 +374,7 @@ def test_a_record_that_is_not_the_shards_is_passed_over(
 
 def test_a_record_that_is_no_file_is_said(folder: Path) -> None:
     (folder / record_name(1)).symlink_to(folder / "nowhere")
-    assert "remove it" in refusal(folder)
+    assert "delete it" in refusal(folder)
 
 
 def test_a_reader_sees_every_shard_while_another_process_compacts(

@@ -13,14 +13,8 @@ from tests.trajectories.test_manifest import filled, manifest, tensors
 
 from dsno.support.files import NODE
 from dsno.support.storage import StorageDir
-from dsno.trajectories.manifest import (
-    MANIFEST,
-    forget,
-    record_name,
-    save_manifest,
-    shard_name,
-    write_shard,
-)
+from dsno.trajectories.manifest import MANIFEST, forget, record_name, save_manifest, shard_name
+from dsno.trajectories.shards import write_shard
 from dsno.trajectories.verify import (
     ASIDE,
     Finding,

@@ -16,7 +16,7 @@ Condition = Mapping[str, Tensor]
 CLASS_LABELS = "class_labels"
 """Name of the class labels (B,) among the conditions."""
 PROMPT = "prompt_index"
-"""Name of the index (B,) into a run's prompts, which is stored in place of their embeddings."""
+"""Name of the index (B,) into a run's prompts, which is stored instead of their embeddings."""
 EMBEDDINGS = "encoder_hidden_states"
 """Name of the prompts' embeddings (B, L, D)."""
 GUIDANCE_SCALE = "guidance_scale"
@@ -65,7 +65,7 @@ class Conditions:
         return drawn
 
     def expand(self, drawn: dict[str, Tensor]) -> Condition | None:
-        """What the denoiser is given: prompts' embeddings in place of indices, float32."""
+        """What the denoiser is given: prompts' embeddings instead of indices, float32."""
         given = dict(drawn)
         if PROMPT in given and self.prompts is not None:
             given[EMBEDDINGS] = self.prompts[given.pop(PROMPT).long()]

@@ -24,13 +24,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dsno.diffusion.conditions import GUIDANCE_SCALE, Condition
+from dsno.diffusion.conditions import Condition
 from dsno.diffusion.schedules import (
     BetaSchedule,
     EDMSchedule,
@@ -119,9 +119,9 @@ class Preconditioning:
         schedule: the noise schedule it was trained with.
         prediction_type: what F predicts, one of `PREDICTION_TYPES`.
         sigma_data: standard deviation of the data; used by `edm`, 1 otherwise.
-        time_input: what F is told of the time (c_noise): `angle` (1000 atan2(sigma, alpha) 2/pi,
+        time_input: how F gets the time (c_noise): `angle` (1000 atan2(sigma, alpha) 2/pi,
             the paper's), `index` (the discrete step 0 .. timesteps - 1), `edm` (log(sigma) / 4),
-            `time` (1000 t). The schedule's usual one if empty.
+            `time` (1000 t, or a flow's `timesteps` t). The schedule's usual one if empty.
 
     Raises:
         InputError: for epsilon prediction on a schedule that ends at zero SNR, where x_0 cannot be
@@ -155,6 +155,8 @@ class Preconditioning:
             return t * (self.schedule.timesteps - 1)
         if self.time_input == "edm":
             return self.schedule.sigma(t).log() / 4
+        if isinstance(self.schedule, RectifiedFlowSchedule):
+            return self.schedule.timesteps * t
         return 1000 * t
 
     def to_config(self) -> dict[str, Any]:
@@ -183,7 +185,7 @@ class Denoiser(nn.Module):
         clip_sample: clip D to [-clip_sample, clip_sample], as some samplers do; None for no clip.
         dynamic_threshold: (quantile, largest): each sample is clipped to and divided by that
             quantile of |D|, kept between 1 and `largest` (Saharia et al., arXiv 2205.11487,
-            section 2.3); None for none.
+            section 2.3); None for none. Clipping and thresholds come after guidance.
 
     A network with twice the sample's channels is one with learned variances, whose second half is
     not used here (or, for `sample_and_epsilon`, the second prediction).
@@ -219,14 +221,14 @@ class Denoiser(nn.Module):
 
     def network_output(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """F(c_in(t) x, c_noise(t)), run in the network's dtype, returned in x's."""
-        told = self.preconditioning.c_noise(t).to(x.device).expand(x.shape[0])
-        kind = next((p.dtype for p in self.network.parameters()), x.dtype)
-        rows = expand(self.preconditioning.coefficients(t).into, x) * x
+        c_noise = self.preconditioning.c_noise(t).to(x.device).expand(x.shape[0])
+        dtype = next((p.dtype for p in self.network.parameters()), x.dtype)
+        scaled = expand(self.preconditioning.coefficients(t).into, x) * x
         output = self.call(
             self.network,
-            rows.to(kind),
-            told.to(torch.promote_types(kind, torch.float32)),
-            {k: v.to(kind) if v.is_floating_point() else v for k, v in (condition or {}).items()},
+            scaled.to(dtype),
+            c_noise.to(torch.promote_types(dtype, torch.float32)),
+            {k: v.to(dtype) if v.is_floating_point() else v for k, v in (condition or {}).items()},
         ).to(x.dtype)
         if self.preconditioning.prediction_type == "sample_and_epsilon":
             clean, noise = both_halves(output, x)
@@ -235,6 +237,28 @@ class Denoiser(nn.Module):
             return sigma**2 * clean - alpha * sigma * noise
         return first_channels(output, x)
 
+    def unclipped(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """D(x, t) before it is clipped or thresholded, which comes after guidance."""
+        c = self.preconditioning.coefficients(t)
+        f = self.network_output(x, t, condition)
+        return expand(c.skip, x) * x + expand(c.out, x) * f
+
+    def clip(self, denoised: Tensor) -> Tensor:
+        """Threshold and clip an estimate of x_0 as this denoiser does; otherwise leave it alone."""
+        if self.dynamic_threshold is not None:
+            quantile, largest = self.dynamic_threshold
+            peak = denoised.flatten(1).abs().float().quantile(quantile, 1)
+            peak = expand(peak.clamp(1, largest), denoised)  # `largest`, where that is below 1
+            denoised = denoised.clamp(-peak, peak) / peak
+        if self.clip_sample is not None:
+            denoised = denoised.clamp(-self.clip_sample, self.clip_sample)
+        return denoised
+
+    @property
+    def clips(self) -> bool:
+        """Whether `clip` changes anything."""
+        return self.clip_sample is not None or self.dynamic_threshold is not None
+
     def forward(
         self,
         x: Float[Tensor, "batch *shape"],
@@ -242,17 +266,7 @@ class Denoiser(nn.Module):
         condition: Condition | None = None,
     ) -> Float[Tensor, "batch *shape"]:
         """Return D(x, t). `t` is a scalar or (batch,); the result has x's dtype."""
-        c = self.preconditioning.coefficients(t)
-        f = self.network_output(x, t, condition)
-        denoised = expand(c.skip, x) * x + expand(c.out, x) * f
-        if self.dynamic_threshold is not None:
-            quantile, largest = self.dynamic_threshold
-            peak = denoised.flatten(1).abs().float().quantile(quantile, 1)
-            peak = expand(peak.clamp(1, max(largest, 1)), x)
-            denoised = denoised.clamp(-peak, peak) / peak
-        if self.clip_sample is not None:
-            denoised = denoised.clamp(-self.clip_sample, self.clip_sample)
-        return denoised
+        return self.clip(self.unclipped(x, t, condition))
 
 
 def first_channels(output: Tensor, like: Tensor) -> Tensor:
@@ -272,10 +286,11 @@ def both_halves(output: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: for another shape.
     """
-    if output.ndim != like.ndim or output.shape[1] != 2 * like.shape[1]:
+    batch, channels, *size = like.shape
+    if output.shape != (batch, 2 * channels, *size):
         raise InputError(
-            f"The network's output has the shape {tuple(output.shape[1:])}, which is neither the "
-            f"sample's {tuple(like.shape[1:])} nor twice its channels."
+            f"Expected network output of the sample's shape {tuple(like.shape[1:])} or with twice "
+            f"its channels, found {tuple(output.shape[1:])}."
         )
     first, second = output.chunk(2, dim=1)
     return first, second
@@ -301,8 +316,8 @@ def _check(schedule: NoiseSchedule, prediction_type: str, time_input: str) -> No
         and float(schedule.alpha(torch.ones((), dtype=torch.float64))) < 1e-12
     ):
         raise InputError(
-            "Epsilon prediction cannot start from a schedule that ends at zero SNR (x_0 = 0/0 "
-            "there); use v_prediction or sample."
+            "Epsilon prediction says nothing of x_0 where a schedule ends at zero SNR (0/0): a "
+            "network there predicts v (v_prediction) or x_0 (sample), or has another schedule."
         )
     if prediction_type == "edm" and not isinstance(schedule, EDMSchedule):
         raise InputError(f"Prediction type 'edm' needs the 'edm' schedule, not {schedule.name!r}.")
@@ -340,58 +355,7 @@ class CountingDenoiser:
         return self.inner(x, t, condition)
 
 
-class GuidedDenoiser:
-    """Classifier-free guidance: D_null + scale (D_cond - D_null), two evaluations in one batch.
-
-    Args:
-        inner: a conditional denoiser.
-        scale: 1 is the conditional model, 0 the unconditional one; None to read it, for each
-            sample, from `condition["guidance_scale"]` (batch,).
-        null_condition: the "no condition" values, one per key of the condition, without batch.
-
-    Source: Ho & Salimans, arXiv 2207.12598, eq. 6 (with scale = 1 + w).
-    """
-
-    evaluations = 2
-
-    def __init__(
-        self, inner: DenoiserProtocol, scale: float | None, null_condition: Condition
-    ) -> None:
-        self.inner = inner
-        self.schedule = inner.schedule
-        self.sample_shape = inner.sample_shape
-        self.sigma_data = inner.sigma_data
-        self.scale = scale
-        self.null_condition = null_condition
-
-    def __call__(self, x: Tensor, t: Tensor, condition: Condition | None = None, /) -> Tensor:
-        """The guided D(x, t).
-
-        Raises:
-            InputError: if the condition's names are not those of the null condition, or the scale
-                is missing.
-        """
-        given = dict(condition or {})
-        scale: Tensor | float | None = self.scale
-        if scale is None and GUIDANCE_SCALE in given:
-            scale = expand(given.pop(GUIDANCE_SCALE), x)
-        if scale is None or set(given) != set(self.null_condition):
-            wanted = sorted(
-                [*self.null_condition, *([GUIDANCE_SCALE] if self.scale is None else [])]
-            )
-            raise InputError(
-                f"Guidance was set up for the condition {wanted}, "
-                f"but the call gives {sorted(condition or {})}."
-            )
-        both = {k: torch.cat([v, self.null_condition[k].expand_as(v)]) for k, v in given.items()}
-        times = t if t.ndim == 0 else torch.cat([t, t])
-        conditional, null = self.inner(torch.cat([x, x]), times, both).chunk(2)
-        return null + scale * (conditional - null)
-
-
 def to_device(denoiser: DenoiserProtocol, device: torch.device) -> DenoiserProtocol:
-    """The denoiser with its network, and what guidance leads away from, on a device."""
-    if isinstance(denoiser, GuidedDenoiser):
-        null = {name: tensor.to(device) for name, tensor in denoiser.null_condition.items()}
-        return GuidedDenoiser(to_device(denoiser.inner, device), denoiser.scale, null)
-    return denoiser.to(device) if isinstance(denoiser, Denoiser) else denoiser
+    """The denoiser on a device; itself if it has nothing to move (`Gaussian`, ...)."""
+    move = getattr(denoiser, "to", None)
+    return denoiser if move is None else cast(DenoiserProtocol, move(device))

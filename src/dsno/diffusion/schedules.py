@@ -175,14 +175,14 @@ class BetaSchedule(_Angular):
             raise InputError("The betas of a schedule must lie strictly between 0 and 1.")
 
     def _betas(self) -> Tensor:
-        n, kind = self.timesteps, torch.float64
+        n, dtype = self.timesteps, torch.float64
         if self.trained_betas is not None:
-            return torch.tensor(self.trained_betas, dtype=kind)
+            return torch.tensor(self.trained_betas, dtype=dtype)
         if self.beta_schedule == "linear":
-            return torch.linspace(self.beta_start, self.beta_end, n, dtype=kind)
+            return torch.linspace(self.beta_start, self.beta_end, n, dtype=dtype)
         if self.beta_schedule == "scaled_linear":
-            return torch.linspace(self.beta_start**0.5, self.beta_end**0.5, n, dtype=kind) ** 2
-        edges = torch.arange(n + 1, dtype=kind) / n
+            return torch.linspace(self.beta_start**0.5, self.beta_end**0.5, n, dtype=dtype) ** 2
+        edges = torch.arange(n + 1, dtype=dtype) / n
         bar = torch.cos((edges + 0.008) / 1.008 * math.pi / 2) ** 2  # arXiv 2102.09672, eq. 17
         return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
 
@@ -198,11 +198,11 @@ class BetaSchedule(_Angular):
     def _angles(self, t: Tensor) -> tuple[Tensor, Tensor]:
         index = t.double() * (self.timesteps - 1)
         low = index.floor().clamp(0, self.timesteps - 2).long()
-        part = index - low
+        fraction = index - low
         angle, complement = (table.to(t.device) for table in self._tables)
         return (
-            torch.lerp(angle[low], angle[low + 1], part).to(t.dtype),
-            torch.lerp(complement[low], complement[low + 1], part).to(t.dtype),
+            torch.lerp(angle[low], angle[low + 1], fraction).to(t.dtype),
+            torch.lerp(complement[low], complement[low + 1], fraction).to(t.dtype),
         )
 
     @override
@@ -210,8 +210,8 @@ class BetaSchedule(_Angular):
         table = self._tables[0].to(log_snr.device)
         angle = torch.atan(torch.exp(-log_snr.double() / 2))
         high = torch.searchsorted(table, angle.contiguous()).clamp(1, self.timesteps - 1)
-        part = (angle - table[high - 1]) / (table[high] - table[high - 1])
-        return ((high - 1 + part) / (self.timesteps - 1)).clamp(0, 1).to(log_snr.dtype)
+        fraction = (angle - table[high - 1]) / (table[high] - table[high - 1])
+        return ((high - 1 + fraction) / (self.timesteps - 1)).clamp(0, 1).to(log_snr.dtype)
 
 
 @dataclass(frozen=True)
@@ -256,9 +256,21 @@ class EDMSchedule(NoiseSchedule):
 
 @dataclass(frozen=True)
 class RectifiedFlowSchedule(NoiseSchedule):
-    """Straight lines: alpha = 1 - t, sigma = t. Source: Liu et al., arXiv 2209.03003."""
+    """Straight lines: alpha = 1 - t, sigma = t. Source: Liu et al., arXiv 2209.03003.
+
+    Args:
+        timesteps: what the network counts t = 1 as (diffusers' `num_train_timesteps`).
+    """
 
     name: ClassVar[str] = "rectified_flow"
+    timesteps: float = 1000.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timesteps <= MAX_TIMESTEPS:
+            raise InputError(
+                f"A flow has more than 0 and at most {MAX_TIMESTEPS:,} timesteps, not "
+                f"{self.timesteps:,}."
+            )
 
     @override
     def alpha(self, t: Tensor) -> Tensor:
@@ -280,7 +292,8 @@ class RectifiedFlowSchedule(NoiseSchedule):
 ScheduleType = TypeVar("ScheduleType", bound=NoiseSchedule)
 
 SCHEDULES: dict[str, type[NoiseSchedule]] = {
-    kind.name: kind for kind in (CosineSchedule, BetaSchedule, EDMSchedule, RectifiedFlowSchedule)
+    known.name: known
+    for known in (CosineSchedule, BetaSchedule, EDMSchedule, RectifiedFlowSchedule)
 }
 
 
@@ -293,18 +306,20 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     if not isinstance(config, Mapping):
         raise InputError(f"A noise schedule is given by its name and fields, not by {config!r}.")
     values = dict(config)
-    kind = SCHEDULES[one_of(values.pop("name", ""), SCHEDULES, "noise schedule")]
-    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    schedule = SCHEDULES[one_of(values.pop("name", ""), SCHEDULES, "noise schedule")]
+    known = {f.name for f in dataclasses.fields(schedule)}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            raise InputError(f"Schedule {kind.name!r} has no field {key!r}: {closest(key, known)}")
+            raise InputError(
+                f"Schedule {schedule.name!r} has no field {key!r}: {closest(key, known)}"
+            )
     try:
-        return checked(kind(**values))
+        return checked(schedule(**values))
     except InputError:
         raise
     except Exception as error:  # whatever values of another type make of it
         raise InputError(
-            f"Schedule {kind.name!r} cannot be built from {_short(values)}: {error}."
+            f"Schedule {schedule.name!r} cannot be built from {_short(values)}: {error}."
         ) from None
 
 

@@ -170,10 +170,10 @@ def step_times(times: Tensor, steps: int, spacing: Spacing) -> Tensor:
             f"{steps} solver steps cannot reach {segments} separate times; "
             f"ask for at least {segments}."
         )
-    places = spacing.place(ends)
-    if places[0] == places[-1]:  # all beyond karras' largest sigma: step evenly in time instead
-        spacing, places = Spacing("uniform", spacing.schedule), ends
-    lengths = places[:-1] - places[1:]
+    positions = spacing.position(ends)
+    if positions[0] == positions[-1]:  # all beyond karras' largest sigma: step evenly in time
+        spacing, positions = Spacing("uniform", spacing.schedule), ends
+    lengths = positions[:-1] - positions[1:]
     share = lengths / lengths.sum() * steps
     counts = share.floor().long().clamp(min=1)
     while int(counts.sum()) != steps:
@@ -184,7 +184,7 @@ def step_times(times: Tensor, steps: int, spacing: Spacing) -> Tensor:
             counts[torch.where(counts > 1, gap, math.inf).argmin()] -= 1
     grid = [ends[:1]]
     for i, count in enumerate(counts.tolist()):
-        u = torch.lerp(places[i], places[i + 1], torch.arange(1, count + 1).double() / count)
+        u = torch.lerp(positions[i], positions[i + 1], torch.arange(1, count + 1).double() / count)
         piece = spacing.time(u)
         piece[-1] = ends[i + 1]
         grid.append(piece)
@@ -245,16 +245,16 @@ def solve(
         merged = {t: 0.0 if s == distinct[-1] else s for t, s in merged.items()}
         distinct[-1] = 0.0
 
-    kind = torch.float64 if noise.dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if noise.dtype == torch.float64 else torch.float32
     start = nodes(schedule, torch.ones(1))[0]
-    x = noise.to(kind) * start.sigma
+    x = noise.to(dtype) * start.sigma
     saved = {1.0: x}
     counting = CountingDenoiser(denoiser)
     if distinct:
         grid = step_times(
             torch.tensor(distinct, dtype=torch.float64), steps, Spacing(spacing, schedule)
         )
-        step = Step(lambda y, node: counting(y, node.t, condition).to(kind), start, start)
+        step = Step(lambda y, node: counting(y, node.t, condition).to(dtype), start, start)
         ends = set(distinct)
         for node in nodes(schedule, grid)[1:]:
             step.start, step.end = step.end, node

@@ -54,7 +54,7 @@ class Spacing:
         t = self.schedule.time_of(-2 * _KARRAS_RHO * (low + u * (high - low)).log())
         return torch.where(u <= 0, torch.zeros_like(t), torch.where(u >= 1, torch.ones_like(t), t))
 
-    def place(self, t: Tensor) -> Tensor:
+    def position(self, t: Tensor) -> Tensor:
         """The u with g(u) = t, in float64; the inverse of `time`."""
         t = t.double()
         if self.name == "uniform":

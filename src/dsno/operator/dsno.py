@@ -179,7 +179,7 @@ class DSNO(nn.Module):
             if not bool(((asked >= 0) & (asked <= 1)).all()):
                 raise InputError("The times to evaluate at must lie in [0, 1].")
             last = (self.slices - 1) / self.slices
-            layout = SliceLayout(self.slices, tuple((last - self.spacing.place(asked)).tolist()))
+            layout = SliceLayout(self.slices, tuple((last - self.spacing.position(asked)).tolist()))
             c = self._coefficients_at(torch.cat([self.times, asked])).to(dtype, device)
 
         batch, count = noise.shape[0], layout.count

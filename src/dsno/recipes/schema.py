@@ -194,8 +194,11 @@ class Teacher(Optimisation):
     """Clip the denoised estimate to [-1, 1]; as the source says if null."""
     null_class: Annotated[int, Field(ge=0)] | None = None
     """The label that means "no class", for a brought teacher that does not say."""
-    image_size: Count | None = None
-    """Of a brought teacher whose file does not say."""
+    image_size: Count | tuple[Count, Count] | None = None
+    """Of an imported teacher whose file does not say: of a square, or height and width, in the
+    network's own pixels or latents."""
+    scheduler: dict[str, Any] | None = None
+    """Fields in place of those of an imported teacher's scheduler; null for one to leave out."""
 
     @model_validator(mode="after")
     def _is_brought_or_trained(self) -> Self:

@@ -24,10 +24,12 @@ from dsno.recipes.schema import Teacher as TeacherSection
 from dsno.support import seeds
 from dsno.support.console import say
 from dsno.support.errors import InputError
-from dsno.teachers.load import TeacherOptions, read_teacher
+from dsno.teachers.load import read_teacher
+from dsno.teachers.options import TeacherOptions, frozen_fields
 from dsno.teachers.store import Teacher, denoiser_of
 from dsno.teachers.unet import build_unet
-from dsno.trajectories.manifest import DTYPES, Prompts
+from dsno.trajectories.manifest import DTYPES
+from dsno.trajectories.prompts import Prompts
 
 
 def load_recipe_data(recipe: Recipe) -> Dataset:
@@ -56,6 +58,7 @@ def brought_teacher(spec: TeacherSection) -> Teacher:
         spec.clip_sample,
         spec.null_class,
         spec.image_size,
+        frozen_fields(spec.scheduler),
     )
     return read_teacher(spec.source, options)
 

@@ -20,7 +20,8 @@ from dsno.support import distributed, seeds
 from dsno.support.environment import peak_memory
 from dsno.support.errors import InputError
 from dsno.teachers.store import DESCRIPTION, Teacher, load_teacher
-from dsno.trajectories.manifest import DTYPES, Prompts
+from dsno.trajectories.manifest import DTYPES
+from dsno.trajectories.prompts import Prompts
 
 PATIENCE = 1.0
 """Seconds that one measured call may take: larger batches are not tried beyond it."""

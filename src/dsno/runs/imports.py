@@ -18,6 +18,8 @@ from dsno.trajectories.lmdb import import_lmdb
 def import_source(source: str, folder: Path, options: Sequence[str]) -> str:
     """Read a teacher or trajectories and write them to `folder`; return what was done.
 
+    A teacher denoises once before it is written, so that one that cannot work is noticed now.
+
     Args:
         source: see `dsno.teachers.load.read_teacher`; also an adapter (.py) or the authors' LMDB.
         folder: new, empty, or one an interrupted import left.

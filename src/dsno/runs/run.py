@@ -32,7 +32,10 @@ from dsno.support.console import say
 from dsno.support.errors import InputError
 from dsno.support.files import fingerprint, locked, read_json, sha256, write_json, write_text
 from dsno.support.storage import StorageDir
-from dsno.trajectories.manifest import damaged_shards, has_manifest, load_manifest, read_prompts
+from dsno.teachers.store import saved_clips
+from dsno.trajectories.manifest import has_manifest, load_manifest
+from dsno.trajectories.prompts import read_prompts
+from dsno.trajectories.shards import damaged_shards
 
 STAGES = ("teacher", "collect", "train", "evaluate", "report")
 # Done by process 0 while the others wait.
@@ -203,7 +206,12 @@ class Run:
             sections = tuple(s for s in sections if s != "data")
             if stage == "evaluate":
                 sections = ("data", *sections)
-        return {section: relevant(self.values[section]) for section in sections}
+        found = {section: relevant(self.values[section]) for section in sections}
+        guided = self.recipe.collect.guidance_scale is not None and not self.recipe.collect.source
+        if stage == "collect" and guided and saved_clips(self.folder / FOLDERS["teacher"]):
+            # Earlier versions clipped first; what they made of such a teacher is made again.
+            found["order of guidance and clipping"] = "guidance first"
+        return found
 
     def _check_folder(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():

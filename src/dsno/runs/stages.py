@@ -54,14 +54,8 @@ from dsno.training.trainer import Preview, TrainConfig, train
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
 from dsno.trajectories.lmdb import import_lmdb
-from dsno.trajectories.manifest import (
-    Manifest,
-    Prompts,
-    has_manifest,
-    load_manifest,
-    read_prompts,
-    write_prompts,
-)
+from dsno.trajectories.manifest import Manifest, has_manifest, load_manifest
+from dsno.trajectories.prompts import Prompts, read_prompts, write_prompts
 
 PREVIEWS = 16
 """Samples in a logged picture."""

@@ -1,4 +1,4 @@
-"""Parts of a diffusers folder: networks, autoencoders, text encoders, loaded strictly.
+"""Components of a diffusers folder: networks, autoencoders, text encoders, loaded strictly.
 
 Only safetensors are read: pickled weights (.bin, .ckpt) can run code when they are loaded.
 """
@@ -55,7 +55,8 @@ def load_component(folder: Path, known: tuple[str, ...], what: str) -> nn.Module
         raise
     except Exception as error:  # whatever a damaged configuration or file makes a library raise
         raise InputError(
-            f"The {what} in {folder} cannot be loaded ({first_line(error)})."
+            f"The {what} in {folder} cannot be loaded ({first_line(error)}); check its "
+            "config.json, or fetch or save it again."
         ) from None
     mismatched = [str(row[0]) for row in info["mismatched_keys"]]
     missing = [k for k in info["missing_keys"] if k not in mismatched]
@@ -72,7 +73,7 @@ def load_text_encoder(tokenizer: Path, encoder: Path) -> TextEncoder:
     """A tokenizer and a text encoder of `transformers`.
 
     Raises:
-        InputError: if `transformers` is missing, or for another kind of encoder or damaged files.
+        InputError: if `transformers` is missing, or for another class of encoder or damaged files.
     """
     try:
         import transformers  # seconds
@@ -97,7 +98,8 @@ def load_text_encoder(tokenizer: Path, encoder: Path) -> TextEncoder:
             )
     except Exception as error:  # whatever a damaged file makes a library raise
         raise InputError(
-            f"The text encoder in {encoder} cannot be loaded ({first_line(error)})."
+            f"The text encoder in {encoder} cannot be loaded ({first_line(error)}); check its "
+            "config.json, or fetch or save it again."
         ) from None
     missing = sorted(info["missing_keys"])
     if missing:

@@ -58,8 +58,8 @@ def load_edm(folder: Path) -> Denoiser:
         )
     if description.get("precond") != "EDMPrecond":
         raise InputError(
-            f"The preconditioning {description.get('precond')!r} in {path} is not supported; "
-            "only EDMPrecond is."
+            f"The preconditioning {description.get('precond')!r} in {path} is not supported, only "
+            "EDMPrecond; for another write an adapter (see docs/teachers.md)."
         )
     schedule = _schedule(description, path)
     sigma_data = _positive(description, "sigma_data", path)
@@ -87,7 +87,7 @@ def _refuse_pickles(folder: Path) -> None:
     if folder.suffix.lower() == ".pkl" or holds_one:
         what = "holds" if holds_one else "is"
         raise InputError(
-            f"{folder} {what} a pickle, which can run code when it is loaded, so it is not; "
+            f"{folder} {what} a pickle, which can run code when it is loaded; "
             "export it with tools/export_edm.py first."
         )
 
@@ -115,17 +115,17 @@ def _network(description: Mapping[str, Any], folder: Path) -> SongUNet | Dhariwa
     inner = description.get("network")
     if not isinstance(inner, dict) or not isinstance(inner.get("arguments"), dict):
         raise InputError(f"{path} does not say the network's class and arguments; {REMEDY} again.")
-    kind = NETWORKS[one_of(str(inner.get("class")), NETWORKS, "network class")]
+    network_class = NETWORKS[one_of(str(inner.get("class")), NETWORKS, "network class")]
     arguments = inner["arguments"]
 
     def build() -> nn.Module:
         try:
-            return kind(**arguments)
+            return network_class(**arguments)
         except InputError as error:
             raise InputError(f"In {path}: {error}") from None
         except Exception as error:  # whatever lying arguments make of it
             raise InputError(
-                f"The {kind.__name__} in {path} cannot be built ({first_line(error)}); "
+                f"The {network_class.__name__} in {path} cannot be built ({first_line(error)}); "
                 f"{REMEDY} again."
             ) from None
 

@@ -118,15 +118,15 @@ class _Reader:
         if not isinstance(packed, list) or len(packed) != 3:
             raise self.error("an array is not (shape, type, bytes)")
         shape, name, content = packed
-        kind = DTYPES.get(name.decode("ascii", "replace")) if isinstance(name, bytes) else None
-        if kind is None:
+        dtype = DTYPES.get(name.decode("ascii", "replace")) if isinstance(name, bytes) else None
+        if dtype is None:
             raise self.error(f"arrays of type {_shown(name)} are not read")
         if not isinstance(content, bytes):
             raise self.error("an array's content is not bytes")
         count = self._count(shape)
-        if count * kind.itemsize != len(content):
+        if count * dtype.itemsize != len(content):
             raise self.error(f"an array of shape {shape} has {len(content)} bytes")
-        return torch.frombuffer(bytearray(content), dtype=kind).reshape(shape)
+        return torch.frombuffer(bytearray(content), dtype=dtype).reshape(shape)
 
     def _count(self, shape: Any) -> int:
         """Entries of an array of that shape."""
@@ -143,20 +143,20 @@ class _Reader:
         count = self._count(shape)
         if not chunks or not all(isinstance(c, Tensor) and c.ndim == 1 for c in chunks):
             raise self.error("a chunk of a chunked array is not a flat array")
-        kinds = {c.dtype for c in chunks}
-        if len(kinds) > 1 or sum(c.numel() for c in chunks) != count:
+        dtypes = {c.dtype for c in chunks}
+        if len(dtypes) > 1 or sum(c.numel() for c in chunks) != count:
             raise self.error(f"the chunks of an array of shape {shape} do not make it up")
         return {CHUNKED: torch.cat(chunks).reshape(shape)}
 
     def _numbered(self, tree: Any) -> list[Any]:
         """The entries "0", "1", ... of a map."""
         if not isinstance(tree, dict) or set(tree) != {str(i) for i in range(len(tree))}:
-            raise self.error("a chunked array's parts are not numbered from 0")
+            raise self.error("a chunked array's chunks are not numbered from 0")
         return [tree[str(i)] for i in range(len(tree))]
 
 
 def _shown(value: Any) -> str:
-    """A value of a damaged file, cut to what a sentence bears."""
+    """A value of a damaged file, short enough for a sentence."""
     text = repr(value)
     return text if len(text) <= 40 else text[:40] + "..."
 

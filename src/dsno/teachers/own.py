@@ -10,6 +10,7 @@ from types import ModuleType
 from dsno.diffusion.denoisers import Denoiser
 from dsno.support.errors import DsnoError, InputError
 from dsno.teachers.store import Teacher
+from dsno.teachers.trial import try_out
 
 
 def load_adapter(path: Path) -> ModuleType:
@@ -22,7 +23,7 @@ def load_adapter(path: Path) -> ModuleType:
         InputError: if it is not a Python file, or fails.
     """
     if path.suffix != ".py" or not path.is_file():
-        raise InputError(f"The adapter {path} is not a Python file.")
+        raise InputError(f"Expected a Python file (.py) as the adapter, found {path}.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -43,7 +44,8 @@ def own_teacher(path: Path) -> Teacher:
     """What the `teacher()` function of an adapter file returns: a `Denoiser` or a `Teacher`.
 
     Raises:
-        InputError: if there is no such function, or it returns something else.
+        InputError: if there is no such function, or it returns something else, or that cannot
+            denoise a sample of its shape.
     """
     module = load_adapter(path)
     make = getattr(module, "teacher", None)
@@ -53,8 +55,10 @@ def own_teacher(path: Path) -> Teacher:
         )
     made = make()
     if isinstance(made, Denoiser):
-        made.network.eval().requires_grad_(False)
-        return Teacher(made, origin=str(path))
-    if isinstance(made, Teacher):
-        return made
-    raise InputError(f"teacher() in {path} returned a {type(made).__name__}, not a dsno.Denoiser.")
+        made = Teacher(made, origin=str(path))
+    if not isinstance(made, Teacher):
+        raise InputError(
+            f"Expected a dsno.Denoiser from teacher() in {path}, found a {type(made).__name__}."
+        )
+    made.denoiser.network.eval().requires_grad_(False)
+    return try_out(made, f"teacher() in {path}", "correct the network, its call or sample_shape")

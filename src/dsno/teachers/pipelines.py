@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,52 +25,55 @@ from dsno.support.files import read_json
 from dsno.support.hub import HALF_PRECISION, download
 from dsno.support.scalars import whole
 from dsno.teachers.components import load_component, load_text_encoder
-from dsno.teachers.schedulers import SchedulerSettings, scheduler_settings
+from dsno.teachers.options import TeacherOptions
+from dsno.teachers.schedulers import (
+    STATE_IT,
+    SchedulerSettings,
+    scheduler_clipping,
+    scheduler_settings,
+)
 from dsno.teachers.store import Teacher, denoiser_of
 
 # What is worth downloading of a pipeline's repository: no second copies.
 ALLOW = [
     "*.json",
     "diffusion_pytorch_model*.safetensors",
-    *(f"{part}/*" for part in ("unet", "transformer", "vae", "vqvae", "scheduler")),
-    *(f"{part}/*" for part in ("text_encoder", "tokenizer", "bert")),
+    *(f"{name}/*" for name in ("unet", "transformer", "vae", "vqvae", "scheduler")),
+    *(f"{name}/*" for name in ("text_encoder", "tokenizer", "bert")),
 ]
 IGNORE = ["*.non_ema.*", "*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*.h5", "*.pt"]
-NETWORK_PARTS = ("unet", "transformer")
-AUTOENCODER_PARTS = ("vae", "vqvae")
+NETWORK_FOLDERS = ("unet", "transformer")
+AUTOENCODER_FOLDERS = ("vae", "vqvae")
+AS_IT_SAYS = TeacherOptions()
+ADAPTER = "write an adapter that calls it (see docs/teachers.md)"
 
 
-def hub_teacher(
-    name: str, settings: SchedulerSettings | None = None, null_class: int | None = None
-) -> Teacher:
+def hub_teacher(name: str, options: TeacherOptions = AS_IT_SAYS) -> Teacher:
     """A teacher from the Hub, by `owner/name`; see `diffusers_teacher`."""
     folder = download(name, allow=ALLOW, ignore=[*IGNORE, *HALF_PRECISION])
     if lacks_weights(folder):
         folder = download(name, allow=ALLOW, ignore=IGNORE)
-    return diffusers_teacher(folder, settings, null_class, origin=name)
+    return diffusers_teacher(folder, options, origin=name)
 
 
 def diffusers_teacher(
-    folder: Path,
-    settings: SchedulerSettings | None = None,
-    null_class: int | None = None,
-    *,
-    origin: str = "",
+    folder: Path, options: TeacherOptions = AS_IT_SAYS, *, origin: str = ""
 ) -> Teacher:
     """A teacher from a pipeline's or a network's folder.
 
     Args:
         folder: with model_index.json, or with a network's config.json and safetensors.
-        settings: what the network predicts on which schedule; read from the scheduler beside the
-            network if None.
-        null_class: the label meaning "no class", which must be the last one; known for a DiT.
+        options: in place of what the folder says: of the scheduler, which lies beside the network,
+            the prediction type, the schedule or single fields; the size of the samples; and
+            `null_class`, which must be the last label and is known for a DiT. `clip_sample` is left
+            to the caller.
         origin: what to record as the source; the folder if empty.
 
     Raises:
-        InputError: for parts that are not supported, do not fit or are missing.
+        InputError: for components that are not supported, do not fit or are missing.
     """
     try:
-        return _read(folder, _index(folder), settings, null_class, origin or str(folder))
+        return _read(folder, _index(folder), options, origin or str(folder))
     except InputError:
         raise
     except Exception as error:  # whatever a lying configuration makes a library raise
@@ -78,27 +82,22 @@ def diffusers_teacher(
         ) from None
 
 
-def _read(
-    folder: Path,
-    index: Mapping[str, Any],
-    settings: SchedulerSettings | None,
-    null_class: int | None,
-    origin: str,
-) -> Teacher:
-    part = next((p for p in NETWORK_PARTS if p in index), "unet")
-    place = _place(folder, part)
-    _require_plain(read_json(place / "config.json", "configuration of the network", REMEDY))
-    network = load_component(place, NETWORKS, "network")
-    shape = _sample_shape(network)
-    settings = settings or _saved_settings(folder)
+def _read(folder: Path, index: Mapping[str, Any], options: TeacherOptions, origin: str) -> Teacher:
+    name = next((n for n in NETWORK_FOLDERS if n in index), "unet")
+    at = _component_folder(folder, name)
+    _require_plain(read_json(at / "config.json", "configuration of the network", REMEDY))
+    network = load_component(at, NETWORKS, "network")
+    shape = _sample_shape(network, options.image_size)
+    settings = _settings(folder, options)
     latents = _latents(folder, index)
     text = _text(folder, index, network)
-    num_classes, null = _classes(network, null_class)
+    num_classes, null = _classes(network, options.null_class)
     denoiser = denoiser_of(
         network,
         settings.preconditioning,
         shape,
-        clip_sample=settings.clip_sample,
+        # Stable Diffusion's pipelines never clip latents, whatever their scheduler's file says.
+        clip_sample=None if text is not None and latents is not None else settings.clip_sample,
         dynamic_threshold=settings.dynamic_threshold,
     )
     return Teacher(denoiser, num_classes, null, latents, text, origin)
@@ -110,20 +109,43 @@ def _index(folder: Path) -> Mapping[str, Any]:
     return read_json(folder / "model_index.json", "model index", REMEDY)
 
 
-def _place(folder: Path, part: str) -> Path:
+def _component_folder(folder: Path, name: str) -> Path:
     """A component's folder; the first pipelines kept everything at the top."""
-    return folder / part if (folder / part).is_dir() else folder
+    return folder / name if (folder / name).is_dir() else folder
 
 
-def _saved_settings(folder: Path) -> SchedulerSettings:
-    for place in (folder / "scheduler", folder, folder.parent / "scheduler"):
-        path = place / "scheduler_config.json"
-        if path.exists():
-            return scheduler_settings(read_json(path, "scheduler", REMEDY))
-    raise InputError(
-        f"{folder} has no scheduler_config.json, so what the network predicts is not known; say it "
-        "with prediction_type=... and schedule.name=..."
+def _settings(folder: Path, options: TeacherOptions) -> SchedulerSettings:
+    """What the user says of the process, and for the rest what the scheduler says."""
+    config = _scheduler_config(folder)
+    predicted, schedule = options.prediction_type, options.schedule
+    if config is None and (predicted is None or schedule is None or options.scheduler):
+        raise InputError(
+            f"{folder} has no scheduler_config.json, so what the network predicts is not known; "
+            f"{STATE_IT}."
+        )
+    config = {**(config or {}), **dict(options.scheduler)}
+    if predicted is not None and schedule is not None:
+        stated = Preconditioning(schedule, predicted, options.sigma_data)
+        return SchedulerSettings(stated, *scheduler_clipping(config))
+    settings = scheduler_settings(config)
+    changes: dict[str, Any] = {}
+    if predicted is not None:
+        changes = {"prediction_type": predicted}
+    if schedule is not None:
+        changes = {"schedule": schedule, "time_input": ""}
+    if options.sigma_data != AS_IT_SAYS.sigma_data:
+        changes["sigma_data"] = options.sigma_data
+    return dataclasses.replace(
+        settings, preconditioning=dataclasses.replace(settings.preconditioning, **changes)
     )
+
+
+def _scheduler_config(folder: Path) -> Mapping[str, Any] | None:
+    for at in (folder / "scheduler", folder, folder.parent / "scheduler"):
+        path = at / "scheduler_config.json"
+        if path.exists():
+            return read_json(path, "scheduler", REMEDY)
+    return None
 
 
 def _require_plain(config: Mapping[str, Any]) -> None:
@@ -131,30 +153,34 @@ def _require_plain(config: Mapping[str, Any]) -> None:
     name = config.get("_class_name")
     if config.get("time_embedding_type") in ("fourier", "learned"):
         raise InputError(
-            f"This {name} has a {config['time_embedding_type']} time embedding, which is not "
-            "supported; it needs a positional one."
+            f"This {name} has a {config['time_embedding_type']} time embedding, and only "
+            f"positional ones are supported; {ADAPTER}."
         )
     for key in ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type"):
         if config.get(key) is not None:
             raise InputError(
-                f"This {name} has {key} = {config[key]!r}, an input that is not supported."
+                f"This {name} has {key} = {config[key]!r}, an input that is not supported; "
+                f"{ADAPTER}."
             )
     if name == "UNet2DConditionModel" and config.get("num_class_embeds") is not None:
-        raise InputError(f"This {name} takes text and class labels, which is not supported.")
+        raise InputError(
+            f"This {name} takes text and class labels, which is not supported; {ADAPTER}."
+        )
 
 
-def _sample_shape(network: nn.Module) -> tuple[int, int, int]:
+def _sample_shape(network: nn.Module, asked: int | tuple[int, int] | None) -> tuple[int, int, int]:
     config: Any = network.config
     name, channels, given = type(network).__name__, config["in_channels"], config["out_channels"]
-    if channels not in (given, given // 2):
+    if given not in (channels, 2 * channels):
         raise InputError(
             f"This {name} takes {channels} channels and gives {given}, so it is no plain denoiser "
-            "(inpainting and upscaling models are not supported)."
+            f"(inpainting and upscaling models are not supported); {ADAPTER}."
         )
-    size = config["sample_size"]
+    size = config["sample_size"] if asked is None else asked
     if size is None:
         raise InputError(
-            f"This {name} does not say its sample_size; write it into its config.json."
+            f"This {name} does not say how large its samples are; give image_size=N, in its own "
+            "pixels or latents."
         )
     sides = size if isinstance(size, Sequence) else (size, size)
     height, width = (whole(side, f"sample_size of this {name}") for side in sides)
@@ -171,19 +197,21 @@ def _classes(network: nn.Module, null_class: int | None) -> tuple[int | None, in
     total: int | None = config.get("num_class_embeds")
     if null_class is None:
         return total, None
-    if total is None or null_class != total - 1:
+    if total is None:
+        raise InputError("This network takes no class labels; leave null_class out.")
+    if null_class != total - 1:
         raise InputError(
-            f"The null class must be the last of the network's {total or 0} class embeddings, not "
-            f"{null_class}."
+            f"The null class must be the last of the network's {total} class embeddings, "
+            f"{total - 1}, not {null_class}; leave it out if none of them means 'no class'."
         )
     return total - 1, null_class
 
 
 def _latents(folder: Path, index: Mapping[str, Any]) -> Latents | None:
-    part = next((p for p in AUTOENCODER_PARTS if p in index), None)
-    if part is None:
+    name = next((n for n in AUTOENCODER_FOLDERS if n in index), None)
+    if name is None:
         return None
-    return Latents(load_component(folder / part, AUTOENCODERS, "autoencoder"))
+    return Latents(load_component(folder / name, AUTOENCODERS, "autoencoder"))
 
 
 def _text(folder: Path, index: Mapping[str, Any], network: nn.Module) -> TextEncoder | None:
@@ -200,8 +228,3 @@ def _text(folder: Path, index: Mapping[str, Any], network: nn.Module) -> TextEnc
             "pipeline's folder."
         )
     return load_text_encoder(folder / "tokenizer", folder / "text_encoder")
-
-
-def described(prediction_type: str, schedule: Any, sigma_data: float) -> SchedulerSettings:
-    """The settings the user states, for a network without a scheduler."""
-    return SchedulerSettings(Preconditioning(schedule, prediction_type, sigma_data))

@@ -174,7 +174,7 @@ def _image_size(config: _Config, asked: int | None, path: Path) -> int:
     size = usual if asked is None else asked
     if size is None:
         raise InputError(
-            f"The checkpoint {path} does not say how large its images are; give the image size."
+            f"The checkpoint {path} does not say how large its images are; give image_size=N."
         )
     if size < 1 or size % 2 ** (levels - 1):
         raise InputError(
@@ -246,7 +246,7 @@ _TOP = {
     "conv_norm_out": "norm_out",
     "conv_out": "conv_out",
 }
-_KINDS = {
+_LAYERS = {
     "resnets": "block_{}",
     "attentions": "attn_{}",
     "downsamplers": "downsample",
@@ -262,11 +262,11 @@ def _flax_name(name: str, levels: int) -> str:
         r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(\w+)\.(\d+)\.(\w+(?:\.0)?)", name
     )
     assert found is not None, name
-    side, level, kind, index, leaf = found.groups()
+    side, level, layer, index, leaf = found.groups()
     if side is None:  # the middle counts from 1
-        return f"mid.{_KINDS[kind].format(int(index) + 1)}.{_LEAVES[leaf]}"
+        return f"mid.{_LAYERS[layer].format(int(index) + 1)}.{_LEAVES[leaf]}"
     level = int(level) if side == "down" else levels - 1 - int(level)
-    return f"{side}_{level}.{_KINDS[kind].format(index)}.{_LEAVES[leaf]}"
+    return f"{side}_{level}.{_LAYERS[layer].format(index)}.{_LEAVES[leaf]}"
 
 
 def _flax_shapes(network: nn.Module, name: str, module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,7 @@
 """What a diffusers scheduler's configuration says of the model it was saved with.
 
 A scheduler mixes two things: the process the network was trained on (which we need) and how to
-sample it (which `solve` decides anew). Every field belongs to one of the two below; a field in
-neither list is refused rather than guessed.
+sample it (which `solve` decides anew). A field known to be neither is refused rather than guessed.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dsno.backbones.safe_loading import first_line
 from dsno.diffusion.denoisers import Preconditioning
 from dsno.diffusion.schedules import BetaSchedule, EDMSchedule, RectifiedFlowSchedule, checked
 from dsno.support.errors import InputError
@@ -56,7 +56,40 @@ _SAMPLING_ONLY = frozenset(
         *("use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas", "variance_type"),
     }
 )
-_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample"}
+_OF_BETAS_ONLY = (
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+# Which classes read `clip_sample`, which of them clip without it, and which read `thresholding`.
+_CLIP_UNLESS_SAID = (
+    "DDPMScheduler",
+    "DDPMParallelScheduler",
+    "DDIMScheduler",
+    "DDIMParallelScheduler",
+)
+_MAY_CLIP = (*_CLIP_UNLESS_SAID, "HeunDiscreteScheduler")
+_MAY_THRESHOLD = (
+    *_CLIP_UNLESS_SAID,
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+    "SASolverScheduler",
+    "EDMDPMSolverMultistepScheduler",
+)
+# beta_start and beta_end where the configuration has none, by the scheduler's class.
+_PIXEL_BETAS, _LATENT_BETAS = (1e-4, 0.02), (0.00085, 0.012)
+_OF_LATENTS = (
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DPMSolverSDEScheduler",
+)
+STATE_IT = "say what the network was trained on with prediction_type=... schedule.name=..."
 
 
 @dataclass(frozen=True)
@@ -75,13 +108,12 @@ class SchedulerSettings:
 
 
 def scheduler_settings(config: Mapping[str, Any]) -> SchedulerSettings:
-    """Read a `scheduler_config.json`.
+    """Read a `scheduler_config.json`. A field that is null counts as one that is not there.
 
     Raises:
         InputError: for a scheduler or a field that cannot be mapped.
     """
-    name = str(config.get("_class_name", "")).removeprefix("Flax")
-    values = {k: v for k, v in config.items() if not k.startswith("_")}
+    name, values = _name_and_values(config)
     try:
         if name in _FLOW or (name in _BETAS and values.get("use_flow_sigmas")):
             return _flow(name, values)
@@ -92,101 +124,137 @@ def scheduler_settings(config: Mapping[str, Any]) -> SchedulerSettings:
     except InputError:
         raise
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise InputError(f"The configuration of the {name} is damaged: {error}.") from None
+        raise InputError(
+            f"The configuration of the {name} is damaged ({first_line(error)}); correct a field "
+            f"with scheduler.KEY=VALUE, or {STATE_IT}."
+        ) from None
     raise InputError(
         f"The scheduler {name or 'without a class name'} cannot be mapped to a noise schedule; "
-        "save the model with a DDPM, DDIM, EDM or flow-match scheduler of the process it was "
-        "trained on."
+        f"{STATE_IT}."
     )
 
 
-def _take(values: dict[str, Any], key: str, default: Any) -> Any:
-    value = values.pop(key, default)
-    return default if value is None else value
+def scheduler_clipping(
+    config: Mapping[str, Any],
+) -> tuple[float | None, tuple[float, float] | None]:
+    """What a scheduler's configuration says of clipping, if nothing else of it counts.
+
+    Returns:
+        `clip_sample` and `dynamic_threshold` of a `Denoiser`.
+
+    Raises:
+        InputError: if a field of it is damaged.
+    """
+    try:
+        return _clipping(*_name_and_values(config))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"The scheduler's clipping is damaged ({first_line(error)}); correct the field with "
+            "scheduler.KEY=VALUE."
+        ) from None
+
+
+def _name_and_values(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    name = str(config.get("_class_name", "")).removeprefix("Flax")
+    kept = {k: v for k, v in config.items() if not k.startswith("_")}
+    # As in diffusers null turns clipping off where the default is on.
+    return name, {k: v for k, v in kept.items() if v is not None or k == "clip_sample"}
 
 
 def _positive(values: dict[str, Any], key: str, default: float) -> float:
-    value = float(_take(values, key, default))
+    value = float(values.pop(key, default))
     if not 0 < value < math.inf:
         raise ValueError(f"{key} is {value}")
     return value
 
 
+def _clipping(name: str, values: dict[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
+    """Take the fields of clipping; each counts if the scheduler's class has it."""
+    limit = _positive(values, "clip_sample_range", 1.0)
+    ratio = min(_positive(values, "dynamic_thresholding_ratio", 0.995), 1.0)
+    largest = _positive(values, "sample_max_value", 1.0)
+    clips = values.pop("clip_sample", name in _CLIP_UNLESS_SAID)
+    thresholds = values.pop("thresholding", False)
+    is_foreign = name not in (*_BETAS, *_FLOW, *_EDM)
+    if thresholds and (is_foreign or name in _MAY_THRESHOLD):
+        return None, (ratio, largest)  # diffusers clips or thresholds, not both
+    return (limit if clips and (is_foreign or name in _MAY_CLIP) else None), None
+
+
 def _finish(name: str, values: Mapping[str, Any], neutral: Mapping[str, Any]) -> None:
-    """Refuse what is left, unless it only concerns sampling or has its neutral value."""
+    """Refuse what is left, unless it only concerns sampling or has its neutral value.
+
+    Raises:
+        InputError: for another value of a field in `neutral`, which changes what the network
+            computes, or for a field that nothing is known of.
+    """
     for key, value in values.items():
-        if key in _SAMPLING_ONLY or (key in neutral and value in (neutral[key], None)):
+        if key in _SAMPLING_ONLY or (key in neutral and value == neutral[key]):
             continue
+        field = f"The scheduler's field {key} = {value!r} ({name})"
+        if key in neutral:
+            raise InputError(
+                f"{field} means a network that is called in another way, which is not supported; "
+                "write an adapter that calls it (see docs/teachers.md)."
+            )
         raise InputError(
-            f"The scheduler's field {key} = {value!r} ({name}) cannot be mapped to a noise "
-            "schedule; remove it from scheduler_config.json if it only concerns sampling."
+            f"{field} is not known; if it only concerns sampling, leave it out with "
+            f"scheduler.{key}=null, else {STATE_IT}."
         )
 
 
 def _betas(name: str, values: dict[str, Any]) -> SchedulerSettings:
-    kind = values.pop("prediction_type", None) or "epsilon"
-    if not isinstance(kind, str) or kind not in _PREDICTIONS:
+    predicted = values.pop("prediction_type", "epsilon")
+    if predicted not in _PREDICTIONS:
         raise InputError(
-            f"The scheduler's prediction type {kind!r} ({name}) cannot be mapped; known are "
-            "epsilon, v_prediction and sample."
+            f"The scheduler's prediction type {predicted!r} ({name}) is not known; give "
+            f"prediction_type={'|'.join(_PREDICTIONS)}."
         )
+    start, end = _LATENT_BETAS if name in _OF_LATENTS else _PIXEL_BETAS
     schedule = BetaSchedule(
-        beta_start=_take(values, "beta_start", 1e-4),
-        beta_end=_take(values, "beta_end", 0.02),
-        beta_schedule=_take(values, "beta_schedule", "linear"),
-        timesteps=_take(values, "num_train_timesteps", 1000),
-        zero_terminal_snr=bool(_take(values, "rescale_betas_zero_snr", False)),
+        beta_start=values.pop("beta_start", start),
+        beta_end=values.pop("beta_end", end),
+        beta_schedule=values.pop("beta_schedule", "linear"),
+        timesteps=values.pop("num_train_timesteps", 1000),
+        zero_terminal_snr=bool(values.pop("rescale_betas_zero_snr", False)),
         trained_betas=values.pop("trained_betas", None),
     )
-    clips = "clip_sample" in values or name in ("DDPMScheduler", "DDIMScheduler")
-    clip = _positive(values, "clip_sample_range", 1.0)
-    clip_sample = clip if clips and _take(values, "clip_sample", True) else None
-    ratio = min(_positive(values, "dynamic_thresholding_ratio", 0.995), 1.0)
-    largest = _positive(values, "sample_max_value", 1.0)
-    threshold = (ratio, largest) if _take(values, "thresholding", False) else None
+    clipping = _clipping(name, values)
     _finish(name, values, {"use_flow_sigmas": False, "timestep_type": "discrete"})
-    if threshold is not None:
-        clip_sample = None  # diffusers clips or thresholds, not both
-    preconditioning = Preconditioning(checked(schedule), _PREDICTIONS[kind])
-    return SchedulerSettings(preconditioning, clip_sample, threshold)
+    return SchedulerSettings(Preconditioning(checked(schedule), predicted), *clipping)
 
 
 def _flow(name: str, values: dict[str, Any]) -> SchedulerSettings:
     # A shifted grid of steps is how to sample; the straight lines are the same.
-    kind = _take(values, "prediction_type", "flow_prediction")
-    if kind != "flow_prediction":
-        raise InputError(f"The {name}'s prediction type {kind!r} on a flow cannot be mapped.")
-    for key in ("beta_start", "beta_end", "beta_schedule", "trained_betas"):
+    predicted = values.pop("prediction_type", "flow_prediction")
+    if predicted != "flow_prediction":
+        raise InputError(
+            f"The {name}'s prediction type {predicted!r} on a flow is not known; {STATE_IT}."
+        )
+    for key in _OF_BETAS_ONLY:
         values.pop(key, None)  # of the same class's other use
-    neutral = {
-        "num_train_timesteps": 1000,
-        "invert_sigmas": False,
-        "use_flow_sigmas": True,
-        "thresholding": False,
-        "rescale_betas_zero_snr": False,
-        "dynamic_thresholding_ratio": 0.995,
-        "sample_max_value": 1.0,
-    }
-    _finish(name, values, neutral)
-    return SchedulerSettings(Preconditioning(RectifiedFlowSchedule(), "flow"))
+    schedule = RectifiedFlowSchedule(values.pop("num_train_timesteps", 1000))
+    clipping = _clipping(name, values)
+    _finish(name, values, {"invert_sigmas": False, "use_flow_sigmas": True})
+    return SchedulerSettings(Preconditioning(checked(schedule), "flow"), *clipping)
 
 
 def _edm(name: str, values: dict[str, Any]) -> SchedulerSettings:
     defaults = EDMSchedule()
     schedule = dataclasses.replace(
         defaults,
-        sigma_min=float(_take(values, "sigma_min", defaults.sigma_min)),
-        sigma_max=float(_take(values, "sigma_max", defaults.sigma_max)),
-        rho=float(_take(values, "rho", defaults.rho)),
+        sigma_min=float(values.pop("sigma_min", defaults.sigma_min)),
+        sigma_max=float(values.pop("sigma_max", defaults.sigma_max)),
+        rho=float(values.pop("rho", defaults.rho)),
     )
     sigma_data = _positive(values, "sigma_data", 0.5)
-    kind = _take(values, "prediction_type", "epsilon")
-    if kind != "epsilon":
+    predicted = values.pop("prediction_type", "epsilon")
+    if predicted != "epsilon":
         raise InputError(
-            f"The {name}'s prediction type {kind!r} cannot be mapped; EDM's own (called epsilon "
-            "there) is."
+            f"The {name}'s prediction type {predicted!r} is not known, only EDM's own (called "
+            f"epsilon there); {STATE_IT}."
         )
-    neutral = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
     values.pop("num_train_timesteps", None)
-    _finish(name, values, neutral)
-    return SchedulerSettings(Preconditioning(checked(schedule), "edm", sigma_data))
+    clipping = _clipping(name, values)
+    _finish(name, values, {})
+    return SchedulerSettings(Preconditioning(checked(schedule), "edm", sigma_data), *clipping)

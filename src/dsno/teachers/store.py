@@ -24,7 +24,8 @@ from dsno.backbones.registry import backbone, backbone_of
 from dsno.backbones.safe_loading import AUTOENCODERS, NETWORKS, check_sample_shape, first_line
 from dsno.backbones.text_encoder import TextEncoder
 from dsno.diffusion.conditions import CLASS_LABELS, EMBEDDINGS
-from dsno.diffusion.denoisers import Denoiser, GuidedDenoiser, Preconditioning
+from dsno.diffusion.denoisers import Denoiser, Preconditioning
+from dsno.diffusion.guidance import GuidedDenoiser
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError
 from dsno.support.files import filling, read_json, write_json
@@ -44,7 +45,7 @@ class Teacher:
     """A denoiser and what belongs to it.
 
     Attributes:
-        denoiser: the network with its meaning.
+        denoiser: the network with its schedule and prediction type.
         num_classes: class labels it takes, 0 .. num_classes - 1; None for none.
         null_class: the label that means "no class", for guidance; None if it has none.
         latents: the autoencoder of a latent model.
@@ -61,11 +62,11 @@ class Teacher:
 
     @property
     def is_textual(self) -> bool:
-        """Whether it is conditioned on embedded prompts."""
+        """Whether it takes embedded prompts as its condition."""
         return self.text is not None
 
     def example_condition(self) -> dict[str, Tensor] | None:
-        """One row of conditioning, to run the network once."""
+        """A condition for a batch of one, to run the network once."""
         if self.text is not None:
             return {EMBEDDINGS: self.text.encode([""])}
         return (
@@ -120,11 +121,11 @@ def save_teacher(teacher: Teacher, folder: Path, *, extra: Mapping[str, Any] | N
     """
     denoiser = teacher.denoiser
     network: Any = denoiser.network
-    kind = backbone_of(network)
+    known = backbone_of(network)
     threshold = denoiser.dynamic_threshold
     description = {
         "format": FORMAT,
-        "backbone": kind.name,
+        "backbone": known.name,
         **denoiser.preconditioning.to_config(),
         "sample_shape": list(denoiser.sample_shape),
         "clip_sample": denoiser.clip_sample,
@@ -135,10 +136,10 @@ def save_teacher(teacher: Teacher, folder: Path, *, extra: Mapping[str, Any] | N
         **(extra or {}),
     }
     with filling(folder) as temporary, quiet_libraries():
-        if kind.name in NETWORKS:
+        if known.name in NETWORKS:
             network.save_pretrained(temporary)
         else:
-            description["network"] = kind.config(network)
+            description["network"] = known.config(network)
             tensors = {k: v.contiguous() for k, v in network.state_dict().items()}
             save_file(tensors, temporary / WEIGHTS)
         if teacher.latents is not None:
@@ -157,7 +158,7 @@ def load_teacher(folder: Path) -> Teacher:
     Raises:
         InputError: if the folder is not a teacher, or a file of it is damaged.
     """
-    remedy = "run `dsno teacher` to train one or `dsno import` to bring one"
+    remedy = "run `dsno teacher` to train one or `dsno import` to import one"
     description = read_json(folder / DESCRIPTION, "teacher description", remedy)
     if description.get("format") != FORMAT:
         raise InputError(
@@ -177,6 +178,15 @@ def load_teacher(folder: Path) -> Teacher:
         raise InputError(
             f"The teacher in {folder} cannot be loaded ({first_line(error)}); {remedy}."
         ) from None
+
+
+def saved_clips(folder: Path) -> bool:
+    """Whether the teacher in a folder clips or thresholds its samples; False if there is none."""
+    try:
+        description = read_json(folder / DESCRIPTION, "teacher description", "make it again")
+    except InputError:
+        return False
+    return any(description.get(key) is not None for key in ("clip_sample", "dynamic_threshold"))
 
 
 class _Description(BaseModel):
@@ -200,11 +210,11 @@ def _read(folder: Path, description: _Description) -> Teacher:
     keys = {"schedule", "prediction_type", "sigma_data", "time_input"}
     preconditioning = Preconditioning.from_config(description.model_dump(include=keys))
     check_sample_shape(description.sample_shape, str(folder / DESCRIPTION))
-    kind = backbone(description.backbone)
-    if kind.name in NETWORKS:
+    known = backbone(description.backbone)
+    if known.name in NETWORKS:
         network = load_component(folder, NETWORKS, "network")
     else:
-        network = load_weights(lambda: kind.build(description.network), folder / WEIGHTS)
+        network = load_weights(lambda: known.build(description.network), folder / WEIGHTS)
     denoiser = denoiser_of(
         network,
         preconditioning,

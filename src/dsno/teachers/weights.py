@@ -22,16 +22,16 @@ def mismatch_sentence(
 
     Empty if everything fits.
     """
-    parts = []
+    misfits = []
     for what, found in (("missing", missing), ("extra", extra), ("of another shape", misshaped)):
         names = sorted(found)
         if names:
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            parts.append(f"{what}: {', '.join(names[:NAMED])}{more}")
-    if not parts:
+            misfits.append(f"{what}: {', '.join(names[:NAMED])}{more}")
+    if not misfits:
         return ""
     return (
-        f"The weights in {source} do not fit the network ({'; '.join(parts)}); "
+        f"The weights in {source} do not fit the network ({'; '.join(misfits)}); "
         "check that they belong to this configuration."
     )
 
@@ -67,10 +67,10 @@ def strict_load(network: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     check_shapes(network, {name: t.shape for name, t in tensors.items()}, source)
     for name, own in network.state_dict().items():
         if own.is_floating_point() != tensors[name].is_floating_point():
-            kind = str(tensors[name].dtype).removeprefix("torch.")
+            dtype = str(tensors[name].dtype).removeprefix("torch.")
             raise InputError(
-                f"The weight {name} in {source} is of type {kind}, which does not fit the network; "
-                "check that it belongs to this configuration."
+                f"The weight {name} in {source} is of type {dtype}, which does not fit the "
+                "network; check that it belongs to this configuration."
             )
     copies = {
         k: v.to(torch.float32 if v.is_floating_point() else v.dtype, copy=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from dsno.diffusion.conditions import UNCONDITIONAL, Conditions
 from dsno.diffusion.denoisers import DenoiserProtocol, to_device
+from dsno.diffusion.guidance import GuidedDenoiser
 from dsno.diffusion.schedules import signal_and_noise, state_scale
 from dsno.diffusion.solvers import solve
 from dsno.support import distributed, seeds
@@ -22,17 +24,17 @@ from dsno.support.signals import interruption_delayed
 from dsno.support.storage import StorageDir, as_storage
 from dsno.trajectories.manifest import (
     DTYPES,
+    FORMAT,
     Manifest,
     compact,
-    damaged_shards,
     forget,
     has_manifest,
     load_manifest,
     save_manifest,
     shard_name,
-    write_shard,
 )
 from dsno.trajectories.partial_shards import drop_partial, load_partial, save_partial
+from dsno.trajectories.shards import damaged_shards, write_shard
 
 SAVE_EVERY = 300.0
 """Seconds after which the solved part of an unfinished shard is saved, in case of a crash."""
@@ -69,13 +71,14 @@ def collect(
         The manifest with every shard listed that there is.
 
     Raises:
-        InputError: if the folder holds trajectories of another recipe, or there are no such shards.
+        InputError: if the folder holds trajectories of another recipe, or ones that an earlier
+            version guided in the wrong order, or there are no such shards.
         KeyboardInterrupt: after Ctrl-C or SIGTERM.
         WorkError: if the folder cannot be written.
     """
     storage = as_storage(folder)
     wanted = shards_within(manifest, shards)
-    found = distributed.on_main(lambda: _resume(storage, manifest, wanted))
+    found = distributed.on_main(lambda: _resume(storage, manifest, wanted, denoiser))
     todo = [index for index in found.missing if index in wanted]
     work = _Work(to_device(denoiser, distributed.device()), storage, found, batch_size, conditions)
     with exact_arithmetic(), interruption_delayed() as interrupted:
@@ -100,7 +103,9 @@ def shards_within(manifest: Manifest, shards: range | None) -> range:
     return shards
 
 
-def _resume(storage: StorageDir, manifest: Manifest, wanted: range) -> Manifest:
+def _resume(
+    storage: StorageDir, manifest: Manifest, wanted: range, denoiser: DenoiserProtocol
+) -> Manifest:
     """What is there already, without those of the wanted shards that are damaged."""
     if not has_manifest(storage):
         save_manifest(storage, manifest)
@@ -108,13 +113,22 @@ def _resume(storage: StorageDir, manifest: Manifest, wanted: range) -> Manifest:
     found = load_manifest(storage)
     if found.tag != manifest.tag:
         raise InputError(
-            f"{storage} holds trajectories of another recipe; give another place or delete it."
+            f"{storage} holds trajectories of another recipe; give another folder or delete it."
         )
     if found.prompts_sha256 != manifest.prompts_sha256:
         raise InputError(
             f"{storage} holds trajectories made with other embeddings of the prompts; give another "
-            "place or delete it."
+            "folder or delete it."
         )
+    if found.may_be_clipped_first:
+        if isinstance(denoiser, GuidedDenoiser) and denoiser.inner.clips:
+            raise InputError(
+                f"{storage} holds trajectories of an earlier version, which clipped the teacher's "
+                "two predictions before guidance combined them, not after; delete it, or give "
+                "another folder, to make them again."
+            )
+        found = dataclasses.replace(found, format=FORMAT)
+        save_manifest(storage, found)
     bad = damaged_shards(storage, found, wanted)
     for index, complaint in bad.items():
         say(f"{storage.at(shard_name(index))} {complaint}; making it again.")
@@ -174,35 +188,35 @@ class _Work:
     ) -> None:
         items = self.manifest.items(index)
         kept = load_partial(self.storage, self.manifest, index, self.batch_size)
-        parts = [] if kept is None else [kept]
-        rows = 0 if kept is None else len(kept["noise"])
-        if rows:
-            add(rows)
+        batches = [] if kept is None else [kept]
+        solved = 0 if kept is None else len(kept["noise"])
+        if solved:
+            add(solved)
         saved = time.monotonic()
-        for first in range(items.start + rows, items.stop, self.batch_size):
+        for first in range(items.start + solved, items.stop, self.batch_size):
             if interrupted():
-                self._stop(index, parts)
+                self._stop(index, batches)
             batch = range(first, min(first + self.batch_size, items.stop))
-            parts.append(self._solve(batch))
+            batches.append(self._solve(batch))
             add(len(batch))
             if time.monotonic() - saved > SAVE_EVERY and batch.stop < items.stop:
-                parts = [_joined(parts)]
-                save_partial(self.storage, self.manifest, index, parts[0])
+                batches = [_joined(batches)]
+                save_partial(self.storage, self.manifest, index, batches[0])
                 saved = time.monotonic()
-        write_shard(self.storage, self.manifest, index, _joined(parts))
+        write_shard(self.storage, self.manifest, index, _joined(batches))
         drop_partial(self.storage, index)
         if interrupted():
             raise KeyboardInterrupt
 
-    def _stop(self, index: int, parts: list[dict[str, Tensor]]) -> None:
-        if parts:
-            save_partial(self.storage, self.manifest, index, _joined(parts))
+    def _stop(self, index: int, batches: list[dict[str, Tensor]]) -> None:
+        if batches:
+            save_partial(self.storage, self.manifest, index, _joined(batches))
         raise KeyboardInterrupt
 
     def _solve(self, items: range) -> dict[str, Tensor]:
-        manifest, kind = self.manifest, DTYPES[self.manifest.dtype]
+        manifest, dtype = self.manifest, DTYPES[self.manifest.dtype]
         # Rounded before solving, so that what is stored is exactly what was solved.
-        noise = seeds.item_noise(manifest.seed, items, manifest.sample_shape).to(kind)
+        noise = seeds.item_noise(manifest.seed, items, manifest.sample_shape).to(dtype)
         drawn = self.conditions.draw(manifest.seed, items)
         device = distributed.device()
         solution = solve(
@@ -214,14 +228,14 @@ class _Work:
             spacing=str(manifest.solver["spacing"]),
             condition=send_to_device(self.conditions.expand(drawn), device),
         )
-        states = (solution.states / self.scales).to(kind).cpu()
+        states = (solution.states / self.scales).to(dtype).cpu()
         return {"noise": noise, "states": states, **drawn}
 
 
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    if len(parts) == 1:
-        return parts[0]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def _joined(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(batches) == 1:
+        return batches[0]
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def scales_at(denoiser: DenoiserProtocol, times: Tensor) -> tuple[float, ...]:

@@ -15,14 +15,9 @@ from dsno.support import distributed
 from dsno.support.errors import InputError, WorkError
 from dsno.support.files import locked, replacing, sha256
 from dsno.support.storage import StorageDir, as_storage
-from dsno.trajectories.manifest import (
-    Shard,
-    damaged_shards,
-    load_manifest,
-    misfit,
-    read_prompts,
-    shard_name,
-)
+from dsno.trajectories.manifest import Shard, load_manifest, shard_name
+from dsno.trajectories.prompts import read_prompts
+from dsno.trajectories.shards import damaged_shards, misfit
 
 MAX_OPEN = 4096
 """Shards mapped into memory at a time."""
@@ -31,19 +26,20 @@ MAX_OPEN = 4096
 class TrajectoryStore:
     """Random access to a finished folder of trajectories.
 
-    Shards are memory-mapped, so only the rows asked for are read. Shards that are not on this
-    machine are copied to `cache` when they are first needed.
+    Shards are memory-mapped, so only the trajectories asked for are read. Shards that are not on
+    this machine are copied to `cache` when they are first needed.
 
     Args:
         folder: with a manifest.
-        tag: the recipe and teacher expected; None for any.
+        tag: the recipe and teacher expected; None for any but guided ones of an earlier version.
         times: the subset of stored times wanted, in order; all if None.
         cache: for copies of shards that lie elsewhere.
         cache_bytes: how large the copies may become together; the least recently used go first.
 
     Raises:
-        InputError: if the folder is unfinished, of another recipe, lacks a time, or a shard is
-            missing, truncated or edited. Copied shards are checked when they are copied.
+        InputError: if the folder is unfinished, of another recipe, guided in the wrong order,
+            lacks a time, or a shard is missing, truncated or edited. Copied shards are checked when
+            they are copied.
     """
 
     def __init__(
@@ -60,6 +56,13 @@ class TrajectoryStore:
         if tag is not None and manifest.tag != tag:
             raise InputError(
                 f"The trajectories in {storage} are of another recipe; run `dsno collect` again."
+            )
+        if tag is None and manifest.may_be_clipped_first:
+            raise InputError(
+                f"The trajectories in {storage} are guided and of an earlier version, which is "
+                "wrong for a teacher that clips its samples: it clipped before guidance, not "
+                f"after; run `dsno collect` again, or give tag={manifest.tag!r} if the teacher "
+                "does not clip."
             )
         if manifest.missing:
             raise InputError(
@@ -96,18 +99,18 @@ class TrajectoryStore:
         """
         size = self.manifest.shard_size
         shard = items // size
-        parts: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {}
         for index in sorted(set(shard.tolist())):
             where = (shard == index).nonzero()[:, 0]
             for name, tensor in self._tensors(index).items():
                 picked = tensor[items[where] - index * size]
                 if name == "states":
                     picked = picked[:, self.slots]
-                if name not in parts:
-                    parts[name] = picked.new_empty(len(items), *picked.shape[1:])
-                parts[name][where] = picked
-        noise, states = parts.pop("noise").float(), parts.pop("states").float()
-        return noise, states, self._conditions.expand(parts)
+                if name not in found:
+                    found[name] = picked.new_empty(len(items), *picked.shape[1:])
+                found[name][where] = picked
+        noise, states = found.pop("noise").float(), found.pop("states").float()
+        return noise, states, self._conditions.expand(found)
 
     def _tensors(self, index: int) -> dict[str, Tensor]:
         """A shard's tensors, mapped into memory."""
@@ -141,7 +144,7 @@ def _again(address: str, complaint: str) -> str:
 
 
 class _Cache:
-    """Copies of a place's shards, in a folder."""
+    """Copies of another storage's shards, in a folder."""
 
     def __init__(self, storage: StorageDir, folder: Path, limit: float) -> None:
         self.storage, self.folder, self.limit = storage, folder, limit

@@ -31,14 +31,13 @@ from dsno.trajectories.manifest import (
     DTYPES,
     Manifest,
     compact,
-    damaged_shards,
     forget,
     has_manifest,
     load_manifest,
     save_manifest,
     shard_name,
-    write_shard,
 )
+from dsno.trajectories.shards import damaged_shards, write_shard
 
 # By the number of states: the grid they lie on, and the DDIM steps that made them (arXiv
 # 2211.13449, appendix).
@@ -198,7 +197,7 @@ def _count(records: _Records, labels: Tensor | None) -> int:
     value = records.transaction.get(b"length")
     if value is None and labels is None:
         raise InputError(
-            f"The LMDB {records.source} has no entry `length`, so it is not a file of trajectories."
+            f"The LMDB {records.source} has no entry `length`; give a file of trajectories."
         )
     text = (
         str(len(labels))
@@ -274,8 +273,8 @@ def _read_labels(source: Path, labels: Path | None) -> Tensor | None:
         InputError: if the file is missing or does not hold class labels.
     """
     if labels is None:
-        places = [folder / LABEL_FILE for folder in (source, source.parent)]
-        labels = next((storage for storage in places if storage.is_file()), None)
+        found = [folder / LABEL_FILE for folder in (source, source.parent)]
+        labels = next((path for path in found if path.is_file()), None)
         if labels is None:
             return None
     try:
@@ -304,13 +303,13 @@ def _identity(records: _Records, labels: Tensor | None) -> str:
 
 
 def _resume(storage: StorageDir, wanted: Manifest) -> Manifest:
-    """What an interrupted import of the same kind left, else a new start."""
+    """What an interrupted import of the same trajectories left, else a new start."""
     if not has_manifest(storage):
         save_manifest(storage, wanted)
         return wanted
     found = load_manifest(storage)
     if dataclasses.replace(found, shards=()) != wanted:
-        raise InputError(f"{storage} holds other trajectories; give another place or delete it.")
+        raise InputError(f"{storage} holds other trajectories; give another folder or delete it.")
     bad = damaged_shards(storage, found)
     for index, complaint in bad.items():
         say(f"{storage.at(shard_name(index))} {complaint}; importing it again.")
@@ -322,14 +321,14 @@ def _read(
     items: range,
     layout: _Layout,
     stride: int,
-    kind: torch.dtype,
+    dtype: torch.dtype,
     first_sigma: float,
     scales: Tensor,
 ) -> dict[str, Tensor]:
     """Noise (n, *shape) and scaled states (n, slices, *shape) of some items."""
     shape, slices = layout.sample_shape, len(scales)
-    noise = torch.empty(len(items), *shape, dtype=kind)
-    states = torch.empty(len(items), slices, *shape, dtype=kind)
+    noise = torch.empty(len(items), *shape, dtype=dtype)
+    states = torch.empty(len(items), slices, *shape, dtype=dtype)
     divide = torch.cat([torch.tensor([first_sigma]).double(), scales]).reshape(-1, 1, 1, 1)
     for row, item in enumerate(items):
         record = records.get(item)
@@ -340,11 +339,11 @@ def _read(
             )
         whole = np.frombuffer(record, dtype="<f4").reshape(shape[0], layout.states, *shape[1:])
         kept = torch.from_numpy(whole[:, ::stride].swapaxes(0, 1).astype(np.float64)) / divide
-        kept = kept.to(kind)
+        kept = kept.to(dtype)
         if not kept.isfinite().all():
             raise InputError(
                 f"Trajectory {item} in {records.source} holds values that are not finite in "
-                f"{str(kind).removeprefix('torch.')}."
+                f"{str(dtype).removeprefix('torch.')}."
             )
         noise[row], states[row] = kept[0], kept[1:]
     return {"noise": noise, "states": states}

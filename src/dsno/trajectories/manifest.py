@@ -1,13 +1,14 @@
-"""Trajectories on disk: safetensors shards and a manifest that is never ahead of them.
+"""The manifest of a folder of trajectories: how they were made, and which shards are finished.
 
 A shard holds, for its items, `noise` (n, *shape), `states` (n, M, *shape) and what conditioned
-them: `class_labels` (n,), `guidance_scale` (n,) or `prompt_index` (n,), the row of the prompt in
-prompts.safetensors, where every prompt's embedding is stored once. States are stored divided by
-`state_scale` at their time (1 at t = 0), which keeps half precision accurate when the noise scale
-is large. The manifest says how they were made and lists finished shards with their checksums; a
-shard made since it was written has a record of its own, shard-00000.json, written after the shard.
-So many processes can add shards without ever writing the same file, and none is listed before it is
-on disk.
+them: `class_labels` (n,), `guidance_scale` (n,) or `prompt_index` (n,), the index of the prompt in
+prompts.safetensors. States are stored divided by `state_scale` at their time (1 at t = 0), which
+keeps half precision accurate when the noise scale is large.
+
+The manifest is never ahead of the shards: it lists finished ones with their checksums, and a shard
+made since it was written has a record of its own, shard-00000.json, written after the shard. So
+many processes can add shards without ever writing the same file, and none is listed before it is on
+disk.
 """
 
 from __future__ import annotations
@@ -24,20 +25,18 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from dsno.diffusion.conditions import CLASS_LABELS, GUIDANCE_SCALE, PROMPT
 from dsno.support.errors import InputError
-from dsno.support.files import read_json, sha256
+from dsno.support.files import read_json
 from dsno.support.storage import StorageDir, as_storage
 
-FORMAT = 2
+FORMAT = 3
+FORMAT_CLIPPED_FIRST = 2
+"""What was guided may have been clipped before it was guided, if its teacher clips; all else is as
+in `FORMAT`."""
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 MANIFEST = "manifest.json"
-PROMPTS = "prompts.json"
-EMBEDDED = "prompts.safetensors"
 MAX_SHARDS, MAX_ELEMENTS, MAX_TIMES = 2**20, 2**26, 2**12
 """More a manifest may not claim: of shards, numbers in a state, and states."""
 ATTEMPTS = 10
@@ -77,6 +76,7 @@ class Manifest:
         prompts: how many prompts there are; None for a teacher without text.
         prompts_sha256: checksum of prompts.safetensors.
         shards: the finished ones.
+        format: `FORMAT`, or `FORMAT_CLIPPED_FIRST` for guided trajectories of an earlier version.
     """
 
     tag: str
@@ -113,6 +113,11 @@ class Manifest:
         return found
 
     @property
+    def may_be_clipped_first(self) -> bool:
+        """Whether a version made it that clipped predictions before guidance combined them."""
+        return self.format == FORMAT_CLIPPED_FIRST
+
+    @property
     def shard_count(self) -> int:
         """Shards in all, when finished."""
         return -(-self.count // self.shard_size)
@@ -126,10 +131,11 @@ class Manifest:
 
 def save_manifest(folder: Path | StorageDir, manifest: Manifest) -> None:
     """Write the manifest, whole or not at all."""
-    _write_json(as_storage(folder), MANIFEST, dataclasses.asdict(manifest))
+    write_json(as_storage(folder), MANIFEST, dataclasses.asdict(manifest))
 
 
-def _write_json(storage: StorageDir, name: str, value: Mapping[str, Any]) -> None:
+def write_json(storage: StorageDir, name: str, value: Mapping[str, Any]) -> None:
+    """Write a file of JSON, whole or not at all."""
     with storage.writing(name) as temporary:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -151,9 +157,7 @@ def load_manifest(folder: Path | StorageDir) -> Manifest:
         with contextlib.suppress(FileNotFoundError):
             return _with_records(storage, manifest)
         # Another process has just moved a record into the manifest.
-    raise InputError(
-        f"A record of a shard in {storage} is listed there but cannot be read; remove it."
-    )
+    raise InputError(f"A record of a shard (shard-*.json) in {storage} cannot be read; delete it.")
 
 
 def _read_manifest(storage: StorageDir) -> Manifest:
@@ -165,7 +169,9 @@ def _read_manifest(storage: StorageDir) -> Manifest:
     for key in value:
         if key not in known:
             raise InputError(f"The manifest {path} has an unknown entry {key!r}; {remedy}.")
-    if value.get("format") != FORMAT:
+    if value.get("format") == FORMAT_CLIPPED_FIRST and value.get("guidance_scale") is None:
+        value["format"] = FORMAT
+    if value.get("format") not in (FORMAT, FORMAT_CLIPPED_FIRST):
         raise InputError(
             f"The manifest {path} has format {value.get('format')!r}, and this version reads "
             f"{FORMAT}; {remedy}."
@@ -197,12 +203,12 @@ def _complaint(manifest: Manifest) -> str:
     if not 1 <= len(m.times) == len(m.scales) <= MAX_TIMES or (m.prompts or 1) < 1:
         return f"has {len(m.times)} times, {len(m.scales)} scales and {m.prompts} prompts"
     if not all(math.isfinite(t) for t in m.times + m.scales) or min(m.scales) <= 0:
-        return "has times or scales that are no such numbers"
+        return "has times that are not finite, or scales that are not finite and positive"
     if (1 if m.num_classes is None else m.num_classes) < 1:
         return f"has {m.num_classes} classes"
     texts = [m.tag, *m.solver, *(v for v in m.solver.values() if isinstance(v, str))]
     if not all(text.isprintable() and len(text) <= MAX_TEXT for text in texts):
-        return "has a tag or solver that is no such text"
+        return f"has a tag or solver text beyond {MAX_TEXT} printable characters"
     if not {"method", "steps", "spacing", "nfe"} <= m.solver.keys():
         return "does not say how its solver worked"
     for shard in m.shards:
@@ -212,7 +218,7 @@ def _complaint(manifest: Manifest) -> str:
         if not re.fullmatch("[0-9a-f]{64}", shard.sha256) or shard.bytes < 0:
             return f"gives {shard.file} no checksum"
         if range(shard.first, shard.first + shard.count) != m.items(index):
-            return f"gives {shard.file} other trajectories than it has"
+            return f"lists other trajectories in {shard.file} than belong there"
     return ""
 
 
@@ -222,7 +228,7 @@ def shard_name(index: int) -> str:
 
 
 def shard_index(name: str) -> int | None:
-    """Number of the shard whose file has this name; None for another kind of file."""
+    """Number of the shard whose file has this name; None for another file."""
     found = re.fullmatch(r"shard-(\d{5,7})\.safetensors", name)
     return None if found is None or shard_name(int(found[1])) != name else int(found[1])
 
@@ -233,100 +239,13 @@ def record_name(index: int) -> str:
 
 
 def record_index(name: str) -> int | None:
-    """Number of the shard whose record has this name; None for another kind of file."""
-    stem, kind = name[: -len(".json")], name[-len(".json") :]
-    return shard_index(f"{stem}.safetensors") if kind == ".json" else None
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """The prompts of a folder of trajectories.
-
-    Attributes:
-        texts: what they say.
-        embeddings: (P, L, D), in storage precision.
-    """
-
-    texts: tuple[str, ...]
-    embeddings: Tensor
-
-
-def write_prompts(folder: Path | StorageDir, prompts: Prompts) -> str:
-    """Write prompts and embeddings; return the checksum of the latter."""
-    storage = as_storage(folder)
-    _write_json(storage, PROMPTS, {"prompts": list(prompts.texts)})
-    with storage.writing(EMBEDDED) as temporary:
-        save_file({"embeddings": prompts.embeddings.contiguous()}, temporary)
-        return sha256(temporary)
-
-
-def read_prompts(folder: Path | StorageDir, manifest: Manifest) -> Prompts | None:
-    """The prompts of a folder; None for a teacher without text.
-
-    Raises:
-        InputError: if they are missing, damaged or not those of the manifest.
-    """
-    if manifest.prompts is None:
-        return None
-    storage, remedy = as_storage(folder), "run `dsno collect` again to make them"
-    with storage.reading(PROMPTS) as local:
-        path = storage.at(PROMPTS)
-        texts = read_json(local, "list of prompts", remedy, shown=path).get("prompts")
-    with storage.reading(EMBEDDED) as local:
-        if not local.is_file() or sha256(local) != manifest.prompts_sha256:
-            raise InputError(
-                f"{storage.at(EMBEDDED)} is missing or does not match its checksum; {remedy}."
-            )
-        try:
-            with safe_open(local, "pt") as file:
-                embeddings = file.get_tensor("embeddings").clone()
-        except Exception as error:  # whatever a foreign file makes the library raise
-            raise InputError(
-                f"{storage.at(EMBEDDED)} cannot be read ({error}); {remedy}."
-            ) from None
-    if embeddings.ndim != 3 or not embeddings.is_floating_point():
-        raise InputError(f"{storage.at(EMBEDDED)} holds no embeddings of prompts; {remedy}.")
-    if not isinstance(texts, list) or not (len(texts) == len(embeddings) == manifest.prompts):
-        raise InputError(
-            f"{storage.at(PROMPTS)} does not list {manifest.prompts} prompts; {remedy}."
-        )
-    return Prompts(tuple(str(t) for t in texts), embeddings)
-
-
-# ---------------------------------------------------------------------------------- shards
-
-
-def write_shard(
-    folder: Path | StorageDir, manifest: Manifest, index: int, tensors: Mapping[str, Tensor]
-) -> Shard:
-    """Write one shard, then its record; return that."""
-    storage, name, items = as_storage(folder), shard_name(index), manifest.items(index)
-    with storage.writing(name) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
-        shard = Shard(name, items.start, len(items), temporary.stat().st_size, sha256(temporary))
-    _write_json(storage, record_name(index), {"tag": manifest.tag, **dataclasses.asdict(shard)})
-    return shard
-
-
-def misfit(manifest: Manifest, tensors: Mapping[str, Tensor], count: int) -> str:
-    """What makes tensors no shard of so many items; empty if nothing does."""
-    expected = manifest.entries(count)
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != expected:
-        return f"holds {found!r:.300}, not {expected}"
-    kinds = {CLASS_LABELS: torch.int64, PROMPT: torch.int32, GUIDANCE_SCALE: torch.float32}
-    for name, tensor in tensors.items():
-        if tensor.dtype != kinds.get(name, DTYPES[manifest.dtype]):
-            return f"has {name} of type {str(tensor.dtype).removeprefix('torch.')}"
-    limits = (CLASS_LABELS, "labels", manifest.num_classes), (PROMPT, "prompts", manifest.prompts)
-    for name, what, limit in limits:
-        if limit is not None and not bool(((tensors[name] >= 0) & (tensors[name] < limit)).all()):
-            return f"has other {what} than the {limit} there are"
-    return ""
+    """Number of the shard whose record has this name; None for another file."""
+    stem, suffix = name[: -len(".json")], name[-len(".json") :]
+    return shard_index(f"{stem}.safetensors") if suffix == ".json" else None
 
 
 def _with_records(storage: StorageDir, manifest: Manifest) -> Manifest:
-    """The manifest with the shards that have a record of their own, which is the newer word."""
+    """The manifest with the shards that have a record of their own, which is newer."""
     shards = {shard.file: shard for shard in manifest.shards}
     for name in storage.names():
         index = record_index(name)
@@ -378,45 +297,3 @@ def forget(folder: Path | StorageDir, indices: Iterable[int]) -> Manifest:
     for index in bad:
         storage.delete(record_name(index))
     return load_manifest(storage)
-
-
-def damaged_shards(
-    folder: Path | StorageDir,
-    manifest: Manifest,
-    indices: Iterable[int] | None = None,
-    *,
-    reads: bool | None = None,
-) -> dict[int, str]:
-    """Index and complaint of listed shards that are missing, truncated or edited.
-
-    Args:
-        folder: where they are.
-        manifest: lists them.
-        indices: which to look at; all if None.
-        reads: whether to read each and compare its checksum, or look at sizes alone; if None they
-            are read where they lie on this machine.
-    """
-    storage = as_storage(folder)
-    reads = storage.path is not None if reads is None else reads
-    wanted = None if indices is None else set(indices)
-    bad: dict[int, str] = {}
-    for shard in manifest.shards:
-        index = shard.first // manifest.shard_size
-        if wanted is None or index in wanted:
-            complaint = _damage(storage, shard, reads)
-            if complaint:
-                bad[index] = complaint
-    return bad
-
-
-def _damage(storage: StorageDir, shard: Shard, reads: bool) -> str:
-    """What is wrong with a shard's file; empty if nothing is."""
-    size = storage.size(shard.file)
-    if size is None:
-        return "is missing"
-    if size != shard.bytes:
-        return f"has {size} bytes, not {shard.bytes}"
-    if not reads:
-        return ""
-    with storage.reading(shard.file) as local:
-        return "" if sha256(local) == shard.sha256 else "does not match its checksum"

@@ -1,7 +1,7 @@
 """The solved part of a shard that is not finished: what an interrupted collection keeps.
 
-It is a safetensors file, partial-00003.safetensors, of the shard's first rows, with the tag of the
-recipe and a checksum in its header. One that is damaged or another recipe's is not used.
+It is a safetensors file, partial-00003.safetensors, of the shard's first trajectories, with the tag
+of the recipe and a checksum in its header. One that is damaged or another recipe's is not used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dsno.support.storage import StorageDir
-from dsno.trajectories.manifest import Manifest, misfit, shard_index, shard_name
+from dsno.trajectories.manifest import Manifest, shard_index, shard_name
+from dsno.trajectories.shards import misfit
 
 
 def partial_name(index: int) -> str:
@@ -23,14 +24,14 @@ def partial_name(index: int) -> str:
 
 
 def partial_index(name: str) -> int | None:
-    """Number of the shard whose solved part has this name; None for another kind of file."""
+    """Number of the shard whose solved part has this name; None for another file."""
     return shard_index("shard" + name.removeprefix("partial")) if name[:7] == "partial" else None
 
 
 def save_partial(
     storage: StorageDir, manifest: Manifest, index: int, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Write the first rows of a shard."""
+    """Write the first trajectories of a shard."""
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with storage.writing(partial_name(index)) as temporary:
         save_file(whole, temporary, {"tag": manifest.tag, "sha256": _checksum(whole)})
@@ -39,21 +40,21 @@ def save_partial(
 def load_partial(
     storage: StorageDir, manifest: Manifest, index: int, batch_size: int
 ) -> dict[str, Tensor] | None:
-    """The first rows of a shard, in whole batches; None if there are none to go on from."""
+    """The first trajectories of a shard, in whole batches; None if there are none to go on from."""
     if storage.size(partial_name(index)) is None:
         return None
     with storage.reading(partial_name(index)) as local:
         try:
             with safe_open(local, "pt") as file:
-                told = file.metadata() or {}
+                header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            rows = len(tensors["noise"])
+            count = len(tensors["noise"])
         except Exception:  # whatever a damaged file makes the library raise
             return None
-    is_cut_there = rows < len(manifest.items(index)) and rows % batch_size == 0
-    if not is_cut_there or misfit(manifest, tensors, rows):
+    is_cut_there = count < len(manifest.items(index)) and count % batch_size == 0
+    if not is_cut_there or misfit(manifest, tensors, count):
         return None
-    is_its = told.get("tag") == manifest.tag and told.get("sha256") == _checksum(tensors)
+    is_its = header.get("tag") == manifest.tag and header.get("sha256") == _checksum(tensors)
     return tensors if is_its else None
 
 

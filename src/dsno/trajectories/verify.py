@@ -9,19 +9,17 @@ from dsno.support.errors import InputError
 from dsno.support.files import is_left
 from dsno.support.storage import StorageDir
 from dsno.trajectories.manifest import (
-    EMBEDDED,
     MANIFEST,
-    PROMPTS,
     Manifest,
-    damaged_shards,
     forget,
     load_manifest,
-    read_prompts,
     record_index,
     shard_index,
     shard_name,
 )
 from dsno.trajectories.partial_shards import partial_index
+from dsno.trajectories.prompts import EMBEDDED, PROMPTS, read_prompts
+from dsno.trajectories.shards import damaged_shards
 
 ASIDE = "set-aside"
 """Folder that foreign files are moved to."""
@@ -97,7 +95,7 @@ def set_aside(storage: StorageDir, findings: list[Finding]) -> list[str]:
         The names of those moved.
 
     Raises:
-        InputError: for a place behind a URL.
+        InputError: for storage behind a URL.
     """
     foreign = [finding.file for finding in findings if finding.is_foreign]
     if foreign and storage.path is None:
@@ -138,7 +136,7 @@ def describe(storage: StorageDir) -> dict[str, str]:
     made, size = sum(s.count for s in m.shards), sum(s.bytes for s in m.shards)
     solver = m.solver
     found = {
-        "place": str(storage),
+        "folder": str(storage),
         "trajectories": f"{made:,} of {m.count:,}",
         "shards": f"{len(m.shards):,} of {m.shard_count:,}, of {m.shard_size:,} trajectories",
         "bytes": f"{size:,}" + (f", {size / made:,.0f} a trajectory" if made else ""),
@@ -147,7 +145,8 @@ def describe(storage: StorageDir) -> dict[str, str]:
         "solver": " ".join(f"{key}={solver[key]}" for key in solver),
         "seed": str(m.seed),
         "classes": str(m.num_classes or "none"),
-        "guidance": str(m.guidance_scale or "none"),
+        "guidance": str(m.guidance_scale or "none")
+        + (", by a version that clipped first, if the teacher clips" * m.may_be_clipped_first),
         "prompts": f"{m.prompts:,}" if m.prompts else "none",
         "recipe": m.tag,
     }
