@@ -23,11 +23,11 @@ from dsno.data.arrays import array_pixels, npz
 from dsno.data.dataset import SIZES, Dataset
 from dsno.data.folder import folder
 from dsno.data.huggingface import huggingface
+from dsno.recipes.choices import DataSource
 from dsno.support.errors import InputError, one_of
 from dsno.support.images import MODES
 
-SOURCES = ("digits", "folder", "huggingface", "npz")
-_OPTIONS: dict[str, tuple[str, ...]] = {
+OPTIONS: dict[DataSource, tuple[str, ...]] = {
     "digits": (),
     "folder": ("path",),
     "huggingface": ("path", "split", "image_column", "label_column"),
@@ -51,7 +51,7 @@ def load_data(
     What was loaded last is remembered, so files must not change while a process runs.
 
     Args:
-        source: one of `SOURCES`.
+        source: one of `OPTIONS`.
         path: of the folder or file; for `huggingface` also a name on the Hub.
         split: of a Hugging Face data set; slices such as `train[:1000]` as that library has them.
         size: resize the shorter side to it (bicubic, antialiased) and crop the centre to a square;
@@ -65,7 +65,7 @@ def load_data(
         InputError: for an unknown source, an option it does not take, or data that are missing,
             damaged or of a kind this package cannot work with.
     """
-    one_of(source, SOURCES, "data source")
+    source = one_of(source, OPTIONS, "data source")
     given = {
         "path": path != "",
         "split": split != "train",
@@ -73,7 +73,7 @@ def load_data(
         "label_column": label_column != "",
     }
     for option, is_given in given.items():
-        if is_given and option not in _OPTIONS[source]:
+        if is_given and option not in OPTIONS[source]:
             raise InputError(f"The data source {source!r} takes no {option}; leave it out.")
     if source != "digits" and not path:
         raise InputError(f"The data source {source!r} needs a path; say where the images are.")

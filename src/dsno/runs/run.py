@@ -25,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from dsno.recipes import Recipe, load_recipe
+from dsno.recipes.effects import map_files, result_values
 from dsno.runs.build import check_buildable
 from dsno.runs.stages import WORK, Task, trajectories_storage
 from dsno.support import distributed
@@ -46,21 +47,6 @@ SECTIONS = {
     "evaluate": ("evaluate",),
     "report": ("title",),
 }
-# Keys that do not change a result, or by rounding only: they may change while a stage is half made.
-NEUTRAL = {
-    "accumulation",
-    "cache_gb",
-    "checkpoint_every",
-    "compile",
-    "destination",
-    "gradient_checkpointing",
-    "keep",
-    "log_images_every",
-    "log_with",
-    "shard",
-}
-# Keys that name a file whose content does.
-FILES = {"prompts", "vgg16"}
 MAX_SECONDS = 1e10
 """Longer than any stage can have taken."""
 VERSION = 3  # raise when a stage's results change for the same recipe
@@ -190,20 +176,13 @@ class Run:
         return fingerprint([before, self._inputs(stage)])
 
     def _inputs(self, stage: str) -> dict[str, Any]:
-        def relevant(value: Any) -> Any:
-            if not isinstance(value, dict):
-                return value
-            kept = {k: v for k, v in value.items() if k not in NEUTRAL}
-            return {
-                k: _content(v) if k in FILES and isinstance(v, str) else v for k, v in kept.items()
-            }
-
         sections = SECTIONS[stage]
         if self.recipe.teacher.source:  # the data are only what samples are compared with
             sections = tuple(s for s in sections if s != "data")
             if stage == "evaluate":
                 sections = ("data", *sections)
-        return {section: relevant(self.values[section]) for section in sections}
+        values = result_values(Recipe, {section: self.values[section] for section in sections})
+        return map_files(Recipe, values, lambda _, path: _content(path))
 
     def _check_folder(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():

@@ -27,7 +27,7 @@ from dsno.evaluation.evaluate import (
     trajectory_arrays,
 )
 from dsno.operator.dsno import DSNO
-from dsno.recipes.schema import Optimisation, Recipe
+from dsno.recipes.schema import Recipe
 from dsno.runs.build import (
     brought_teacher,
     class_frequencies,
@@ -50,10 +50,9 @@ from dsno.support.files import filling, read_json, replacing, write_json
 from dsno.support.storage import StorageDir
 from dsno.teachers.store import Teacher, load_teacher, save_teacher
 from dsno.training.batches import student_batches, teacher_batches
-from dsno.training.loggers import check_trackers
 from dsno.training.losses import DenoisingObjective, TrajectoryObjective, slice_weights
 from dsno.training.lpips import load_vgg16
-from dsno.training.trainer import Preview, TrainConfig, train
+from dsno.training.trainer import Preview, train
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
 from dsno.trajectories.lmdb import import_lmdb
@@ -129,8 +128,9 @@ def _train_teacher(task: Task) -> str:
             label_dropout=spec.label_dropout,
             null_class=teacher.null_class,
         ),
-        _train_config(spec, task.recipe.seed),
+        spec,
         folder / "checkpoints",
+        seed=task.recipe.seed,
         tag=task.tags["teacher"],
         label="training the teacher",
         log_folder=task.folder / "logs" / "teacher",
@@ -304,8 +304,9 @@ def make_student(task: Task) -> str:
             window=spec.shuffle_shards,
             trajectory_every=spec.trajectory_every,
         ),
-        _train_config(spec, task.recipe.seed),
+        spec,
         folder / "checkpoints",
+        seed=task.recipe.seed,
         tag=task.tags["train"],
         label="training the student",
         log_folder=task.folder / "logs" / "student",
@@ -417,15 +418,6 @@ def load_operator(folder: Path) -> DSNO:
 
     operator: DSNO = DSNOPipeline.from_pretrained(folder / "student").model.operator.eval()
     return operator
-
-
-def _train_config(spec: Optimisation, seed: int) -> TrainConfig:
-    names = {f.name for f in dataclasses.fields(TrainConfig)}
-    values = {k: v for k, v in dict(spec).items() if k in names}
-    if spec.clip_norm is None:
-        values["clip_norm"] = math.inf
-    check_trackers(spec.log_with)
-    return TrainConfig(seed=seed, **values)
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -29,12 +29,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dsno.diffusion.conditions import CLASS_LABELS, GUIDANCE_SCALE, PROMPT
+from dsno.recipes.choices import StorageType
 from dsno.support.errors import InputError
 from dsno.support.files import read_json, sha256
 from dsno.support.storage import StorageDir, as_storage
 
 FORMAT = 2
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(StorageType)}
 MANIFEST = "manifest.json"
 PROMPTS = "prompts.json"
 EMBEDDED = "prompts.safetensors"
