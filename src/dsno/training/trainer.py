@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypeVar
@@ -140,13 +140,15 @@ def train(
     *,
     seed: int,
     tag: str,
+    earlier: Sequence[Checkpoints] = (),
     label: str = "training",
     log_folder: Path | None = None,
     preview: Preview | None = None,
 ) -> tuple[nn.Module, list[Row]]:
     """Train `objective.model`, from its newest checkpoint if there is one.
 
-    Under a launcher every process calls this; all return the same.
+    The last step leaves a checkpoint too. Under a launcher every process calls this; all return the
+    same.
 
     Args:
         objective: the model with its loss; changed in place and moved to the device.
@@ -155,6 +157,7 @@ def train(
         checkpoints: folder of checkpoints, the same for all processes.
         seed: of every random draw.
         tag: identifies what is trained; a checkpoint with another tag is not used.
+        earlier: where else to look for one to go on from, in this order.
         label: of the progress bar.
         log_folder: where trackers write; its last part names the run.
         preview: samples to log.
@@ -175,6 +178,7 @@ def train(
         options,
         Checkpoints(checkpoints, tag, options.keep),
         seed=seed,
+        earlier=earlier,
         label=label,
         log_folder=log_folder,
         preview=preview,
@@ -190,6 +194,7 @@ class _Training:
         checkpoints: Checkpoints,
         *,
         seed: int,
+        earlier: Sequence[Checkpoints],
         label: str,
         log_folder: Path | None,
         preview: Preview | None,
@@ -240,7 +245,7 @@ class _Training:
             betas=options.betas,
             weight_decay=options.weight_decay,
         )
-        self.state = self._resume()
+        self.state = self._resume([checkpoints, *earlier])
         name = "" if log_folder is None else log_folder.name
         self.log = Log(self.engine.accelerator, name, self.state.step)
         self.window_start, self.window_waited = time.perf_counter(), 0.0
@@ -261,7 +266,8 @@ class _Training:
                 if state.step % options.log_every == 0 or state.step == self.steps:
                     self._close_window(feed)
                 advance(1, note=f"loss {state.history[-1]['loss']:.4f}" if state.history else "")
-                if stop or (state.step % options.checkpoint_every == 0 and state.step < self.steps):
+                is_last = state.step == self.steps
+                if stop or is_last or state.step % options.checkpoint_every == 0:
                     self._save()
                 if options.log_images_every and state.step % options.log_images_every == 0:
                     self._log_images()
@@ -369,22 +375,23 @@ class _Training:
             self.checkpoints.save(state.step, state.best_step, content)
         distributed.wait_for_everyone()
 
-    def _resume(self) -> _State:
-        """Load the newest whole checkpoint of this tag, if any; the same one in every process."""
+    def _resume(self, where: Sequence[Checkpoints]) -> _State:
+        """Load the newest whole checkpoint there is, if any; the same one in every process."""
         parts = self.model, self.average, self.optimizer
         start: Mapping[str, Any] | None = None
-        for path in distributed.on_main(self.checkpoints.paths):
-            saved = self.checkpoints.read(path)
+        found = distributed.on_main(lambda: [(c, path) for c in where for path in c.paths()])
+        for checkpoints, path in found:
+            saved = checkpoints.read(path)
             if not all(distributed.gathered(saved is not None)) or saved is None:
                 continue
             start = start or copy.deepcopy(self.engine.states(*parts))
             try:
                 state = _State.read(saved["state"])
-                if self.checkpoints.path(state.step) != path or state.step > self.steps:
+                if checkpoints.path(state.step) != path or state.step > self.steps:
                     raise ValueError("another step's")
                 self.engine.load(saved, *parts)
             except DAMAGED:
-                self.checkpoints.say_damaged(path)
+                checkpoints.say_damaged(path)
                 continue
             say(f"Resuming from step {state.step:,} ({path}).")
             return state

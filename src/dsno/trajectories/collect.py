@@ -108,12 +108,12 @@ def _resume(storage: StorageDir, manifest: Manifest, wanted: range) -> Manifest:
     found = load_manifest(storage)
     if found.tag != manifest.tag:
         raise InputError(
-            f"{storage} holds trajectories of another recipe; give another place or delete it."
+            f"{storage} holds trajectories of another recipe; give another folder or delete it."
         )
     if found.prompts_sha256 != manifest.prompts_sha256:
         raise InputError(
             f"{storage} holds trajectories made with other embeddings of the prompts; give another "
-            "place or delete it."
+            "folder or delete it."
         )
     bad = damaged_shards(storage, found, wanted)
     for index, complaint in bad.items():
