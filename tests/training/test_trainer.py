@@ -20,6 +20,7 @@ from dsno.recipes.schema import Optimisation
 from dsno.support import seeds
 from dsno.support.errors import InputError, WorkError
 from dsno.support.files import sha256
+from dsno.training.checkpoints import Checkpoints
 from dsno.training.learning_rate import LearningRate
 from dsno.training.losses import Objective
 from dsno.training.prefetch import Batch
@@ -42,14 +43,16 @@ class Given(Objective):
         return found
 
 
-def fit(model: nn.Module, loss: Any, plan: Optimisation, folder: Path, tag: str) -> Any:
+def fit(
+    model: nn.Module, loss: Any, plan: Optimisation, folder: Path, tag: str, **more: Any
+) -> Any:
     """Train with a loss of the model and the step."""
 
     def batches(step: int, places: range) -> Batch:
         rows = seeds.batch_items(0, step, 16, len(DATA))
         return {"items": rows[places.start : places.stop], "step": step}
 
-    return train(Given(model, loss), batches, plan, folder, seed=0, tag=tag)
+    return train(Given(model, loss), batches, plan, folder, seed=0, tag=tag, **more)
 
 
 def plan_of(**values: Any) -> Optimisation:
@@ -280,10 +283,61 @@ def test_an_interrupted_run_saves_its_step_and_resumes_from_it(
     assert history == whole[2]
 
 
+def test_a_training_goes_on_from_the_end_of_a_shorter_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def plan(steps: int, decay: Decay) -> Optimisation:
+        return plan_of(steps=steps, learning_rate=0.05, decay=decay, log_every=1)
+
+    def steps_and_rates(steps: int, decay: Decay, folder: Path, **more: Any) -> Any:
+        seen: list[int] = []
+
+        def counted(module: nn.Module, at: int) -> tuple[Tensor, Tensor | None]:
+            seen.append(at)
+            return loss(module, at)
+
+        average, history = fit(network(), counted, plan(steps, decay), folder, "b", **more)
+        return average, history, seen
+
+    for decay in ("constant", "cosine"):
+        folder = tmp_path / decay
+        fit(network(), loss, plan(6, decay), folder / "short", tag="a")
+        earlier = [Checkpoints(folder / "none", "a"), Checkpoints(folder / "short", "a")]
+        average, history, seen = steps_and_rates(10, decay, folder / "long", earlier=earlier)
+        whole, rows, _ = steps_and_rates(10, decay, folder / "whole")
+        assert seen == [6, 7, 8, 9]
+        assert "Resuming from step 6 (" in capsys.readouterr().err
+        assert [row["step"] for row in history] == list(range(1, 11))
+        assert same(average, whole) == (decay == "constant")
+        assert (history == rows) == (decay == "constant")
+        if decay == "cosine":  # of ten steps from the seventh on
+            expected = [0.025 * (1 + math.cos(math.pi * n / 10)) for n in range(6, 10)]
+            assert [row["learning_rate"] for row in history[6:]] == pytest.approx(expected)
+
+
+def test_the_newest_checkpoint_is_moved_whole(tmp_path: Path) -> None:
+    fit(network(), loss, PLAN, tmp_path / "from", tag="a")
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / "step-00000003.pt").write_text("an older one")
+    newest = sha256(tmp_path / "from" / "step-00000025.pt")
+    Checkpoints(tmp_path / "from", "a").move_newest(tmp_path / "to")
+    names = [f"step-00000025.{kind}" for kind in ("pt", "sha256")]
+    assert sorted(p.name for p in (tmp_path / "to").iterdir()) == names
+    assert sha256(tmp_path / "to" / names[0]) == newest
+    assert not (tmp_path / "from" / names[0]).exists()
+    moved = Checkpoints(tmp_path / "to", "a")
+    assert moved.has_any()
+    assert not Checkpoints(tmp_path / "to", "b").has_any()
+    Checkpoints(tmp_path / "empty", "a").move_newest(tmp_path / "to")  # nothing to move
+    assert moved.has_any()
+    (tmp_path / "to" / names[1]).write_text("0" * 64)
+    assert not moved.has_any()
+
+
 def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
     fit(network(), loss, PLAN, tmp_path, tag="a")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        f"step-000000{step}.{kind}" for step in (20, 24) for kind in ("pt", "sha256")
+        f"step-000000{step}.{kind}" for step in (24, 25) for kind in ("pt", "sha256")
     ]
 
 

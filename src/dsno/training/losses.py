@@ -41,7 +41,7 @@ LPIPS_VGG: Loss = "lpips_vgg"
 """The distance of whole images in VGG16's features (`dsno.training.lpips`)."""
 
 LOSSES: tuple[Loss, ...] = get_args(Loss)
-"""Every name `trajectory_loss` knows."""
+"""Names of the losses that `trajectory_loss` takes."""
 
 WEIGHTS: tuple[SliceWeight, ...] = get_args(SliceWeight)
 

@@ -285,7 +285,7 @@ class _Training:
     # ------------------------------------------------------------------------------ one step
 
     def _step(self, feed: Feed, interrupted: Callable[[], bool]) -> bool:
-        """Do one step; tell whether any process was asked to stop."""
+        """Do one step; return whether any process was asked to stop."""
         state, pieces = self.state, len(self.places)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(state.step)
