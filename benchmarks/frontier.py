@@ -48,12 +48,12 @@ from dsno.evaluation.reference import build_reference
 from dsno.evaluation.samplers import Draws, Sampler, draw, student_sampler, teacher_sampler
 from dsno.operator.dsno import sampling_cost
 from dsno.recipes.load import load_recipe
-from dsno.recipes.schema import Recipe
+from dsno.recipes.schema import Optimisation, Recipe
 from dsno.runs.build import conditions_of, load_recipe_data, new_operator
 from dsno.runs.stages import environment, load_operator
 from dsno.support.files import write_json
 from dsno.teachers.store import Teacher, load_teacher
-from dsno.training.trainer import TrainConfig, train
+from dsno.training.trainer import train
 
 ALL = ("student.lift=all",)
 CORE = ("student.lift=core",)
@@ -196,18 +196,18 @@ def distill(work: Work, seed: int, teacher: Teacher, folder: Path) -> None:
     assert spec.learning_rate is not None
     times = torch.linspace(0, 1, CONSISTENCY_INTERVALS + 1, dtype=torch.float64)
     objective = consistency.ConsistencyObjective(teacher.denoiser, times)
-    plan = TrainConfig(
+    plan = Optimisation(
         steps=work.steps_of("all-m2", teacher),
         batch_size=spec.batch_size,
         learning_rate=float(os.environ.get("CONSISTENCY_RATE", CONSISTENCY_RATE)),
         warmup_steps=spec.warmup_steps,
         betas=spec.betas,
         ema_decay=spec.ema_decay,
-        seed=seed,
+        clip_norm=None,
     )
     data = load_recipe_data(recipe)
     made = consistency.batches(data, seed, spec.batch_size, CONSISTENCY_INTERVALS)
-    averaged, _ = train(objective, made, plan, folder / "checkpoints", tag="consistency")
+    averaged, _ = train(objective, made, plan, folder / "checkpoints", seed=seed, tag="consistency")
     assert isinstance(averaged, Denoiser)
     save_file({k: v.contiguous() for k, v in averaged.network.state_dict().items()}, path)
 

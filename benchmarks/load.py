@@ -34,6 +34,7 @@ from dsno.diffusion.schedules import CosineSchedule
 from dsno.diffusion.time_grids import Spacing, grid_times
 from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig
+from dsno.recipes.schema import Optimisation
 from dsno.runs.stages import environment
 from dsno.support import seeds
 from dsno.support.files import write_json
@@ -42,7 +43,7 @@ from dsno.teachers.store import denoiser_of
 from dsno.teachers.unet import build_unet
 from dsno.training.losses import TrajectoryObjective
 from dsno.training.prefetch import Batch
-from dsno.training.trainer import TrainConfig, train
+from dsno.training.trainer import train
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
 from dsno.trajectories.manifest import Manifest
@@ -155,15 +156,18 @@ def waiting(folder: Path, count: int, steps: int, batch: int) -> dict[str, Any]:
     scales = torch.tensor(scales_at(denoiser, operator.times))
     objective = TrajectoryObjective(operator, scales, torch.ones(SLICES))
     batches = Timed(TrajectoryStore(folder / "data"), batch)
-    plan = TrainConfig(
+    plan = Optimisation(
         steps=steps,
         batch_size=batch,
         learning_rate=1e-4,
+        clip_norm=None,
         log_every=max(steps // 4, 1),
         log_with=("tensorboard",),
     )
     start = time.perf_counter()
-    train(objective, batches, plan, folder / "c", tag="load", log_folder=folder / "logs" / "s")
+    train(
+        objective, batches, plan, folder / "c", seed=0, tag="load", log_folder=folder / "logs" / "s"
+    )
     spent = time.perf_counter() - start
     shares = logged(folder / "logs", "waiting_for_data")
     return {

@@ -38,6 +38,7 @@ from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig
 from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
 from dsno.recipes.load import load_recipe, shipped_recipes
+from dsno.recipes.schema import Optimisation
 from dsno.runs.run import Run, saved_recipe
 from dsno.support.errors import DsnoError, InputError, WorkError
 from dsno.support.files import read_json, sha256
@@ -50,7 +51,7 @@ from dsno.teachers.store import Teacher, denoiser_of, load_teacher, save_teacher
 from dsno.teachers.unet import build_unet
 from dsno.teachers.weights import read_tensors
 from dsno.training.losses import Objective
-from dsno.training.trainer import TrainConfig, train
+from dsno.training.trainer import train
 from dsno.trajectories import lmdb as lmdb_import
 from dsno.trajectories import manifest as trajectories
 from dsno.trajectories import partial_shards as partials
@@ -277,9 +278,11 @@ class _Line(Objective):
 
 def _train(folder: Path) -> None:
     """Train from the newest checkpoint that can be used."""
-    plan = TrainConfig(steps=3, learning_rate=0.1, batch_size=1, checkpoint_every=2, log_every=1)
+    plan = Optimisation(
+        steps=3, learning_rate=0.1, batch_size=1, checkpoint_every=2, log_every=1, clip_norm=None
+    )
     with contextlib.redirect_stderr(io.StringIO()):
-        train(_Line(), lambda step, places: {}, plan, folder, tag="a")
+        train(_Line(), lambda step, places: {}, plan, folder, seed=0, tag="a")
 
 
 def _train_from(checkpoint: Path) -> None:

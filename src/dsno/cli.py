@@ -44,6 +44,18 @@ Target = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME by default.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
+Yes = Annotated[
+    bool,
+    typer.Option(
+        "--yes", "-y", help="Set finished results aside without asking where the recipe changed."
+    ),
+]
+Extend = Annotated[
+    bool,
+    typer.Option(
+        "--extend", help="Where `steps` has grown, go on from the last step instead of anew."
+    ),
+]
 
 
 def _resolve(recipe: str, overrides: list[str] | None, dry_run: bool) -> Recipe:
@@ -62,11 +74,25 @@ def _print_yaml(values: dict[str, Any]) -> None:
     typer.echo(yaml.safe_dump(values, sort_keys=False), nl=False)
 
 
-def _open(recipe: str, overrides: list[str] | None, out: Path | None, dry_run: bool = False) -> Run:
+def _open(
+    recipe: str,
+    overrides: list[str] | None,
+    out: Path | None,
+    dry_run: bool = False,
+    *,
+    yes: bool = False,
+    extend: bool = False,
+) -> Run:
     resolved = _resolve(recipe, overrides, dry_run)
     from dsno.runs.run import Run
 
-    return Run(resolved, out or Path("runs") / resolved.name, command=_command())
+    return Run(
+        resolved,
+        out or Path("runs") / resolved.name,
+        command=_command(),
+        yes=yes,
+        extend=extend,
+    )
 
 
 def _command() -> str:
@@ -75,10 +101,15 @@ def _command() -> str:
 
 @app.command()
 def run(
-    recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, dry_run: DryRun = False
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    extend: Extend = False,
 ) -> None:
     """Run every stage: teacher, collect, train, evaluate, report. Finished stages are skipped."""
-    opened = _open(recipe, overrides, out, dry_run)
+    opened = _open(recipe, overrides, out, dry_run, yes=yes, extend=extend)
     opened.run()
     if not IS_SILENT:
         _print_table(opened)
@@ -87,10 +118,15 @@ def run(
 
 @app.command()
 def teacher(
-    recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, dry_run: DryRun = False
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    extend: Extend = False,
 ) -> None:
     """Train the teacher, a diffusion model."""
-    _open(recipe, overrides, out, dry_run).stage("teacher")
+    _open(recipe, overrides, out, dry_run, yes=yes, extend=extend).stage("teacher")
 
 
 @app.command()
@@ -111,6 +147,7 @@ def collect(
             help="Print the resolved recipe and an estimate of what it takes, and stop.",
         ),
     ] = False,
+    yes: Yes = False,
 ) -> None:
     """Solve the teacher's ODE for many noises and store the trajectories."""
     shards = parse_range(shard_range) if shard_range else None
@@ -123,7 +160,7 @@ def collect(
         found = estimate_collection(resolved, out or Path("runs") / resolved.name)
         typer.echo("\n".join(estimate_lines(found)))
         return
-    _open(recipe, overrides, out).stage("collect", shards=shards)
+    _open(recipe, overrides, out, yes=yes).stage("collect", shards=shards)
 
 
 trajectories = typer.Typer(
@@ -199,18 +236,27 @@ def parse_range(text: str) -> range:
 
 @app.command()
 def train(
-    recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, dry_run: DryRun = False
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    extend: Extend = False,
 ) -> None:
     """Train the operator on the trajectories."""
-    _open(recipe, overrides, out, dry_run).stage("train")
+    _open(recipe, overrides, out, dry_run, yes=yes, extend=extend).stage("train")
 
 
 @app.command()
 def report(
-    recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, dry_run: DryRun = False
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
 ) -> None:
     """Evaluate if that is not done, and write the report."""
-    opened = _open(recipe, overrides, out, dry_run)
+    opened = _open(recipe, overrides, out, dry_run, yes=yes)
     opened.stage("evaluate")
     opened.stage("report")
 
@@ -239,6 +285,7 @@ def evaluate(
         int | None, typer.Option(help="For a trained model: sample i depends on it and i alone.")
     ] = None,
     dry_run: DryRun = False,
+    yes: Yes = False,
 ) -> None:
     """Measure samplers against real data: every one of a run, or a trained model alone.
 
@@ -255,7 +302,7 @@ def evaluate(
                 "--data, --path, --samples and --seed go with a trained model; a recipe takes "
                 "KEY=VALUE, such as evaluate.samples=1000."
             )
-        opened = _open(target, overrides, out, dry_run)
+        opened = _open(target, overrides, out, dry_run, yes=yes)
         opened.stage("evaluate")
         if not IS_SILENT:
             _print_table(opened)

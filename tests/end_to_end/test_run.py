@@ -105,6 +105,7 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 def test_a_run_leaves_the_documented_layout(digits: Path) -> None:
     assert sorted(path.name for path in digits.iterdir()) == [
         ".lock",
+        "checkpoints",
         "logs",
         "recipe.yaml",
         "report",
@@ -217,7 +218,7 @@ def test_a_changed_key_redoes_exactly_what_depends_on_it(
         return folder / "report.html"
 
     monkeypatch.setattr("dsno.evaluation.report.write_report", write_report)
-    assert run("run", copy, override) == 0
+    assert run("run", copy, override, "--yes") == 0
     lines = capsys.readouterr().err.splitlines()
     skipped = {line.partition(":")[0] for line in lines if "finished already" in line}
     changed = {line.partition(":")[0]: line for line in lines if "the recipe changed" in line}
@@ -337,7 +338,7 @@ def test_a_stage_of_another_recipe_is_refused_and_nothing_is_changed(
         "student={sites: [nowhere]}",
     ],
 )
-def test_a_recipe_that_cannot_work_is_refused_before_anything_is_deleted(
+def test_a_recipe_that_cannot_work_is_refused_before_anything_is_changed(
     copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str
 ) -> None:
     before = contents(copy)

@@ -6,7 +6,6 @@ python -m torch.distributed.run --nproc-per-node 2 tests/launched/training.py OU
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,17 @@ from dsno.diffusion.denoisers import Denoiser, Preconditioning
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig
+from dsno.recipes.schema import Optimisation
 from dsno.support import distributed, seeds
 from dsno.support.files import write_json
 from dsno.teachers.store import denoiser_of
 from dsno.teachers.unet import build_unet
 from dsno.training.losses import TrajectoryObjective
 from dsno.training.prefetch import Batch
-from dsno.training.trainer import Batches, TrainConfig, train
+from dsno.training.trainer import Batches, train
 
 SHAPE = (1, 8, 8)
-PLAN = TrainConfig(
+PLAN = Optimisation(
     steps=4,
     learning_rate=2e-3,
     batch_size=8,
@@ -87,8 +87,8 @@ def batches_until(end: int) -> Batches:
 
 
 def fit(folder: Path, make: Batches = batches, **changes: Any) -> tuple[dict[str, Tensor], list]:
-    plan = dataclasses.replace(PLAN, **changes)
-    average, history = train(objective(), make, plan, folder, tag="t")
+    plan = PLAN.model_copy(update=changes)
+    average, history = train(objective(), make, plan, folder, seed=0, tag="t")
     return average.state_dict(), history
 
 

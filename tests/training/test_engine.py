@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from dsno.support import distributed
 from dsno.support.errors import InputError
-from dsno.training.trainer import TrainConfig
+from dsno.training.split import micro_batches
 from launched import training as work
 
 LAUNCHED = ("plain", "accumulated", "sharded_accumulated", "sharded_checkpointed", "bf16")
@@ -93,8 +92,8 @@ def test_gradient_checkpointing_runs_the_blocks_again(tmp_path: Path) -> None:
             calls += 1
 
         objective.network.down_blocks[0].resnets[0].register_forward_pre_hook(count)
-        plan = dataclasses.replace(work.PLAN, steps=1, gradient_checkpointing=again)
-        work.train(objective, work.batches, plan, tmp_path / str(again), tag="t")
+        plan = work.PLAN.model_copy(update={"steps": 1, "gradient_checkpointing": again})
+        work.train(objective, work.batches, plan, tmp_path / str(again), seed=0, tag="t")
         counts.append(calls)
     assert counts == [1, 2]
 
@@ -107,9 +106,9 @@ def test_a_network_without_gradient_checkpointing_is_named(tmp_path: Path) -> No
 
     objective = work.objective()
     plain = Plain(objective.model, torch.ones(2), torch.ones(2))
-    plan = dataclasses.replace(work.PLAN, gradient_checkpointing=True)
+    plan = work.PLAN.model_copy(update={"gradient_checkpointing": True})
     with pytest.raises(InputError, match="Linear has no gradient checkpointing; set"):
-        work.train(plain, work.batches, plan, tmp_path, tag="t")
+        work.train(plain, work.batches, plan, tmp_path, seed=0, tag="t")
 
 
 def test_two_processes_stopped_and_resumed_end_with_the_same_bits(launched: Path) -> None:
@@ -144,17 +143,19 @@ def test_compilation_changes_the_losses_by_rounding_only(
     assert weights.keys() == alone[0].keys()
 
 
-def test_the_places_of_all_processes_are_the_batch() -> None:
-    plan = TrainConfig(steps=1, learning_rate=1.0, batch_size=24, accumulation=3)
-    parts = [place for rank in range(4) for piece in plan.places(rank, 4) for place in piece]
-    assert parts == list(range(24))
-    assert all(len(piece) == 2 for rank in range(4) for piece in plan.places(rank, 4))
+def test_the_micro_batches_of_all_processes_are_the_batch() -> None:
+    pieces = [
+        piece
+        for rank in range(4)
+        for piece in micro_batches(24, accumulation=3, rank=rank, world_size=4)
+    ]
+    assert [row for piece in pieces for row in piece] == list(range(24))
+    assert [len(piece) for piece in pieces] == [2] * 12
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
-    plan = TrainConfig(steps=1, learning_rate=1.0, batch_size=10, accumulation=2)
     with pytest.raises(InputError, match="A batch of 10 does not divide into 2 processes x 2"):
-        plan.places(0, 2)
+        micro_batches(10, accumulation=2, rank=0, world_size=2)
 
 
 def test_fp16_needs_a_gpu(tmp_path: Path) -> None:

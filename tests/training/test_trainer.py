@@ -15,12 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from dsno.recipes.choices import Decay
+from dsno.recipes.schema import Optimisation
 from dsno.support import seeds
 from dsno.support.errors import InputError, WorkError
 from dsno.support.files import sha256
+from dsno.training.checkpoints import Checkpoints
+from dsno.training.learning_rate import LearningRate
 from dsno.training.losses import Objective
 from dsno.training.prefetch import Batch
-from dsno.training.trainer import TrainConfig, train
+from dsno.training.trainer import train
 
 
 class Given(Objective):
@@ -39,18 +43,32 @@ class Given(Objective):
         return found
 
 
-def fit(model: nn.Module, loss: Any, plan: TrainConfig, folder: Path, tag: str) -> Any:
+def fit(
+    model: nn.Module, loss: Any, plan: Optimisation, folder: Path, tag: str, **more: Any
+) -> Any:
     """Train with a loss of the model and the step."""
 
     def batches(step: int, places: range) -> Batch:
         rows = seeds.batch_items(0, step, 16, len(DATA))
         return {"items": rows[places.start : places.stop], "step": step}
 
-    return train(Given(model, loss), batches, plan, folder, tag=tag)
+    return train(Given(model, loss), batches, plan, folder, seed=0, tag=tag, **more)
 
 
-def plan_of(**values: Any) -> TrainConfig:
-    return TrainConfig(**{"batch_size": 16, **values})
+def plan_of(**values: Any) -> Optimisation:
+    return Optimisation(**{"batch_size": 16, "clip_norm": None, **values})
+
+
+def rate_of(
+    peak: float,
+    steps: int,
+    *,
+    warmup_steps: int = 0,
+    decay: Decay = "cosine",
+    milestones: tuple[int, ...] = (),
+    gamma: float = 0.5,
+) -> LearningRate:
+    return LearningRate(peak, steps, warmup_steps, decay, milestones, gamma)
 
 
 DATA = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
@@ -102,28 +120,30 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, nn.Modul
 
 
 def test_warm_up_is_linear_and_ends_at_the_peak() -> None:
-    plan = plan_of(steps=100, learning_rate=0.4, warmup_steps=8, decay="constant")
-    assert [plan.rate(n) for n in range(8)] == pytest.approx([0.05 * (n + 1) for n in range(8)])
-    assert plan.rate(8) == plan.rate(99) == 0.4
+    rate = rate_of(0.4, 100, warmup_steps=8, decay="constant")
+    assert [rate(n) for n in range(8)] == pytest.approx([0.05 * (n + 1) for n in range(8)])
+    assert rate(8) == rate(99) == 0.4
 
 
 def test_cosine_falls_from_the_peak_to_zero() -> None:
-    plan = plan_of(steps=110, learning_rate=0.4, warmup_steps=10)
-    assert plan.rate(10) == 0.4
-    assert plan.rate(60) == pytest.approx(0.2)
-    assert plan.rate(35) == pytest.approx(0.4 * math.cos(math.pi / 8) ** 2)
-    assert plan.rate(110) == pytest.approx(0)
-    assert plan_of(steps=5, learning_rate=1.0, warmup_steps=5).rate(5) == 1.0  # no division by zero
+    rate = rate_of(0.4, 110, warmup_steps=10)
+    assert rate(10) == 0.4
+    assert rate(60) == pytest.approx(0.2)
+    assert rate(35) == pytest.approx(0.4 * math.cos(math.pi / 8) ** 2)
+    assert rate(110) == pytest.approx(0)
+    assert rate_of(1.0, 5, warmup_steps=5)(5) == 1.0  # no division by zero
 
 
 def test_milestones_multiply_by_gamma_from_their_step_on() -> None:
-    plan = plan_of(steps=9, learning_rate=1.0, decay="milestones", milestones=(3, 6), gamma=0.1)
-    assert [plan.rate(n) for n in (0, 2, 3, 5, 6, 8)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    rate = rate_of(1.0, 9, decay="milestones", milestones=(3, 6), gamma=0.1)
+    assert [rate(n) for n in (0, 2, 3, 5, 6, 8)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
-def test_an_unknown_decay_names_the_closest() -> None:
-    with pytest.raises(InputError, match="did you mean 'cosine'"):
-        plan_of(steps=1, learning_rate=1.0, decay="cosin").rate(0)
+@pytest.mark.parametrize("missing", ["steps", "batch_size", "learning_rate"])
+def test_an_option_that_training_cannot_do_without_is_named(tmp_path: Path, missing: str) -> None:
+    plan = plan_of(**{"steps": 1, "learning_rate": 1.0, missing: None})
+    with pytest.raises(InputError, match=f"Training needs `{missing}`"):
+        fit(network(), loss, plan, tmp_path, tag="a")
 
 
 def test_the_optimiser_is_given_the_rate_of_each_step(tmp_path: Path) -> None:
@@ -140,9 +160,9 @@ def test_the_optimiser_is_given_the_rate_of_each_step(tmp_path: Path) -> None:
 
     _, history = fit(model, weight, plan, tmp_path, tag="a")
     moves = -torch.tensor([*weights, model.weight.item()]).diff()
-    expected = [plan.rate(n) for n in range(6)]
+    expected = [0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.1, 0.1]
     assert moves.tolist() == pytest.approx(expected, rel=1e-4)
-    assert [row["learning_rate"] for row in history] == expected
+    assert [row["learning_rate"] for row in history] == pytest.approx(expected, rel=1e-12)
 
 
 # ------------------------------------------------------------------------------ the update
@@ -263,10 +283,61 @@ def test_an_interrupted_run_saves_its_step_and_resumes_from_it(
     assert history == whole[2]
 
 
+def test_a_training_goes_on_from_the_end_of_a_shorter_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def plan(steps: int, decay: Decay) -> Optimisation:
+        return plan_of(steps=steps, learning_rate=0.05, decay=decay, log_every=1)
+
+    def steps_and_rates(steps: int, decay: Decay, folder: Path, **more: Any) -> Any:
+        seen: list[int] = []
+
+        def counted(module: nn.Module, at: int) -> tuple[Tensor, Tensor | None]:
+            seen.append(at)
+            return loss(module, at)
+
+        average, history = fit(network(), counted, plan(steps, decay), folder, "b", **more)
+        return average, history, seen
+
+    for decay in ("constant", "cosine"):
+        folder = tmp_path / decay
+        fit(network(), loss, plan(6, decay), folder / "short", tag="a")
+        earlier = [Checkpoints(folder / "none", "a"), Checkpoints(folder / "short", "a")]
+        average, history, seen = steps_and_rates(10, decay, folder / "long", earlier=earlier)
+        whole, rows, _ = steps_and_rates(10, decay, folder / "whole")
+        assert seen == [6, 7, 8, 9]
+        assert "Resuming from step 6 (" in capsys.readouterr().err
+        assert [row["step"] for row in history] == list(range(1, 11))
+        assert same(average, whole) == (decay == "constant")
+        assert (history == rows) == (decay == "constant")
+        if decay == "cosine":  # of ten steps from the seventh on
+            expected = [0.025 * (1 + math.cos(math.pi * n / 10)) for n in range(6, 10)]
+            assert [row["learning_rate"] for row in history[6:]] == pytest.approx(expected)
+
+
+def test_the_newest_checkpoint_is_moved_whole(tmp_path: Path) -> None:
+    fit(network(), loss, PLAN, tmp_path / "from", tag="a")
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / "step-00000003.pt").write_text("an older one")
+    newest = sha256(tmp_path / "from" / "step-00000025.pt")
+    Checkpoints(tmp_path / "from", "a").move_newest(tmp_path / "to")
+    names = [f"step-00000025.{kind}" for kind in ("pt", "sha256")]
+    assert sorted(p.name for p in (tmp_path / "to").iterdir()) == names
+    assert sha256(tmp_path / "to" / names[0]) == newest
+    assert not (tmp_path / "from" / names[0]).exists()
+    moved = Checkpoints(tmp_path / "to", "a")
+    assert moved.has_any()
+    assert not Checkpoints(tmp_path / "to", "b").has_any()
+    Checkpoints(tmp_path / "empty", "a").move_newest(tmp_path / "to")  # nothing to move
+    assert moved.has_any()
+    (tmp_path / "to" / names[1]).write_text("0" * 64)
+    assert not moved.has_any()
+
+
 def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
     fit(network(), loss, PLAN, tmp_path, tag="a")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        f"step-000000{step}.{kind}" for step in (20, 24) for kind in ("pt", "sha256")
+        f"step-000000{step}.{kind}" for step in (24, 25) for kind in ("pt", "sha256")
     ]
 
 

@@ -174,7 +174,7 @@ def _label_column(rows: Any, path: str, given: str) -> str:
     """
     types = rows.features
     if given:
-        return one_of(given, types, f"column of {path}")
+        return str(one_of(given, types, f"column of {path}"))
     typed = [name for name in types if type(types[name]).__name__ == "ClassLabel"]
     found = _narrowed(typed, [name for name in LABEL_COLUMNS if name in types])
     if len(found) > 1:

@@ -24,13 +24,14 @@ from dsno.data.folder import folder
 from dsno.data.huggingface import huggingface
 from dsno.data.labels import labels_of
 from dsno.data.summary import summary
+from dsno.recipes.choices import DataSource
 from dsno.recipes.load import load_section
 from dsno.recipes.schema import Data
 from dsno.support.console import say
 from dsno.support.errors import InputError, one_of
 
 _COMMON = ("size", "channels", "classes", "random_flip")
-_OPTIONS: dict[str, tuple[str, ...]] = {
+OPTIONS: dict[DataSource, tuple[str, ...]] = {
     "digits": (),
     "folder": (
         *("path", "split", "label_column", "labels"),
@@ -58,7 +59,7 @@ def load_data(source: str, path: str = "", **options: Any) -> Dataset:
     Raises:
         InputError: as `read_data`, or for an option that does not exist.
     """
-    one_of(source, _OPTIONS, "data source")
+    one_of(source, OPTIONS, "data source")
     return read_data(load_section(Data, "data", {"source": source, "path": path, **options}, ()))
 
 
@@ -72,7 +73,7 @@ def read_data(data: Data) -> Dataset:
         InputError: for an option that the source does not take, or data that are missing, damaged,
             of a kind this package cannot work with, or that could mean several things.
     """
-    taken = (*_OPTIONS[data.source], *_COMMON, "source")
+    taken = (*OPTIONS[data.source], *_COMMON, "source")
     for name, field in Data.model_fields.items():
         if name not in taken and getattr(data, name) != field.default:
             raise InputError(f"The data source {data.source!r} takes no {name}; leave it out.")

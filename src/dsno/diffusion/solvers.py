@@ -34,6 +34,7 @@ from dsno.diffusion.conditions import Condition
 from dsno.diffusion.denoisers import CountingDenoiser, DenoiserProtocol
 from dsno.diffusion.schedules import NoiseSchedule, signal_and_noise
 from dsno.diffusion.time_grids import Spacing
+from dsno.recipes.choices import Solver
 from dsno.support.errors import InputError, one_of
 from dsno.support.scalars import whole
 
@@ -142,7 +143,7 @@ class Method:
     evaluations: int = 1
 
 
-METHODS: dict[str, Method] = {
+METHODS: dict[Solver, Method] = {
     "ddim": Method(_ddim, order=1),
     "heun": Method(_heun, order=2, evaluations=2),
     "dpm++2m": Method(_dpm_solver_2m, order=2),

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from dsno.diffusion.schedules import NoiseSchedule
+from dsno.recipes.choices import SpacingName
 from dsno.support.errors import InputError, one_of
 
-SPACINGS = ("uniform", "quadratic", "karras")
+SPACINGS: tuple[SpacingName, ...] = get_args(SpacingName)
 _KARRAS_RHO, _KARRAS_MIN, _KARRAS_MAX = 7.0, 0.002, 80.0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -29,9 +30,10 @@ from dsno.operator.coefficients import Coefficients, TrainedCoefficients, coeffi
 from dsno.operator.lift import LiftConfig, Lifted, lift
 from dsno.operator.probe import trace
 from dsno.operator.temporal import SliceLayout
+from dsno.recipes.choices import OperatorOutput
 from dsno.support.errors import InputError, one_of
 
-OUTPUTS = ("denoised", "state")
+OUTPUTS: tuple[OperatorOutput, ...] = get_args(OperatorOutput)
 
 
 def _last_layer(network: nn.Module, denoiser: Denoiser, condition: Condition | None) -> nn.Module:

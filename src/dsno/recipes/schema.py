@@ -1,12 +1,40 @@
-"""What a recipe may say. Every section refuses keys it does not know."""
+"""What a recipe may say. Every section refuses keys it does not know.
+
+Each key says in its type what another value of it does to a result, see `dsno.recipes.effects`; in
+a section with `EFFECT`, that is the effect of all keys that say nothing else.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from PIL import ImageColor
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dsno.recipes.choices import (
+    DataSource,
+    Decay,
+    Loss,
+    OperatorOutput,
+    Precision,
+    PredictionType,
+    Resampling,
+    SliceWeight,
+    Solver,
+    SpacingName,
+    StorageType,
+    Tracker,
+)
+from dsno.recipes.effects import (
+    Effect,
+    Neutral,
+    Result,
+    ResultOfFile,
+    Rounding,
+    effect,
+    section_of,
+)
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
@@ -14,16 +42,26 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Side = Annotated[int, Field(ge=8, le=256)]
 """Pixels a side of an image may have."""
-SpacingName = Literal["uniform", "quadratic", "karras"]
-SolverName = Literal["ddim", "heun", "dpm++2m"]
 
 
 class Section(BaseModel):
-    """Base of every section."""
+    """Base of every section.
+
+    Raises:
+        TypeError: when a section is defined, if a key does not say what it does to a result.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
     )
+    EFFECT: ClassVar[Effect | None] = None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        for name, field in cls.model_fields.items():
+            if section_of(field) is None and effect(cls, name) is None:
+                raise TypeError(f"{cls.__name__}.{name} does not say what it does to a result")
 
 
 def _require(section: Section, names: tuple[str, ...], where: str) -> None:
@@ -35,59 +73,55 @@ def _require(section: Section, names: tuple[str, ...], where: str) -> None:
 class Optimisation(Section):
     """How a network is trained; shared by `teacher` and `train`."""
 
-    steps: Count | None = None
+    steps: Result[Count | None] = None
     """Optimiser steps."""
-    batch_size: Count | None = None
+    batch_size: Result[Count | None] = None
     """Of a step, over all processes and accumulation together."""
-    learning_rate: Positive | None = None
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    decay: Literal["constant", "cosine", "milestones"] = "cosine"
-    milestones: tuple[Count, ...] = ()
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
+    learning_rate: Result[Positive | None] = None
+    """At its peak."""
+    warmup_steps: Result[Whole] = 0
+    """Steps of linear warm-up from 0."""
+    decay: Result[Decay] = "cosine"
+    """What follows the warm-up: `constant`, `cosine` to 0 at the last step, or `milestones`."""
+    milestones: Result[tuple[Count, ...]] = ()
+    gamma: Result[Annotated[float, Field(gt=0, le=1)]] = 0.5
     """Factor on the learning rate at each milestone."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    clip_norm: Positive | None = 1.0
+    weight_decay: Result[Annotated[float, Field(ge=0)]] = 0.0
+    """Decoupled (AdamW); 0 is Adam."""
+    betas: Result[tuple[Fraction, Fraction]] = (0.9, 0.999)
+    """Of Adam."""
+    clip_norm: Result[Positive | None] = 1.0
     """Largest gradient norm; null for no limit."""
-    ema_decay: Fraction = 0.9999
+    ema_decay: Result[Fraction] = 0.9999
     """Of the averaged weights, warmed up as min(ema_decay, (1 + n) / (10 + n))."""
-    accumulation: Count = 1
-    """Pieces each process does its part of a batch in, to save memory."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    accumulation: Rounding[Count] = 1
+    """Micro-batches each process splits its share of a batch into, to save memory."""
+    mixed_precision: Result[Precision] = "no"
     """Arithmetic of the network; the weights stay float32."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Rounding[bool] = False
     """Save memory by computing activations again in the backward pass."""
-    compile: bool = False
+    compile: Rounding[bool] = False
     """Compile the network (`torch.compile`)."""
-    shard: bool = False
+    shard: Rounding[bool] = False
     """Spread weights and optimiser state over the processes (FSDP) rather than replicate them."""
-    checkpoint_every: Count = 500
-    keep: Count = 2
+    checkpoint_every: Neutral[Count] = 500
+    """Steps between checkpoints."""
+    keep: Neutral[Count] = 2
     """Newest checkpoints kept, besides the one with the lowest loss."""
-    log_every: Count = 50
-    log_images_every: Count | None = None
+    log_every: Neutral[Count] = 50
+    """Steps between records of the history, which the report plots."""
+    log_images_every: Neutral[Count | None] = None
     """Steps between samples in the log; null for none."""
-    log_with: tuple[
-        Literal[
-            "aim",
-            "clearml",
-            "comet_ml",
-            "dvclive",
-            "mlflow",
-            "swanlab",
-            "tensorboard",
-            "trackio",
-            "wandb",
-        ],
-        ...,
-    ] = ("tensorboard",)
+    log_with: Neutral[tuple[Tracker, ...]] = ("tensorboard",)
     """Trackers, by Accelerate's names; those that write files write to the run's logs/ folder."""
 
 
 class Data(Section):
     """The real data: what a teacher is trained on, and what samples are compared with."""
 
-    source: Literal["digits", "folder", "huggingface", "npz"] = "digits"
+    EFFECT: ClassVar[Effect | None] = Effect.RESULT
+
+    source: DataSource = "digits"
     """`digits` ships with scikit-learn; the others need `path`."""
     path: str = ""
     """Folder or .zip file of images, .npz file, or a Hugging Face data set: Hub id or local
@@ -155,6 +189,8 @@ class Data(Section):
 class Network(Section):
     """A U-Net to train."""
 
+    EFFECT: ClassVar[Effect | None] = Effect.RESULT
+
     channels: Annotated[tuple[Count, ...], Field(min_length=1)]
     """Width of each level; the size halves from one to the next."""
     layers_per_block: Count = 1
@@ -166,42 +202,40 @@ class Network(Section):
     norm_num_groups: Count = 8
     norm_eps: Positive = 1e-5
     time_scale_shift: bool = True
-    resample: Literal["conv", "resnet"] = "conv"
+    resample: Resampling = "conv"
     """How sizes change: by a convolution, or by a residual block (BigGAN's)."""
     dropout: Fraction = 0.0
 
 
 class Teacher(Optimisation):
-    """The diffusion model: brought (`source`), or trained here (`network` and the optimisation)."""
+    """The diffusion model: an existing one (`source`), or one trained here (`network`)."""
 
-    source: str = ""
+    source: Result[str] = ""
     """A folder, file or Hub id that `dsno import` accepts; empty to train one here."""
     network: Network | None = None
-    conditional: bool = False
-    """Whether a teacher trained here is told the class."""
-    label_dropout: Fraction = 0.0
+    conditional: Result[bool] = False
+    """Whether a teacher trained here is conditioned on the class."""
+    label_dropout: Result[Fraction] = 0.0
     """Share of training images whose class is withheld, which makes guidance possible."""
-    prediction_type: (
-        Literal["epsilon", "v_prediction", "sample", "edm", "flow", "sample_and_epsilon"] | None
-    ) = None
-    """v_prediction for one trained here; as the source says for one brought."""
-    schedule: dict[str, Any] | None = None
+    prediction_type: Result[PredictionType | None] = None
+    """v_prediction for one trained here; by default as `source` says."""
+    schedule: Result[dict[str, Any] | None] = None
     """`name` (cosine, betas, edm, rectified_flow) and that schedule's fields. The cosine one if
-    trained here; as the source says for one brought."""
-    sigma_data: Positive = 1.0
+    trained here; by default as `source` says."""
+    sigma_data: Result[Positive] = 1.0
     """Standard deviation of the data; for `edm` prediction."""
-    clip_sample: bool | None = None
+    clip_sample: Result[bool | None] = None
     """Clip the denoised estimate to [-1, 1]; as the source says if null."""
-    null_class: Annotated[int, Field(ge=0)] | None = None
-    """The label that means "no class", for a brought teacher that does not say."""
-    image_size: Count | tuple[Count, Count] | None = None
-    """Of an imported teacher whose file does not say: of a square, or height and width, in the
-    network's own pixels or latents."""
-    scheduler: dict[str, Any] | None = None
-    """Fields in place of those of an imported teacher's scheduler; null for one to leave out."""
+    null_class: Result[Whole | None] = None
+    """The label that means "no class", if `source` does not say."""
+    image_size: Result[Count | tuple[Count, Count] | None] = None
+    """Of the samples, if `source` does not say: of a square, or height and width, in the network's
+    own pixels or latents."""
+    scheduler: Result[dict[str, Any] | None] = None
+    """Fields in place of those of the scheduler of `source`; null for one to leave out."""
 
     @model_validator(mode="after")
-    def _is_brought_or_trained(self) -> Self:
+    def _has_source_or_network(self) -> Self:
         if not self.source:
             _require(self, ("network", "steps", "batch_size", "learning_rate"), "teacher")
         if self.label_dropout and not self.conditional:
@@ -222,30 +256,32 @@ def with_teacher_defaults(values: Any) -> Any:
 class Collect(Section):
     """The trajectories."""
 
-    source: str = ""
+    source: Result[str] = ""
     """Trajectories to import (the authors' LMDB); empty to make them."""
-    count: Count | None = None
-    slices: Count = 4
+    count: Result[Count | None] = None
+    slices: Result[Count] = 4
     """M: states stored per trajectory, at t = g(m / M), m = M - 1 .. 0."""
-    grid: SpacingName = "quadratic"
+    grid: Result[SpacingName] = "quadratic"
     """g, the spacing of the stored times."""
-    solver: SolverName = "dpm++2m"
-    steps: Count = 16
-    spacing: SpacingName = "uniform"
+    solver: Result[Solver] = "dpm++2m"
+    steps: Result[Count] = 16
+    spacing: Result[SpacingName] = "uniform"
     """How the solver's steps are spread."""
-    batch_size: Count = 512
-    shard_size: Count = 4096
-    dtype: Literal["float16", "float32"] = "float16"
-    guidance_scale: Positive | tuple[Positive, Positive] | None = None
+    batch_size: Rounding[Count] = 512
+    """Trajectories solved at a time."""
+    shard_size: Result[Count] = 4096
+    """Trajectories in a file; `train.shuffle_shards` counts in it."""
+    dtype: Result[StorageType] = "float16"
+    guidance_scale: Result[Positive | tuple[Positive, Positive] | None] = None
     """Classifier-free guidance of the teacher (1 is the conditional model): a number is distilled
     into the student; a range is sampled from, and the scale becomes an input of the student."""
-    prompts: str | tuple[str, ...] = ()
+    prompts: ResultOfFile[str | tuple[str, ...]] = ()
     """For a text-conditional teacher: a text file with one prompt per line, or a list."""
-    negative_prompt: str = ""
+    negative_prompt: Result[str] = ""
     """What guidance leads away from."""
-    destination: str = ""
+    destination: Neutral[str] = ""
     """Folder or fsspec URL (s3://, gs://, hf://) of the trajectories; the run's own if empty."""
-    cache_gb: Positive | None = None
+    cache_gb: Neutral[Positive | None] = None
     """Limit of the local copies of trajectories that lie behind a URL; null for none."""
 
     @model_validator(mode="after")
@@ -267,11 +303,13 @@ class Collect(Section):
 class Student(Section):
     """The operator."""
 
+    EFFECT: ClassVar[Effect | None] = Effect.RESULT
+
     slices: Count = 4
     """Output times; must divide `collect.slices`."""
     modes: Count = 2
     """Temporal Fourier modes kept."""
-    output: Literal["denoised", "state"] = "denoised"
+    output: OperatorOutput = "denoised"
     lift: Literal["all", "core", "middle"] | None = None
     """How much of the network sees every slice: `all` of it, time mixed at the paper's sites;
     `core`, a U-Net below its highest resolution; `middle`, its lowest resolution's middle blocks
@@ -303,18 +341,21 @@ class Student(Section):
 class Train(Optimisation):
     """Training of the operator."""
 
-    loss: Literal["l1", "l2", "pseudo_huber", "lpips_vgg"] = "l1"
-    vgg16: str = ""
+    start_from: ResultOfFile[str] = ""
+    """Folder of a trained student whose weights training starts from, its optimiser fresh; empty to
+    start from the teacher's."""
+    loss: Result[Loss] = "l1"
+    vgg16: ResultOfFile[str] = ""
     """Safetensors file with VGG16's weights, for `lpips_vgg` (tools/convert_vgg16.py makes it)."""
-    huber_delta: Positive = 0.03
+    huber_delta: Result[Positive] = 0.03
     """Error at which pseudo-Huber turns from square to absolute."""
-    shuffle_shards: Count | None = None
+    shuffle_shards: Result[Count | None] = None
     """Shards among which training rows are shuffled at a time; null for all. Fewer suit a cache
     that cannot hold them all."""
-    weight: Literal["sqrt_snr", "flat"] = "sqrt_snr"
-    weight_max: Positive = 1e4
+    weight: Result[SliceWeight] = "sqrt_snr"
+    weight_max: Result[Positive] = 1e4
     """Cap of the sqrt-SNR weight."""
-    trajectory_every: Count = 1
+    trajectory_every: Result[Count] = 1
     """Every how many steps the whole trajectory is compared; the other steps compare the sample
     alone and compute only what it depends on. `log_every` and `checkpoint_every` should be
     multiples of it, or recorded losses are of different mixtures."""
@@ -333,13 +374,17 @@ class Train(Optimisation):
 class Curve(Section):
     """Teacher samplers to measure."""
 
-    solver: SolverName
+    EFFECT: ClassVar[Effect | None] = Effect.RESULT
+
+    solver: Solver
     steps: Annotated[tuple[Count, ...], Field(min_length=1)]
     spacing: SpacingName = "uniform"
 
 
 class Evaluate(Section):
     """What is measured, and against what."""
+
+    EFFECT: ClassVar[Effect | None] = Effect.RESULT
 
     samples: Annotated[int, Field(ge=2)] = 5000
     batch_size: Count = 500
@@ -360,11 +405,12 @@ class Evaluate(Section):
 class Recipe(Section):
     """Everything a run needs."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    title: str = ""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    name: Neutral[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]]
+    title: Result[str] = ""
+    """Of the report."""
+    seed: Result[Annotated[int, Field(ge=0, lt=2**63)]] = 0
     data: Data | None = None
-    """Without data a brought teacher's student is compared with the teacher's own samples."""
+    """Without data the student of an existing teacher is compared with the teacher's samples."""
     teacher: Teacher
     collect: Collect
     student: Student = Student()
@@ -375,7 +421,8 @@ class Recipe(Section):
     def _fits_together(self) -> Self:
         if self.data is None and not self.teacher.source:
             raise ValueError(
-                "A teacher that is trained here needs `data`; to bring one, give `teacher.source`"
+                "A teacher that is trained here needs `data`; to use an existing one, give "
+                "`teacher.source`"
             )
         if self.collect.slices % self.student.slices:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What a recipe's words stand for: its data, teacher, conditions and operator."""
+"""What a recipe describes, as objects: its data, teacher, conditions and operator."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def embedded_prompts(recipe: Recipe, teacher: Teacher) -> Prompts | None:
 
 
 def class_frequencies(recipe: Recipe, teacher: Teacher) -> list[float] | None:
-    """Share of each class to draw labels from: its training data's, or even for one brought."""
+    """Share of each class to draw labels from: that of the training data, or even if unknown."""
     if teacher.num_classes is None:
         return None
     if recipe.teacher.source:
@@ -269,11 +269,49 @@ def _in_detail(spec: Student, kind: Backbone, network: nn.Module) -> Student:
     return spec.model_copy(update=detail)
 
 
+def load_start(operator: DSNO, folder: str) -> None:
+    """Load the weights of a trained student into a new one; nothing without a folder.
+
+    Args:
+        operator: changed in place.
+        folder: `train.start_from`; empty for none.
+
+    Raises:
+        InputError: if there is no student, or one of another architecture or another kind of
+            teacher.
+    """
+    if not folder:
+        return
+    if not (Path(folder) / "model_index.json").is_file():
+        raise InputError(
+            f"There is no trained student in {folder} (train.start_from); give the `student` "
+            "folder of a run."
+        )
+    from dsno.pipeline import DSNOPipeline  # diffusers: seconds
+
+    start: DSNO = DSNOPipeline.from_pretrained(folder).model.operator
+    if start.preconditioning.to_config() != operator.preconditioning.to_config():
+        raise InputError(
+            f"The student in {folder} (train.start_from) has a teacher of another schedule or "
+            "prediction type; start from a student of this recipe's kind of teacher."
+        )
+    found, expected = start.state_dict(), operator.state_dict()
+    for name in sorted(found.keys() | expected.keys()):
+        shapes = [tuple(w[name].shape) if name in w else "nothing" for w in (expected, found)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"The student in {folder} (train.start_from) does not fit: expected {shapes[0]} "
+                f"for {name}, found {shapes[1]}; give it this recipe's network, student.modes and "
+                "time-mixing sites."
+            )
+    operator.load_state_dict(found)
+
+
 def check_buildable(recipe: Recipe) -> None:
     """Build everything a recipe describes, in memory, so that nothing is begun in vain.
 
     Raises:
-        InputError: if a part cannot be built or a file it names is missing.
+        InputError: if anything in it cannot be built, or a file it names is missing.
     """
     if recipe.train.loss == "lpips_vgg" and not Path(recipe.train.vgg16).is_file():
         raise InputError(
@@ -283,7 +321,7 @@ def check_buildable(recipe: Recipe) -> None:
     teacher = brought_teacher(recipe.teacher) if recipe.teacher.source else new_teacher(recipe)
     guided(recipe, teacher)
     prompt_texts(recipe, teacher)
-    new_operator(recipe, teacher)
+    load_start(new_operator(recipe, teacher), recipe.train.start_from)
 
 
 def summary(teacher: Teacher) -> str:

@@ -3,36 +3,41 @@
     runs/<name>/recipe.yaml        the resolved recipe
                /stages.json        finished stages, with what they depended on
                /teacher/  /trajectories/  /student/  /samples/  /report/
+               /checkpoints/       the last of each finished training, to extend it from
+               /student.1/         what was made by an earlier recipe, set aside
 
-A stage's fingerprint covers its sections of the recipe and the fingerprint of the stage before it,
-so a change anywhere upstream is seen downstream. A finished stage is skipped; one whose part of the
-recipe changed is started again, and the change is named.
+A stage's fingerprint covers those keys of its sections of the recipe that change a result, and the
+fingerprint of the stage before it, so a change anywhere upstream is seen downstream. A finished
+stage is skipped; what another recipe made is set aside, and the change is named.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import shutil
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from dsno.recipes import Recipe, load_recipe
+from dsno.recipes.effects import map_files, result_values
 from dsno.runs.build import check_buildable
-from dsno.runs.stages import WORK, Task, trajectories_storage
+from dsno.runs.set_aside import holds_files, set_aside, those_aside
+from dsno.runs.stages import FOLDERS, LAST, WORK, Task, trajectories_storage
 from dsno.support import distributed
-from dsno.support.console import say
-from dsno.support.errors import InputError
+from dsno.support.console import console, say
+from dsno.support.errors import DsnoError, InputError
 from dsno.support.files import fingerprint, locked, read_json, sha256, write_json, write_text
 from dsno.support.storage import StorageDir
 from dsno.teachers.store import saved_clips
+from dsno.training.checkpoints import Checkpoints
 from dsno.trajectories.manifest import has_manifest, load_manifest
 from dsno.trajectories.prompts import read_prompts
 from dsno.trajectories.shards import damaged_shards
@@ -40,7 +45,8 @@ from dsno.trajectories.shards import damaged_shards
 STAGES = ("teacher", "collect", "train", "evaluate", "report")
 # Done by process 0 while the others wait.
 ALONE = ("evaluate", "report")
-FOLDERS = {"teacher": "teacher", "collect": "trajectories", "train": "student"}
+# What `extend` goes on with; their sections have the same names.
+TRAINED = ("teacher", "train")
 # What a stage reads of the recipe besides what the stage before it did.
 SECTIONS = {
     "teacher": ("seed", "data", "teacher"),
@@ -49,24 +55,18 @@ SECTIONS = {
     "evaluate": ("evaluate",),
     "report": ("title",),
 }
-# Keys that do not change a result, or by rounding only: they may change while a stage is half made.
-NEUTRAL = {
-    "accumulation",
-    "cache_gb",
-    "checkpoint_every",
-    "compile",
-    "destination",
-    "gradient_checkpointing",
-    "keep",
-    "log_images_every",
-    "log_with",
-    "shard",
-}
-# Keys that name a file whose content does.
-FILES = {"prompts", "vgg16"}
 MAX_SECONDS = 1e10
 """Longer than any stage can have taken."""
 VERSION = 3  # raise when a stage's results change for the same recipe
+
+
+class Extension(TypedDict):
+    """A training that another one goes on from."""
+
+    tag: str
+    """Its fingerprint."""
+    folder: str
+    """Where its checkpoints are, in the folder of the run."""
 
 
 class StageRecord(TypedDict):
@@ -78,6 +78,12 @@ class StageRecord(TypedDict):
     finished: bool
     files: dict[str, str]
     """Checksums of what a finished stage left; of trajectories the manifest has them."""
+    extends: NotRequired[Extension]
+    """The training that this one goes on from."""
+
+
+class Declined(DsnoError):
+    """The user answered no. Exit code 1."""
 
 
 class Run:
@@ -87,22 +93,35 @@ class Run:
         recipe: what to do.
         folder: where; made by the first stage if missing.
         command: what the user typed, for the report.
+        yes: set a finished stage aside without asking where the recipe has changed.
+        extend: where `steps` of a training has grown, go on from its last step.
 
     Raises:
         InputError: if the folder belongs to another recipe or to something else.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, *, command: str = "") -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        command: str = "",
+        yes: bool = False,
+        extend: bool = False,
+    ) -> None:
         self.recipe = recipe
         self.folder = folder
         self.command = command
+        self.yes, self.extend = yes, extend
+        self._is_buildable = False
         self.values = recipe.model_dump(mode="json")
         self._check_folder()
 
     # ------------------------------------------------------------------------ stages
 
     def run(self) -> None:
-        """Every stage, each skipped if finished."""
+        """Every stage, each skipped if finished; what there is to ask is asked before the first."""
+        distributed.on_main(lambda: self._foresee(STAGES))
         for stage in STAGES:
             self.stage(stage)
 
@@ -116,8 +135,10 @@ class Run:
             shards: of `collect`, the shards to make; other jobs may make the others meanwhile.
 
         Raises:
-            InputError: if the stage before it is not finished, or was made by another recipe; or if
-                the recipe cannot work. Nothing is changed then.
+            InputError: if the stage before it is not finished, or was made by another recipe; if
+                the recipe cannot work; if the stage is finished by another recipe and nobody can be
+                asked; or if there is no training to extend. Nothing is changed then.
+            Declined: if the user does not want it set aside. Nothing is changed then either.
         """
         if not distributed.on_main(lambda: self._prepare(name)):
             return
@@ -131,6 +152,7 @@ class Run:
             seconds={s: record["seconds"] for s, record in self._stages().items()},
             command=self.command,
             shards=shards,
+            extends=self._extends(name),
         )
         finished, outcome = False, ""
         try:
@@ -140,23 +162,150 @@ class Run:
             if distributed.is_main():
                 self._close(name, time.monotonic() - start, finished)
         say(f"{name}: {outcome} ({time.monotonic() - start:.0f} s)")
+        aside = those_aside(self.folder, _output_name(name))
+        if aside:
+            say(
+                f"{name}: what was made before is kept in {', '.join(map(str, aside))}; delete it "
+                "once you do not need it."
+            )
 
     def _prepare(self, name: str) -> bool:
         """Whether there is work to do; if so, it is begun in the books."""
         if name != STAGES[0]:
             self.require(STAGES[STAGES.index(name) - 1])
-        text = yaml.safe_dump(self.values, sort_keys=False)
-        is_new = not self._has_recipe(text)
-        if is_new:
-            check_buildable(self.recipe)
+        self._foresee([name])
         with self._books():
-            if is_new:
-                write_text(self.folder / "recipe.yaml", text)
+            if not self._has_recipe():
+                write_text(self.folder / "recipe.yaml", self._text)
             if self._finished(name):
-                say(f"{name}: finished already in {self._place(name)}.")
+                say(f"{name}: finished already in {self._location(name)}.")
                 return False
             self._begin(name)
             return True
+
+    def _foresee(self, stages: Sequence[str]) -> None:
+        """Find out, before anything is changed, what would stop stages from being made.
+
+        Raises:
+            InputError, Declined: see `stage`.
+        """
+        if "train" in stages:
+            self._check_start()
+        if not self._is_buildable and not self._has_recipe():
+            check_buildable(self.recipe)
+            self._is_buildable = True
+        if "collect" in stages:
+            self._check_destination()
+        changed = {}
+        for stage in stages:
+            record = self._stages().get(stage)
+            if self.extend and stage in TRAINED and self._extension(stage, record) is not None:
+                continue
+            if reasons := self._reasons_to_ask(stage, record):
+                changed[stage] = reasons
+        self._ask(changed)
+
+    def _reasons_to_ask(self, stage: str, record: StageRecord | None) -> list[str]:
+        """How the recipe of a finished stage changed; empty if there is nothing to ask.
+
+        A stage after a changed one is not asked about: without its source it is worth nothing.
+        """
+        if record is None or not record["finished"]:
+            return []
+        if record["fingerprint"] == self.fingerprint(stage) or not self._has_output(stage):
+            return []
+        found = self._changes(stage, record)
+        if stage == STAGES[0] and not found:
+            return ["this version of dsno computes it differently"]
+        return found
+
+    def _ask(self, changed: Mapping[str, list[str]]) -> None:
+        if not changed or self.yes:
+            return
+        what = "; ".join(f"{stage}: {', '.join(reasons)}" for stage, reasons in changed.items())
+        names = " and ".join(changed)
+        if not sys.stdin.isatty():
+            raise InputError(
+                f"The recipe of what is finished in {self.folder} changed ({what}); give --yes to "
+                f"set the results of {names} aside and make them again, or another folder to --out."
+            )
+        console.print(
+            f"The recipe of what is finished in {self.folder} changed ({what}).", markup=False
+        )
+        question = f"Set the results of {names} aside and make them again? [y/N] "
+        try:
+            answer = console.input(question, markup=False)
+        except EOFError:
+            answer = ""
+        if answer.strip().lower() not in ("y", "yes"):
+            raise Declined("Nothing was changed.")
+        self.yes = True
+
+    def _check_start(self) -> None:
+        start, own = self.recipe.train.start_from, self.folder / FOLDERS["train"]
+        if start and Path(start).resolve().is_relative_to(own.resolve()):
+            raise InputError(
+                f"`train.start_from` = {start} is this run's own student, which the new one "
+                "replaces; rename it first, or give another folder to --out."
+            )
+
+    def _check_destination(self) -> None:
+        """Refuse trajectories of another recipe outside the run's folder: they are not moved."""
+        storage = self.trajectories
+        if not self.recipe.collect.destination or not has_manifest(storage):
+            return
+        if load_manifest(storage).tag != self.fingerprint("collect"):
+            raise InputError(
+                f"{storage} holds trajectories of another recipe; give another folder or delete it."
+            )
+
+    def _extension(self, stage: str, record: StageRecord | None) -> Extension | None:
+        """The training to go on from; None if the stage's own part of the recipe is as it was.
+
+        Raises:
+            InputError: if more has changed than `steps`, or there is no checkpoint.
+        """
+        if stage == "teacher" and self.recipe.teacher.source:
+            return None
+        if record is None:
+            raise InputError(
+                f"There is no {stage} stage in {self.folder} to extend; leave out --extend."
+            )
+        changed = self._changes(stage, record)
+        if not changed:
+            return None
+        inputs, was = self._inputs(stage), record["inputs"].get(stage)
+        before = was.get("steps") if isinstance(was, dict) else None
+        steps = inputs[stage]["steps"]
+        inputs[stage] = {**inputs[stage], "steps": before}
+        is_all = fingerprint([self._fingerprint_before(stage), inputs]) == record["fingerprint"]
+        if not is_all or not isinstance(before, int) or steps < before:
+            raise InputError(
+                f"--extend goes on with more `{stage}.steps` and nothing else changed, but "
+                f"{'; '.join(changed)}; leave it out (train.start_from=FOLDER begins a training "
+                "with the weights of another student)."
+            )
+        name = FOLDERS[stage]
+        folders = [self.folder / LAST / name]
+        made = [self.folder / name, *those_aside(self.folder, name)]
+        folders += [path / "checkpoints" for path in made]
+        earlier = [record["extends"]["tag"]] if "extends" in record else []
+        for tag in (record["fingerprint"], *earlier):
+            for folder in folders:
+                if Checkpoints(folder, tag).has_any():
+                    return {"tag": tag, "folder": str(folder.relative_to(self.folder))}
+        raise InputError(
+            f"There is no checkpoint of the {stage} stage in {self.folder} to extend it from; "
+            "leave out --extend to train again."
+        )
+
+    def _extends(self, stage: str) -> Checkpoints | None:
+        """The checkpoints of the training that a begun stage goes on from."""
+        record = self._stages()[stage]
+        if "extends" not in record:
+            return None
+        found = record["extends"]
+        return Checkpoints(self.folder / found["folder"], found["tag"])
 
     def _close(self, name: str, seconds: float, finished: bool) -> None:
         """Note how long the stage took and, if it came to its end, what it left."""
@@ -188,30 +337,42 @@ class Run:
 
     def fingerprint(self, stage: str) -> str:
         """Hash of everything the stage's result depends on."""
+        return fingerprint([self._fingerprint_before(stage), self._inputs(stage)])
+
+    def _fingerprint_before(self, stage: str) -> str:
         index = STAGES.index(stage)
-        before = self.fingerprint(STAGES[index - 1]) if index else str(VERSION)
-        return fingerprint([before, self._inputs(stage)])
+        return self.fingerprint(STAGES[index - 1]) if index else str(VERSION)
 
     def _inputs(self, stage: str) -> dict[str, Any]:
-        def relevant(value: Any) -> Any:
-            if not isinstance(value, dict):
-                return value
-            kept = {k: v for k, v in value.items() if k not in NEUTRAL}
-            return {
-                k: _content(v) if k in FILES and isinstance(v, str) else v for k, v in kept.items()
-            }
-
         sections = SECTIONS[stage]
         if self.recipe.teacher.source:  # the data are only what samples are compared with
             sections = tuple(s for s in sections if s != "data")
             if stage == "evaluate":
                 sections = ("data", *sections)
-        found = {section: relevant(self.values[section]) for section in sections}
+        values = result_values(Recipe, {section: self.values[section] for section in sections})
+        found = map_files(Recipe, values, lambda key, path: self._content(stage, key, path))
         guided = self.recipe.collect.guidance_scale is not None and not self.recipe.collect.source
         if stage == "collect" and guided and saved_clips(self.folder / FOLDERS["teacher"]):
             # Earlier versions clipped first; what they made of such a teacher is made again.
             found["order of guidance and clipping"] = "guidance first"
         return found
+
+    def _content(self, stage: str, key: str, path: str) -> str:
+        """A file's name with a hash of what is in it; as recorded, if it is gone since."""
+        if not path:
+            return ""
+        if found := _hashes(Path(path)):
+            return f"{path} ({found})"
+        record = self._stages().get(stage)
+        known: Any = None if record is None else record["inputs"]
+        for part in key.split("."):
+            known = known.get(part) if isinstance(known, dict) else None
+        is_its = isinstance(known, str) and known.startswith(f"{path} (")
+        return str(known) if is_its else f"{path} (missing)"
+
+    def _changes(self, stage: str, record: StageRecord) -> list[str]:
+        """How the keys that change the stage's own result differ from the recorded ones."""
+        return changes(result_values(Recipe, record["inputs"]), self._inputs(stage))
 
     def _check_folder(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
@@ -228,9 +389,14 @@ class Run:
                 f"{self.folder} is not empty and holds no run; give a new or empty folder to --out."
             )
 
-    def _has_recipe(self, text: str) -> bool:
+    @property
+    def _text(self) -> str:
+        """The resolved recipe as YAML."""
+        return yaml.safe_dump(self.values, sort_keys=False)
+
+    def _has_recipe(self) -> bool:
         path = self.folder / "recipe.yaml"
-        return path.exists() and path.read_text(encoding="utf-8") == text
+        return path.exists() and path.read_text(encoding="utf-8") == self._text
 
     def _stages(self) -> dict[str, StageRecord]:
         path = self.folder / "stages.json"
@@ -256,7 +422,7 @@ class Run:
         stages = {k: v for k, v in self._stages().items() if k != name}
         write_json(self.folder / "stages.json", {**stages, name: record} if record else stages)
 
-    def _place(self, stage: str) -> Path | StorageDir:
+    def _location(self, stage: str) -> Path | StorageDir:
         if stage == "collect":
             return self.trajectories
         if stage == "evaluate":
@@ -306,15 +472,27 @@ class Run:
                 f"run `dsno {stage}` or `dsno run` first."
             )
         if record["fingerprint"] != self.fingerprint(stage):
-            changed = changes(record["inputs"], self._inputs(stage)) or ["an earlier stage"]
+            changed = self._changes(stage, record) or ["an earlier stage"]
             raise InputError(
                 f"The {stage} stage in {self.folder} was made by another recipe "
                 f"({'; '.join(changed)}); "
                 f"run `dsno {stage}` or `dsno run` first."
             )
 
+    def _outputs(self, stage: str) -> list[Path]:
+        """What a stage leaves in the folder of the run."""
+        report = self.folder / "report"
+        if stage == "evaluate":  # the report is of these metrics
+            return [report]
+        if stage == "report":
+            return [report / "report.html", report / "figures"]
+        return [self.folder / FOLDERS[stage]]
+
+    def _has_output(self, stage: str) -> bool:
+        return any(holds_files(path) for path in self._outputs(stage))
+
     def _begin(self, stage: str) -> None:
-        """Record that a stage is being made; first clear what another recipe left of it."""
+        """Record that a stage is being made; first set aside what another recipe left of it."""
         record = self._stages().get(stage)
         begun: StageRecord = {
             "fingerprint": self.fingerprint(stage),
@@ -325,18 +503,60 @@ class Run:
         }
         if record is not None and record["fingerprint"] == begun["fingerprint"]:
             if record["finished"]:
-                storage = self._place(stage)
-                say(f"{stage}: something in {storage} is missing or damaged; making it again.")
+                self._set_damaged_aside(stage)
                 self._write_stage(stage, begun)
             return
+        extension = None
+        if self.extend and stage in TRAINED:
+            extension = self._extension(stage, record)
+        aside = self._set_aside(stage)
+        kept = f" What was made before is now in {aside}." if aside else ""
         if record is not None:
-            changed = changes(record["inputs"], self._inputs(stage)) or ["an earlier stage changed"]
-            say(f"{stage}: the recipe changed ({'; '.join(changed)}); starting it again.")
-            self._write_stage(stage, None)
-        if stage in FOLDERS:  # never another place that the recipe names
-            shutil.rmtree(self.folder / FOLDERS[stage], ignore_errors=True)
+            reason = "; ".join(self._changes(stage, record)) or "an earlier stage changed"
+            doing = "starting it again" if extension is None else "going on from its last step"
+            say(f"{stage}: the recipe changed ({reason}); {doing}.{kept}")
+        elif aside:
+            say(f"{stage}: there is no record of it; starting it again.{kept}")
+        if extension is not None:
+            assert record is not None
+            begun["seconds"] = record["seconds"]
+            begun["extends"] = self._moved(extension, stage, aside)
         # What is half made from here on belongs to this recipe.
         self._write_stage(stage, begun)
+
+    def _set_aside(self, stage: str) -> Path | None:
+        """Move what a stage left, with the checkpoint to extend it from, out of the way."""
+        if stage in TRAINED:
+            name = FOLDERS[stage]
+            last, target = self.folder / LAST / name, self.folder / name / "checkpoints"
+            if last.is_dir() and holds_files(self.folder / name) and not target.exists():
+                last.rename(target)
+        return set_aside(self.folder, _output_name(stage), self._outputs(stage))
+
+    def _moved(self, extension: Extension, stage: str, aside: Path | None) -> Extension:
+        """Where the checkpoints to go on from are once the stage is set aside."""
+        if aside is None or (self.folder / extension["folder"]).is_dir():
+            return extension
+        return {**extension, "folder": f"{aside.name}/checkpoints"}
+
+    def _set_damaged_aside(self, stage: str) -> None:
+        """Keep what can be kept of a finished stage of which something is missing or damaged.
+
+        Whole shards stay where they are, and so does the last checkpoint of a training, from which
+        its result is written again.
+        """
+        what = f"{stage}: something in {self._location(stage)} is missing or damaged"
+        keeps_shards = stage == "collect" and has_manifest(self.trajectories)
+        aside = None
+        if not keeps_shards:
+            aside = set_aside(self.folder, _output_name(stage), self._outputs(stage))
+        kept = f" What is left of it is now in {aside}." if aside else ""
+        say(f"{what}; making it again.{kept}")
+
+
+def _output_name(stage: str) -> str:
+    """What a stage's results are called when they are set aside."""
+    return FOLDERS.get(stage, "report")
 
 
 def _is_finite(values: Mapping[str, Any]) -> bool:
@@ -348,18 +568,21 @@ def _is_finite(values: Mapping[str, Any]) -> bool:
     return True
 
 
-def _content(path: str) -> str:
-    """A file's name with a hash of what is in it."""
-    if not path:
-        return ""
-    if not Path(path).is_file():
-        return f"{path} (missing)"
-    stat = Path(path).stat()
-    return f"{path} ({_hash(path, stat.st_size, stat.st_mtime_ns)})"
+def _hashes(path: Path) -> str:
+    """A hash of a file, or of the weights of a student in a folder; empty if there are none."""
+    if path.is_file():
+        return _hash(path)
+    found = {file.name: _hash(file) for file in path.glob("model/*.safetensors")}
+    return fingerprint(found) if found else ""
+
+
+def _hash(path: Path) -> str:
+    stat = path.stat()
+    return _hash_once(str(path), stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=16)
-def _hash(path: str, size: int, changed: int) -> str:
+def _hash_once(path: str, size: int, changed: int) -> str:
     return sha256(Path(path))[:16]
 
 

@@ -24,7 +24,7 @@ from dsno.evaluation.reference import build_reference
 from dsno.evaluation.samplers import Draws
 from dsno.evaluation.trajectories import power_spectrum, trajectory_arrays
 from dsno.operator.dsno import DSNO
-from dsno.recipes.schema import Optimisation, Recipe
+from dsno.recipes.schema import Recipe
 from dsno.runs.build import (
     brought_teacher,
     class_frequencies,
@@ -34,6 +34,7 @@ from dsno.runs.build import (
     embedded_prompts,
     guided,
     load_recipe_data,
+    load_start,
     new_operator,
     new_teacher,
     real_data,
@@ -47,23 +48,27 @@ from dsno.support.files import filling, read_json, replacing, write_json
 from dsno.support.storage import StorageDir
 from dsno.teachers.store import Teacher, load_teacher, save_teacher
 from dsno.training.batches import student_batches, teacher_batches
-from dsno.training.loggers import check_trackers
+from dsno.training.checkpoints import Checkpoints
 from dsno.training.losses import DenoisingObjective, TrajectoryObjective, slice_weights
 from dsno.training.lpips import load_vgg16
-from dsno.training.trainer import Preview, TrainConfig, train
+from dsno.training.trainer import Preview, train
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
 from dsno.trajectories.lmdb import import_lmdb
 from dsno.trajectories.manifest import Manifest, has_manifest, load_manifest
 from dsno.trajectories.prompts import Prompts, read_prompts, write_prompts
 
+FOLDERS = {"teacher": "teacher", "collect": "trajectories", "train": "student"}
+"""Where a stage's results are, in the folder of a run."""
+LAST = "checkpoints"
+"""Where a run keeps the last checkpoint of each finished training, to extend it from."""
 PREVIEWS = 16
 """Samples in a logged picture."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a stage is given.
+    """What a stage works on.
 
     Attributes:
         recipe: what to do.
@@ -72,6 +77,8 @@ class Task:
         seconds: how long the earlier stages took.
         command: what the user typed.
         shards: of the trajectories, which this job makes; all if None.
+        extends: checkpoints of an earlier training that this stage goes on from; None if it is not
+            an extension.
     """
 
     recipe: Recipe
@@ -80,6 +87,18 @@ class Task:
     seconds: Mapping[str, float]
     command: str
     shards: range | None = None
+    extends: Checkpoints | None = None
+
+    def checkpoints(self, stage: str) -> list[Checkpoints]:
+        """Where a training stage may go on from, besides its own folder's checkpoints."""
+        kept = Checkpoints(self.folder / LAST / FOLDERS[stage], self.tags[stage])
+        return [kept] if self.extends is None else [kept, self.extends]
+
+    def close_training(self, stage: str) -> None:
+        """Keep the last checkpoint of a finished training, outside its result; drop the others."""
+        folder = self.folder / FOLDERS[stage] / "checkpoints"
+        Checkpoints(folder, self.tags[stage]).move_newest(self.folder / LAST / FOLDERS[stage])
+        shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def trajectories(self) -> StorageDir:
@@ -93,13 +112,13 @@ def trajectories_storage(recipe: Recipe, folder: Path) -> StorageDir:
 
 
 def make_teacher(task: Task) -> str:
-    """Bring or train the diffusion model; return what was read and written."""
+    """Import or train the diffusion model; return what was read and written."""
     if task.recipe.teacher.source:
-        return distributed.on_main(lambda: _bring_teacher(task))
+        return distributed.on_main(lambda: _import_teacher(task))
     return _train_teacher(task)
 
 
-def _bring_teacher(task: Task) -> str:
+def _import_teacher(task: Task) -> str:
     teacher, folder = brought_teacher(task.recipe.teacher), task.folder / "teacher"
     save_teacher(teacher, folder)
     return f"read {task.recipe.teacher.source}; wrote {summary(teacher)} to {folder}"
@@ -120,9 +139,11 @@ def _train_teacher(task: Task) -> str:
             label_dropout=spec.label_dropout,
             null_class=teacher.null_class,
         ),
-        _train_config(spec, task.recipe.seed),
+        spec,
         folder / "checkpoints",
+        seed=task.recipe.seed,
         tag=task.tags["teacher"],
+        earlier=task.checkpoints("teacher"),
         label="training the teacher",
         log_folder=task.folder / "logs" / "teacher",
         preview=_teacher_preview(task.recipe, teacher),
@@ -131,7 +152,7 @@ def _train_teacher(task: Task) -> str:
     if distributed.is_main():
         save_teacher(dataclasses.replace(teacher, denoiser=averaged), folder)
         write_json(folder / "history.json", {"history": history})
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        task.close_training("teacher")
     return (
         f"read {len(data):,} {data.name} of {shape_text(data.sample_shape)}; "
         f"wrote a U-Net of {count(averaged.network):,} parameters to {folder}"
@@ -186,7 +207,7 @@ def make_trajectories(task: Task) -> str:
 
 
 def _wanted(task: Task, teacher: Teacher, denoiser: DenoiserProtocol) -> Manifest:
-    """What to collect; the prompts are in place then."""
+    """What to collect; prompts are written first."""
     spec, storage = task.recipe.collect, task.trajectories
     prompts = _kept_prompts(task)
     checksum = "" if prompts is None else load_manifest(storage).prompts_sha256
@@ -224,7 +245,7 @@ def _kept_prompts(task: Task) -> Prompts | None:
     manifest = load_manifest(storage)
     if manifest.tag != task.tags["collect"]:
         raise InputError(
-            f"{storage} holds trajectories of another recipe; give another place or delete it."
+            f"{storage} holds trajectories of another recipe; give another folder or delete it."
         )
     try:
         return read_prompts(storage, manifest)
@@ -261,6 +282,7 @@ def make_student(task: Task) -> str:
     teacher = load_teacher(task.folder / "teacher")
     denoiser = teacher.denoiser
     operator = new_operator(task.recipe, teacher)
+    load_start(operator, spec.start_from)
     times = operator.times
     limit = task.recipe.collect.cache_gb
     store = TrajectoryStore(
@@ -295,9 +317,11 @@ def make_student(task: Task) -> str:
             window=spec.shuffle_shards,
             trajectory_every=spec.trajectory_every,
         ),
-        _train_config(spec, task.recipe.seed),
+        spec,
         folder / "checkpoints",
+        seed=task.recipe.seed,
         tag=task.tags["train"],
+        earlier=task.checkpoints("train"),
         label="training the student",
         log_folder=task.folder / "logs" / "student",
         preview=_student_preview(task.recipe, teacher, store.prompts),
@@ -315,7 +339,7 @@ def make_student(task: Task) -> str:
         with filling(folder) as temporary:
             save_pipeline(model, temporary, teacher.latents, teacher.text)
             write_json(temporary / "history.json", {"history": history})
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        task.close_training("train")
     return (
         f"read {len(store):,} trajectories; wrote an operator of {count(model):,} parameters, "
         f"{len(averaged.lifted.temporal)} time-mixing sites, {student.slices} slices, to {folder}"
@@ -410,17 +434,8 @@ def load_operator(folder: Path) -> DSNO:
     return operator
 
 
-def _train_config(spec: Optimisation, seed: int) -> TrainConfig:
-    names = {f.name for f in dataclasses.fields(TrainConfig)}
-    values = {k: v for k, v in dict(spec).items() if k in names}
-    if spec.clip_norm is None:
-        values["clip_norm"] = math.inf
-    check_trackers(spec.log_with)
-    return TrainConfig(seed=seed, **values)
-
-
 def _history(folder: Path) -> list[dict[str, Any]]:
-    if not (folder / "history.json").exists():  # a teacher that was brought
+    if not (folder / "history.json").exists():  # a teacher that was imported
         return []
     history: list[dict[str, Any]] = read_json(
         folder / "history.json", "training history", "train again"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=str)
 
 
 class DsnoError(Exception):
@@ -42,13 +45,14 @@ def closest(name: str, known: Iterable[str]) -> str:
     return "known are " + ", ".join(repr(n) for n in names) + "."
 
 
-def one_of(value: str, known: Iterable[str], what: str) -> str:
-    """Return `value` if it is known.
+def one_of(value: str, known: Iterable[Name], what: str) -> Name:
+    """Return `value` if it is known, as the type of the known names.
 
     Raises:
         InputError: if it is not; the message names the closest ones.
     """
     names = list(known)
-    if value not in names:
-        raise InputError(f"Unknown {what} {value!r}: {closest(str(value), names)}")
-    return value
+    for name in names:
+        if name == value:
+            return name
+    raise InputError(f"Unknown {what} {value!r}: {closest(str(value), names)}")

@@ -1,4 +1,4 @@
-"""What each step trains on: functions of the seed, the step and the place in the batch."""
+"""What each step trains on: functions of the seed, the step and the row of the batch."""
 
 from __future__ import annotations
 

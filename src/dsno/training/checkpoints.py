@@ -5,6 +5,7 @@ Beside each lies its checksum: torch reads a file with flipped bits without comp
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from dsno.support.console import say
+from dsno.support.errors import WorkError
 from dsno.support.files import replacing, sha256, write_text
 
 
@@ -56,8 +58,40 @@ class Checkpoints:
                 old.unlink()
                 _checksum_of(old).unlink(missing_ok=True)
 
+    def move_newest(self, folder: Path) -> None:
+        """Move the newest checkpoint to a folder, in place of those there; do nothing without one.
+
+        Stopped at any instant, it is whole here or there.
+
+        Raises:
+            WorkError: if it cannot be moved.
+        """
+        paths = self.paths()
+        if not paths:
+            return
+        newest = paths[0]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            others = [path for path in folder.iterdir() if path.stem != newest.stem]
+            shutil.copyfile(_checksum_of(newest), _checksum_of(folder / newest.name))
+            newest.replace(folder / newest.name)
+            for old in (_checksum_of(newest), *others):
+                old.unlink()
+        except OSError as error:
+            raise WorkError(
+                f"{newest} cannot be moved to {folder} ({error.strerror}); correct this and run "
+                "again."
+            ) from error
+
+    def has_any(self) -> bool:
+        """Whether there is a whole checkpoint of this tag."""
+        return any(self._load(path, says=False) is not None for path in self.paths())
+
     def read(self, path: Path) -> Mapping[str, Any] | None:
-        """What a checkpoint holds; None if it is damaged or another recipe's, which is said."""
+        """What a checkpoint holds; None if it is damaged or another recipe's, and that is said."""
+        return self._load(path, says=True)
+
+    def _load(self, path: Path, *, says: bool) -> Mapping[str, Any] | None:
         try:
             if not _checksum_of(path).is_file():
                 raise FileNotFoundError
@@ -67,15 +101,17 @@ class Checkpoints:
             saved: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             tag = saved["tag"]
         except Exception:  # whatever a damaged file makes torch raise
-            self.say_damaged(path)
+            if says:
+                self.say_damaged(path)
             return None
         if tag != self.tag:
-            say(f"{path.name} is from another recipe and is not used.")
+            if says:
+                say(f"{path.name} is from another recipe and is not used.")
             return None
         return saved
 
     def say_damaged(self, path: Path) -> None:
-        """Tell that a checkpoint is passed over."""
+        """Say that a checkpoint is not used."""
         say(f"Checkpoint {path} is damaged and is not used; going back to the one before.")
 
 

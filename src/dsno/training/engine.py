@@ -199,7 +199,7 @@ def _shard(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def _has_unused(objective: nn.Module, batch: Mapping[str, Any], device: torch.device) -> bool:
-    """Whether some weights get no gradient, which DDP must be told; tried on one row."""
+    """Whether some weights get no gradient, which DDP needs to know; tried on one row."""
     row = {k: recursively_apply(lambda t: t[:1], v) for k, v in batch.items()}
     loss, _ = objective(send_to_device(row, device))
     loss.backward()

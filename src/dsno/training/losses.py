@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from dsno.diffusion.conditions import Condition
 from dsno.diffusion.denoisers import Denoiser, expand
 from dsno.diffusion.schedules import NoiseSchedule
 from dsno.operator.dsno import DSNO
+from dsno.recipes.choices import Loss, SliceWeight
 from dsno.support.errors import InputError, one_of
 
 
@@ -29,20 +30,20 @@ def _pseudo_huber(error: Tensor, delta: float) -> Tensor:
     return (error.square() + delta**2).sqrt() - delta
 
 
-DISTANCES: dict[str, Callable[[Tensor, float], Tensor]] = {
+DISTANCES: dict[Loss, Callable[[Tensor, float], Tensor]] = {
     "l1": _l1,
     "l2": _l2,
     "pseudo_huber": _pseudo_huber,
 }
 """Elementwise distances; at `delta` pseudo-Huber turns from square to absolute."""
 
-LPIPS_VGG = "lpips_vgg"
+LPIPS_VGG: Loss = "lpips_vgg"
 """The distance of whole images in VGG16's features (`dsno.training.lpips`)."""
 
-LOSSES = (*DISTANCES, LPIPS_VGG)
-"""Every name `trajectory_loss` knows."""
+LOSSES: tuple[Loss, ...] = get_args(Loss)
+"""Names of the losses that `trajectory_loss` takes."""
 
-WEIGHTS = ("sqrt_snr", "flat")
+WEIGHTS: tuple[SliceWeight, ...] = get_args(SliceWeight)
 
 
 def slice_weights(
@@ -90,10 +91,11 @@ def trajectory_loss(
     Raises:
         InputError: for an unknown distance, or `lpips_vgg` without its network.
     """
-    if one_of(distance, LOSSES, "loss") == LPIPS_VGG:
+    known = one_of(distance, LOSSES, "loss")
+    if known == LPIPS_VGG:
         error = _perceptual_error(predicted, target, perceptual)
     else:
-        error = DISTANCES[distance](predicted - target, delta)
+        error = DISTANCES[known](predicted - target, delta)
     per_time = error.transpose(0, 1).flatten(1).mean(1)
     return (per_time * weights.to(per_time)).mean(), per_time.detach()
 

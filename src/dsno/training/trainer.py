@@ -1,7 +1,7 @@
 """One training loop, for teacher and student.
 
-Every random draw of step n is seeded from (seed, n) and what each place of its batch holds is a
-function of (seed, n, place): so a run stopped anywhere and resumed from a checkpoint is the run
+Every random draw of step n is seeded from (seed, n) and what each row of its batch holds is a
+function of (seed, n, row): so a run stopped anywhere and resumed from a checkpoint is the run
 that never stopped, and the batch may be split over processes and accumulation in any way.
 """
 
@@ -11,10 +11,10 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, NotRequired, TypeVar
 
 import torch
 from accelerate.utils import send_to_device
@@ -23,105 +23,28 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from typing_extensions import TypedDict
 
+from dsno.recipes.schema import Optimisation
 from dsno.support import distributed, seeds
 from dsno.support.console import progress, say
 from dsno.support.environment import peak_memory
-from dsno.support.errors import InputError, WorkError, one_of
+from dsno.support.errors import InputError, WorkError
 from dsno.support.signals import interruption_delayed
 from dsno.training.checkpoints import Checkpoints
-from dsno.training.loggers import Log
+from dsno.training.learning_rate import LearningRate
+from dsno.training.loggers import Log, check_trackers
 from dsno.training.losses import Objective
 from dsno.training.prefetch import Batch, Prefetcher
+from dsno.training.split import micro_batches
 
-DECAYS = ("constant", "cosine", "milestones")
+Value = TypeVar("Value")
 ITEMS = "items"
 """Key of a batch's row numbers in its data, which an error names."""
 
 Batches = Callable[[int, range], Batch]
-"""batches(step, places): the rows at those places of the step's batch, `items` among them."""
+"""batches(step, rows): those rows of the step's batch, with `items`, their numbers in the data."""
 
 Preview = Callable[[nn.Module], Tensor]
 """preview(model) -> images (n, C, H, W) in [-1, 1]."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train.
-
-    Attributes:
-        steps: optimiser steps.
-        learning_rate: peak learning rate.
-        batch_size: of a step, over all processes and accumulation.
-        warmup_steps: linear warm-up from 0.
-        decay: what follows it: `constant`, `cosine` to 0, or `milestones` (times `gamma` at each).
-        weight_decay: decoupled (AdamW); 0 is Adam.
-        betas: of Adam.
-        clip_norm: largest gradient norm; infinite for no clipping.
-        ema_decay: of the averaged weights, warmed up as min(decay, (1 + n) / (10 + n)).
-        accumulation: pieces a process does its part of the batch in.
-        mixed_precision: `no`, `bf16` or `fp16`.
-        gradient_checkpointing: compute activations again in the backward pass.
-        compile: compile the network (`torch.compile`).
-        shard: spread weights and optimiser state over the processes (FSDP).
-        checkpoint_every: steps between checkpoints.
-        keep: newest checkpoints kept, besides the best.
-        log_every: steps between records of the history.
-        log_images_every: steps between logged samples; None for none.
-        log_with: trackers.
-        seed: of every random draw.
-    """
-
-    steps: int
-    learning_rate: float
-    batch_size: int
-    warmup_steps: int = 0
-    decay: str = "cosine"
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.5
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float = math.inf
-    ema_decay: float = 0.9999
-    accumulation: int = 1
-    mixed_precision: str = "no"
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    shard: bool = False
-    checkpoint_every: int = 500
-    keep: int = 2
-    log_every: int = 50
-    log_images_every: int | None = None
-    log_with: tuple[str, ...] = ()
-    seed: int = 0
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step (0-based)."""
-        one_of(self.decay, DECAYS, "learning-rate decay")
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        if self.decay == "milestones":
-            return self.learning_rate * self.gamma ** sum(step >= m for m in self.milestones)
-        if self.decay == "constant":
-            return self.learning_rate
-        part = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
-
-    def places(self, rank: int, world_size: int) -> list[range]:
-        """The places of the batch that a process does, a range for each piece.
-
-        Raises:
-            InputError: if the batch does not divide into equal pieces.
-        """
-        pieces = self.accumulation * world_size
-        size, rest = divmod(self.batch_size, pieces)
-        if rest:
-            raise InputError(
-                f"A batch of {self.batch_size} does not divide into {world_size} processes x "
-                f"{self.accumulation} accumulation; choose a batch_size that is a multiple of "
-                f"{pieces}."
-            )
-        first = rank * self.accumulation * size
-        return [range(first + i * size, first + (i + 1) * size) for i in range(self.accumulation)]
 
 
 # What the content of a foreign checkpoint raises when it is put back.
@@ -212,24 +135,29 @@ def ema_of(model: nn.Module, decay: float) -> AveragedModel:
 def train(
     objective: Objective,
     batches: Batches,
-    config: TrainConfig,
+    options: Optimisation,
     checkpoints: Path,
     *,
+    seed: int,
     tag: str,
+    earlier: Sequence[Checkpoints] = (),
     label: str = "training",
     log_folder: Path | None = None,
     preview: Preview | None = None,
 ) -> tuple[nn.Module, list[Row]]:
     """Train `objective.model`, from its newest checkpoint if there is one.
 
-    Under a launcher every process calls this; all return the same.
+    The last step leaves a checkpoint too. Under a launcher every process calls this; all return the
+    same.
 
     Args:
         objective: the model with its loss; changed in place and moved to the device.
         batches: makes the data, in a thread of its own; must draw from `seeds` only.
-        config: how.
+        options: how; its steps, batch_size and learning_rate must be given.
         checkpoints: folder of checkpoints, the same for all processes.
+        seed: of every random draw.
         tag: identifies what is trained; a checkpoint with another tag is not used.
+        earlier: where else to look for one to go on from, in this order.
         label: of the progress bar.
         log_folder: where trackers write; its last part names the run.
         preview: samples to log.
@@ -240,10 +168,21 @@ def train(
         (the mean of the steps that have it), `learning_rate`, `gradient_norm`.
 
     Raises:
-        InputError: if the batch cannot be split, or the hardware or network lacks what is asked.
+        InputError: if an option is missing, the batch cannot be split, or the hardware or network
+            lacks what is asked.
         WorkError: if the loss or its gradient is not finite; the last good checkpoint stays.
     """
-    return _Training(objective, batches, config, checkpoints, tag, label, log_folder, preview).run()
+    return _Training(
+        objective,
+        batches,
+        options,
+        Checkpoints(checkpoints, tag, options.keep),
+        seed=seed,
+        earlier=earlier,
+        label=label,
+        log_folder=log_folder,
+        preview=preview,
+    ).run()
 
 
 class _Training:
@@ -251,9 +190,11 @@ class _Training:
         self,
         objective: Objective,
         batches: Batches,
-        config: TrainConfig,
-        folder: Path,
-        tag: str,
+        options: Optimisation,
+        checkpoints: Checkpoints,
+        *,
+        seed: int,
+        earlier: Sequence[Checkpoints],
         label: str,
         log_folder: Path | None,
         preview: Preview | None,
@@ -261,57 +202,74 @@ class _Training:
         # PyTorch's sharding and checkpoints: a second
         from dsno.training.engine import Engine, checkpoint_activations
 
-        self.config, self.batches, self.label, self.preview = config, batches, label, preview
+        self.options, self.batches, self.label, self.preview = options, batches, label, preview
+        self.checkpoints, self.seed = checkpoints, seed
+        self.steps = _given(options.steps, "steps")
+        self.batch_size = _given(options.batch_size, "batch_size")
+        peak = _given(options.learning_rate, "learning_rate")
+        self.rate = LearningRate(
+            peak,
+            self.steps,
+            options.warmup_steps,
+            options.decay,
+            options.milestones,
+            options.gamma,
+        )
         self.objective, self.model = objective, objective.model
-        self.places = config.places(distributed.rank(), distributed.world_size())
+        self.places = micro_batches(
+            self.batch_size,
+            accumulation=options.accumulation,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        trackers = options.log_with if log_folder is not None else ()
+        check_trackers(trackers)
         self.engine = Engine(
-            mixed_precision=config.mixed_precision,
-            shard=config.shard,
-            log_with=config.log_with if log_folder is not None else (),
+            mixed_precision=options.mixed_precision,
+            shard=options.shard,
+            log_with=trackers,
             log_folder=None if log_folder is None else log_folder.parent,
         )
         objective.to(self.engine.device)
-        if config.gradient_checkpointing:
+        if options.gradient_checkpointing:
             checkpoint_activations(objective.network)
         self.template = self.engine.template(self.model)
-        self.average = ema_of(self.model, config.ema_decay)
+        self.average = ema_of(self.model, options.ema_decay)
         first = batches(0, self.places[0])
         self.worker = self.engine.spread(objective, [self.average], _without_items(first))
-        if config.compile:
+        if options.compile:
             objective.network.compile()
         self.optimizer = self.engine.optimizer(
             self.model,
-            lr=config.learning_rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
+            lr=peak,
+            betas=options.betas,
+            weight_decay=options.weight_decay,
         )
-        self.checkpoints = Checkpoints(folder, tag, config.keep)
-        self.state = self._resume()
+        self.state = self._resume([checkpoints, *earlier])
         name = "" if log_folder is None else log_folder.name
         self.log = Log(self.engine.accelerator, name, self.state.step)
         self.window_start, self.window_waited = time.perf_counter(), 0.0
 
     def run(self) -> tuple[nn.Module, list[Row]]:
-        config, state = self.config, self.state
+        options, state = self.options, self.state
         self.objective.train()
         pieces = (
-            (step, i) for step in range(state.step, config.steps) for i in range(len(self.places))
+            (step, i) for step in range(state.step, self.steps) for i in range(len(self.places))
         )
         with (
-            progress(self.label, config.steps, done=state.step, unit="step") as advance,
+            progress(self.label, self.steps, done=state.step, unit="step") as advance,
             interruption_delayed() as interrupted,
             Prefetcher(self._batch, pieces, pin=self.engine.device.type == "cuda") as prefetched,
         ):
-            while state.step < config.steps:
+            while state.step < self.steps:
                 stop = self._step(prefetched, interrupted)
-                if state.step % config.log_every == 0 or state.step == config.steps:
+                if state.step % options.log_every == 0 or state.step == self.steps:
                     self._close_window(prefetched)
                 advance(1, note=f"loss {state.history[-1]['loss']:.4f}" if state.history else "")
-                if stop or (
-                    state.step % config.checkpoint_every == 0 and state.step < config.steps
-                ):
+                is_last = state.step == self.steps
+                if stop or is_last or state.step % options.checkpoint_every == 0:
                     self._save()
-                if config.log_images_every and state.step % config.log_images_every == 0:
+                if options.log_images_every and state.step % options.log_images_every == 0:
                     self._log_images()
                 if stop:
                     say(f"Interrupted at step {state.step:,}; the same command goes on from there.")
@@ -327,10 +285,10 @@ class _Training:
     # ------------------------------------------------------------------------------ one step
 
     def _step(self, prefetched: Prefetcher, interrupted: Callable[[], bool]) -> bool:
-        """Do one step; tell whether any process was asked to stop."""
-        config, state, pieces = self.config, self.state, len(self.places)
+        """Do one step; return whether any process was asked to stop."""
+        state, pieces = self.state, len(self.places)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.rate(state.step)
+            group["lr"] = self.rate(state.step)
         self.optimizer.zero_grad(set_to_none=True)
         total: Tensor | None = None
         bad: list[int] = []
@@ -341,7 +299,8 @@ class _Training:
                 bad += _items(batch)
             total = values if total is None else total + values
         assert total is not None
-        norm = self.engine.clip(self.model, config.clip_norm, self.optimizer)
+        limit = math.inf if self.options.clip_norm is None else self.options.clip_norm
+        norm = self.engine.clip(self.model, limit, self.optimizer)
         flag = total.new_full((1,), float(interrupted()))
         sums = distributed.summed(torch.cat([total / pieces, flag]))
         loss, *per_time = (sums[:-1] / distributed.world_size()).tolist()
@@ -358,7 +317,7 @@ class _Training:
         pieces, worlds = len(self.places), distributed.world_size()
         number = (self.state.step * worlds + distributed.rank()) * pieces + index
         # What is left to torch's own generator: dropout.
-        torch.manual_seed(seeds.torch_seed(self.config.seed, seeds.TRAINING, number))
+        torch.manual_seed(seeds.torch_seed(self.seed, seeds.TRAINING, number))
         with self.engine.gradients(self.worker, last=index == pieces - 1):
             with self.engine.accelerator.autocast():
                 rows = send_to_device(_without_items(batch), self.engine.device, non_blocking=True)
@@ -384,14 +343,14 @@ class _Training:
 
     def _close_window(self, prefetched: Prefetcher) -> None:
         state, last = self.state, self.state.history[-1]["step"] if self.state.history else 0
-        state.close_window(self.config.rate(state.step - 1))
+        state.close_window(self.rate(state.step - 1))
         now, row = time.perf_counter(), state.history[-1]
         seconds = max(now - self.window_start, 1e-9)
         values = {
             "loss": row["loss"],
             "learning_rate": row["learning_rate"],
             "gradient_norm": row["gradient_norm"],
-            "samples_per_second": (state.step - last) * self.config.batch_size / seconds,
+            "samples_per_second": (state.step - last) * self.batch_size / seconds,
             "waiting_for_data": (prefetched.waited - self.window_waited) / seconds,
             "memory_gb": peak_memory(self.engine.device) / 1e9,
         }
@@ -400,7 +359,7 @@ class _Training:
         self.window_start, self.window_waited = now, prefetched.waited
 
     def _log_images(self) -> None:
-        if self.preview is None or self.config.shard or not distributed.is_main():
+        if self.preview is None or self.options.shard or not distributed.is_main():
             return
         with torch.no_grad():
             self.log.images(self.preview(self.average.module.eval()), self.state.step)
@@ -416,28 +375,35 @@ class _Training:
             self.checkpoints.save(state.step, state.best_step, content)
         distributed.wait_for_everyone()
 
-    def _resume(self) -> _State:
-        """Load the newest whole checkpoint of this tag, if any; the same one in every process."""
+    def _resume(self, where: Sequence[Checkpoints]) -> _State:
+        """Load the newest whole checkpoint there is, if any; the same one in every process."""
         parts = self.model, self.average, self.optimizer
         start: Mapping[str, Any] | None = None
-        for path in distributed.on_main(self.checkpoints.paths):
-            saved = self.checkpoints.read(path)
+        found = distributed.on_main(lambda: [(c, path) for c in where for path in c.paths()])
+        for checkpoints, path in found:
+            saved = checkpoints.read(path)
             if not all(distributed.gathered(saved is not None)) or saved is None:
                 continue
             start = start or copy.deepcopy(self.engine.states(*parts))
             try:
                 state = _State.read(saved["state"])
-                if self.checkpoints.path(state.step) != path or state.step > self.config.steps:
+                if checkpoints.path(state.step) != path or state.step > self.steps:
                     raise ValueError("another step's")
                 self.engine.load(saved, *parts)
             except DAMAGED:
-                self.checkpoints.say_damaged(path)
+                checkpoints.say_damaged(path)
                 continue
             say(f"Resuming from step {state.step:,} ({path}).")
             return state
         if start is not None:  # a damaged one may have been put back in part
             self.engine.load(start, *parts)
         return _State()
+
+
+def _given(value: Value | None, name: str) -> Value:
+    if value is None:
+        raise InputError(f"Training needs `{name}`; give it.")
+    return value
 
 
 def _items(batch: Mapping[str, Any]) -> list[int]:

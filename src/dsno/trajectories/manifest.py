@@ -21,12 +21,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 
 from dsno.diffusion.conditions import CLASS_LABELS, GUIDANCE_SCALE, PROMPT
+from dsno.recipes.choices import StorageType
 from dsno.support.errors import InputError
 from dsno.support.files import read_json
 from dsno.support.storage import StorageDir, as_storage
@@ -35,7 +36,7 @@ FORMAT = 3
 FORMAT_CLIPPED_FIRST = 2
 """What was guided may have been clipped before it was guided, if its teacher clips; all else is as
 in `FORMAT`."""
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(StorageType)}
 MANIFEST = "manifest.json"
 MAX_SHARDS, MAX_ELEMENTS, MAX_TIMES = 2**20, 2**26, 2**12
 """More a manifest may not claim: of shards, numbers in a state, and states."""
