@@ -16,6 +16,27 @@ from dsno.teachers.unet import build_unet
 
 torch.set_num_threads(1)
 
+LONGEST = ("end_to_end", "training", "operator", "evaluation")
+"""Folders of the tests that take the longest, which workers begin with."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give workers whole files, as many share what is costly to make."""
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.getvalue("dist") != "load":  # the default of -n
+        return None
+    config.option.loadscopereorder = False  # by number of tests, which says little of time
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave short files for the end, or one worker would be at work alone there."""
+    if hasattr(config, "workerinput"):
+        rank = {name: i for i, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: rank.get(item.path.parent.name, len(rank)))
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dsno.cli import main
+from dsno.evaluation.features import train_classifier
 from dsno.pipeline import DSNOPipeline
 from dsno.recipes import load_recipe
 from dsno.support.files import sha256
@@ -389,7 +391,11 @@ def test_a_sample_depends_on_the_seed_and_its_number_alone(tiny: Path, tmp_path:
     assert pipeline(batch_size=2, output_type="np").images.shape == (2, 8, 8, 1)
 
 
-def test_a_model_folder_is_evaluated(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_folder_is_evaluated(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasty = functools.partial(train_classifier, epochs=2)
+    monkeypatch.setattr("dsno.evaluation.evaluate.train_classifier", hasty)
     assert main(["evaluate", str(tiny / "student"), "--samples", "30"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result["frechet_distance"]) == {"pixels", "classifier"}
@@ -425,7 +431,7 @@ def test_a_conditional_run_samples_the_classes_asked_for(
 # -------------------------------------------------------------------------- as a process
 
 
-def test_the_command_as_a_process(tmp_path: Path) -> None:
+def test_the_command_as_a_process(tiny: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
     command = [Path(sys.executable).with_name("dsno"), "run", "digits", *TINY]
     done = subprocess.run(
@@ -444,3 +450,5 @@ def test_the_command_as_a_process(tmp_path: Path) -> None:
     metrics = json.loads((out / "report" / "metrics.json").read_text())
     assert metrics["command"].startswith("dsno run digits ")
     assert "'teacher.network.channels=[8]'" in metrics["command"]
+    for name in ("teacher", "trajectories", "student"):
+        assert contents(out / name) == contents(tiny / name)

@@ -188,6 +188,7 @@ def test_a_student_learns_by_the_perceptual_distance(tmp_path: Path) -> None:
 
 def test_trajectories_are_compared_every_so_many_steps(tmp_path: Path) -> None:
     options = ("train.steps=4", "train.log_every=1", "train.trajectory_every=3")
+    options += ("evaluate.features=[pixels]",)
     assert run(tmp_path, *options) == 0
     folder = tmp_path / "run"
     history = json.loads((folder / "student" / "history.json").read_text())["history"]

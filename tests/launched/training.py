@@ -1,12 +1,10 @@
-"""Train a tiny lifted U-Net in every way asked for; started by a launcher, or imported.
-
-python -m torch.distributed.run --nproc-per-node 2 tests/launched/training.py OUT NAME ...
-"""
+"""Train a tiny lifted U-Net in every way asked for; by launched processes, or imported."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +58,11 @@ def teacher() -> Denoiser:
 
 
 def objective() -> TrajectoryObjective:
+    return copy.deepcopy(_objective())
+
+
+@functools.cache
+def _objective() -> TrajectoryObjective:
     denoiser = teacher()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
@@ -113,7 +116,3 @@ def main(out: Path, names: list[str]) -> None:
             save_file(whole, out / name / "weights.safetensors")
             write_json(out / name / "history.json", {"history": history})
         distributed.wait_for_everyone()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from dsno.support import distributed
 from dsno.support.errors import InputError
 from dsno.training.split import micro_batches
 from launched import training as work
+from launched.processes import Launch
 
 LAUNCHED = ("plain", "accumulated", "sharded_accumulated", "sharded_checkpointed", "bf16")
 Run = tuple[dict[str, Tensor], list[dict[str, Any]]]
@@ -27,13 +25,9 @@ Run = tuple[dict[str, Tensor], list[dict[str, Any]]]
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes trained, a folder for each way."""
     out = tmp_path_factory.mktemp("launched")
-    script = Path(work.__file__)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    command += [str(script), str(out), *LAUNCHED, "resumed", "stopped_sharded"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    names = [*LAUNCHED, "resumed", "stopped_sharded"]
+    job = Launch(2, "launched.training:main", [out, names], out.with_suffix(".log"))
+    assert job.end() == [0, 0], job.said()
     return out
 
 
