@@ -207,5 +207,22 @@ def test_yaml_never_runs_code(tmp_path: Path) -> None:
 )
 def test_a_lift_is_named_or_said_in_detail_but_not_both(override: str, key: str) -> None:
     with pytest.raises(InputError, match=f"`student.lift` = middle cannot be combined with {key}"):
-        load_recipe("digits", [override])
+        load_recipe("digits", [override, "student.lift=middle"])
     load_recipe("digits", [override, "student.lift=null"])
+
+
+def test_an_override_of_the_lift_replaces_the_recipes_other_way_of_saying_it(
+    tmp_path: Path,
+) -> None:
+    core = load_recipe("digits", ["student.lifted_from=1", "student.shared_levels=1"]).student
+    assert (core.lift, core.lifted_from, core.shared_levels) == (None, 1, 1)
+    detailed = tmp_path / "detailed.yaml"
+    values = yaml.safe_load(shipped_recipes()["digits"])
+    del values["student"]["lift"]
+    values["student"]["sites"] = ["mid_block"]
+    detailed.write_text(yaml.safe_dump(values))
+    named = load_recipe(str(detailed), ["student.lift=all"]).student
+    assert (named.lift, named.sites) == ("all", None)
+    kept = load_recipe(str(detailed), ["student.shared_levels=1"]).student
+    assert (kept.sites, kept.shared_levels) == (("mid_block",), 1)
+    assert load_recipe("digits", ["student.sites=null"]).student.lift == "middle"

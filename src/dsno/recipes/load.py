@@ -6,7 +6,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dsno.recipes.schema import Recipe, Section, with_teacher_defaults
+from dsno.recipes.schema import LIFT_IN_DETAIL, Recipe, Section, with_teacher_defaults
 from dsno.support.errors import InputError, closest
 from dsno.support.files import require_regular
 
@@ -77,16 +77,35 @@ def shipped_recipes() -> dict[str, str]:
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     """Load a shipped recipe by name or any recipe by path, with `key.sub=value` overrides.
 
+    An override of `student.lift` replaces the recipe's detailed keys of the lift, and one of those
+    replaces its `student.lift`.
+
     Raises:
         InputError: for an unknown recipe or key (the closest are named), or a wrong value.
     """
     values = _read(source)
+    overridden = set()
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
             raise InputError(f"An override reads key.sub=value, not {override!r}.")
         _set(values, key.split("."), _parse(text, f"override {override!r}"), override)
+        overridden.add(key)
+    _drop_other_lift(values, overridden)
     return check_recipe(values)
+
+
+def _drop_other_lift(values: dict[str, Any], overridden: Collection[str]) -> None:
+    """Remove the recipe's own way of saying how to lift where an override says it the other way."""
+    student = values.get("student")
+    if not isinstance(student, dict):
+        return
+    named, detailed = ["lift"], LIFT_IN_DETAIL
+    for said, other in (named, detailed), (detailed, named):
+        if any(f"student.{key}" in overridden and student[key] is not None for key in said):
+            for key in other:
+                if f"student.{key}" not in overridden:
+                    student.pop(key, None)
 
 
 def load_section(

@@ -300,6 +300,10 @@ class Collect(Section):
         return self.guidance_scale if isinstance(self.guidance_scale, tuple) else None
 
 
+LIFT_IN_DETAIL = ("sites", "lifted_from", "shared_levels", "shared")
+"""Keys of a student that say in detail what `student.lift` names."""
+
+
 class Student(Section):
     """The operator."""
 
@@ -328,8 +332,7 @@ class Student(Section):
 
     @model_validator(mode="after")
     def _is_lifted_in_one_way(self) -> Self:
-        detailed = ("sites", "lifted_from", "shared_levels", "shared")
-        given = [f"`student.{name}`" for name in detailed if getattr(self, name) is not None]
+        given = [f"`student.{name}`" for name in LIFT_IN_DETAIL if getattr(self, name) is not None]
         if self.lift is not None and given:
             raise ValueError(
                 f"`student.lift` = {self.lift} cannot be combined with {' and '.join(given)}: both "
