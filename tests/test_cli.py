@@ -245,6 +245,7 @@ DRY_RUN = {
         "log_every",
         "log_images_every",
         "log_with",
+        "start_from",
         "loss",
         "vgg16",
         "huber_delta",

@@ -143,7 +143,7 @@ def test_everything_is_asked_once_before_the_first_stage(
     monkeypatch.setattr(Run, "_close", lambda *_: None)
     monkeypatch.setattr(Run, "require", lambda *_: None)
     monkeypatch.setattr(Run, "metrics", lambda _: {})
-    monkeypatch.setattr("dsno.cli.table", lambda _: "")
+    monkeypatch.setattr("dsno.evaluation.table.table", lambda _: "")
     assert run("run", copy, "seed=1", "train.steps=5") == 0
     stages = ("teacher", "collect", "train", "evaluate", "report")
     assert ran == [(stage, 1) for stage in stages]

@@ -180,7 +180,7 @@ def test_a_guided_run_of_an_earlier_version_is_made_again_if_its_teacher_clips(
             assert main([stage, *recipe, "--out", str(folder)]) == 0
     capsys.readouterr()
     for stage in ("collect", "train"):
-        assert main([stage, *recipe, "--out", str(folder)]) == 0
+        assert main([stage, *recipe, "--yes", "--out", str(folder)]) == 0
     text = capsys.readouterr().err
     assert ("order of guidance and clipping None -> guidance first" in text) == clips
     assert ("train: an earlier stage" in text or "train: the recipe changed" in text) == clips
@@ -336,7 +336,7 @@ def test_other_prompts_in_the_same_file_are_collected_again(
     assert main(["collect", "distill", *run, *out]) == 0
     assert "finished already" in capsys.readouterr().err
     prompts.write_text("a bird\n")
-    assert main(["collect", "distill", *run, *out]) == 0
+    assert main(["collect", "distill", *run, "--yes", *out]) == 0
     assert "recipe changed (collect.prompts" in capsys.readouterr().err
     assert json.loads((folder / "prompts.json").read_text())["prompts"] == ["a bird"]
     (folder / "prompts.safetensors").write_bytes(b"x")

@@ -126,7 +126,7 @@ def test_images_are_mirrored_by_half_and_only_when_asked(
     left = torch.cat(seen)[:, 0, 0, 0] > 0
     assert 0.35 < left.float().mean() < 0.65
     seen.clear()
-    assert run(tmp_path, *data, command="teacher") == 0
+    assert run(tmp_path, *data, "--yes", command="teacher") == 0
     assert bool((torch.cat(seen)[:, 0, 0, 0] > 0).all())
 
 
