@@ -321,7 +321,7 @@ def test_an_extension_that_was_killed_goes_on(
         raise KeyboardInterrupt
 
     more = ("train.steps=5", "--extend")
-    for where in ("dsno.runs.run.Run._write_stage", "dsno.training.trainer._Training._step"):
+    for where in ("dsno.runs.run.write_stage", "dsno.training.trainer._Training._step"):
         with monkeypatch.context() as patch:
             patch.setattr(where, killed)
             assert run("train", copy, *more) == 130

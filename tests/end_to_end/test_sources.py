@@ -144,7 +144,7 @@ def test_a_source_is_imported_collected_trained_and_sampled(
     assert config["backbone"] in BACKBONES
 
 
-def test_a_run_of_a_brought_teacher_ends_in_a_report(tmp_path: Path) -> None:
+def test_a_run_of_a_imported_teacher_ends_in_a_report(tmp_path: Path) -> None:
     """Without data the student is compared with the teacher's own samples, and says so."""
     source = makers.ddpm_folder(tmp_path / "source")
     measure = [

@@ -44,7 +44,7 @@ def load_recipe_data(recipe: Recipe) -> Dataset:
     return read_data(spec)
 
 
-def brought_teacher(spec: TeacherSection) -> Teacher:
+def imported_teacher(spec: TeacherSection) -> Teacher:
     """The teacher in `teacher.source`.
 
     Raises:
@@ -318,7 +318,7 @@ def check_buildable(recipe: Recipe) -> None:
             f"There is no file {recipe.train.vgg16} (train.vgg16); tools/convert_vgg16.py makes it "
             "from torchvision's weights."
         )
-    teacher = brought_teacher(recipe.teacher) if recipe.teacher.source else new_teacher(recipe)
+    teacher = imported_teacher(recipe.teacher) if recipe.teacher.source else new_teacher(recipe)
     guided(recipe, teacher)
     prompt_texts(recipe, teacher)
     load_start(new_operator(recipe, teacher), recipe.train.start_from)

@@ -15,7 +15,7 @@ from dsno.diffusion.conditions import Conditions
 from dsno.diffusion.denoisers import DenoiserProtocol, evaluations_per_call, to_device
 from dsno.diffusion.solvers import evaluations
 from dsno.recipes.schema import Recipe
-from dsno.runs.build import brought_teacher, conditions_of, guided, new_teacher, prompt_texts
+from dsno.runs.build import conditions_of, guided, imported_teacher, new_teacher, prompt_texts
 from dsno.support import distributed, seeds
 from dsno.support.environment import peak_memory
 from dsno.support.errors import InputError
@@ -207,7 +207,7 @@ def _teacher(recipe: Recipe, folder: Path) -> tuple[Teacher, str]:
     if (made / DESCRIPTION).exists():
         return load_teacher(made), f"the teacher in {made}"
     if recipe.teacher.source:
-        return brought_teacher(recipe.teacher), recipe.teacher.source
+        return imported_teacher(recipe.teacher), recipe.teacher.source
     return new_teacher(recipe), "an untrained teacher of the same architecture"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dsno.recipes.load import load_section
 from dsno.recipes.schema import Collect, Teacher
-from dsno.runs.build import brought_teacher, summary
+from dsno.runs.build import imported_teacher, summary
 from dsno.support.errors import InputError
 from dsno.teachers.load import is_trajectories
 from dsno.teachers.own import own_teacher
@@ -38,7 +38,7 @@ def import_source(source: str, folder: Path, options: Sequence[str]) -> str:
         teacher = own_teacher(Path(source))
     else:
         spec = load_section(Teacher, "teacher", {"source": source}, options)
-        teacher = brought_teacher(spec)
+        teacher = imported_teacher(spec)
     save_teacher(teacher, folder)
     return f"Wrote {summary(teacher)} to {folder}.\nNext: dsno run distill teacher.source={folder}"
 

@@ -13,28 +13,26 @@ stage is skipped; what another recipe made is set aside, and the change is named
 
 from __future__ import annotations
 
-import functools
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from dsno.recipes import Recipe, load_recipe
 from dsno.recipes.effects import map_files, result_values
 from dsno.runs.build import check_buildable
+from dsno.runs.dependencies import changes, content_hash
+from dsno.runs.records import Extension, StageRecord, read_stages, write_stage
 from dsno.runs.set_aside import holds_files, set_aside, those_aside
 from dsno.runs.stages import FOLDERS, LAST, WORK, Task, trajectories_storage
 from dsno.support import distributed
 from dsno.support.console import console, say
 from dsno.support.errors import DsnoError, InputError
-from dsno.support.files import fingerprint, locked, read_json, sha256, write_json, write_text
+from dsno.support.files import fingerprint, locked, read_json, sha256, write_text
 from dsno.support.storage import StorageDir
 from dsno.teachers.store import saved_clips
 from dsno.training.checkpoints import Checkpoints
@@ -55,31 +53,7 @@ SECTIONS = {
     "evaluate": ("evaluate",),
     "report": ("title",),
 }
-MAX_SECONDS = 1e10
-"""Longer than any stage can have taken."""
 VERSION = 3  # raise when a stage's results change for the same recipe
-
-
-class Extension(TypedDict):
-    """A training that another one goes on from."""
-
-    tag: str
-    """Its fingerprint."""
-    folder: str
-    """Where its checkpoints are, in the folder of the run."""
-
-
-class StageRecord(TypedDict):
-    """What stages.json says of a stage."""
-
-    fingerprint: str
-    inputs: dict[str, Any]
-    seconds: float
-    finished: bool
-    files: dict[str, str]
-    """Checksums of what a finished stage left; of trajectories the manifest has them."""
-    extends: NotRequired[Extension]
-    """The training that this one goes on from."""
 
 
 class Declined(DsnoError):
@@ -149,7 +123,7 @@ class Run:
             self.recipe,
             self.folder,
             tags={s: self.fingerprint(s) for s in STAGES},
-            seconds={s: record["seconds"] for s, record in self._stages().items()},
+            seconds={s: record["seconds"] for s, record in read_stages(self.folder).items()},
             command=self.command,
             shards=shards,
             extends=self._extends(name),
@@ -198,7 +172,7 @@ class Run:
             self._check_destination()
         changed = {}
         for stage in stages:
-            record = self._stages().get(stage)
+            record = read_stages(self.folder).get(stage)
             if self.extend and stage in TRAINED and self._extension(stage, record) is not None:
                 continue
             if reasons := self._reasons_to_ask(stage, record):
@@ -301,7 +275,7 @@ class Run:
 
     def _extends(self, stage: str) -> Checkpoints | None:
         """The checkpoints of the training that a begun stage goes on from."""
-        record = self._stages()[stage]
+        record = read_stages(self.folder)[stage]
         if "extends" not in record:
             return None
         found = record["extends"]
@@ -312,11 +286,11 @@ class Run:
         if name == "collect" and finished:  # other jobs may have shards to make yet
             finished = not load_manifest(self.trajectories).missing
         with self._books():
-            record = self._stages()[name]
+            record = read_stages(self.folder)[name]
             record["seconds"] = round(record["seconds"] + seconds, 1)
             if finished:
                 record |= {"finished": True, "files": self._checksums(name)}
-            self._write_stage(name, record)
+            write_stage(self.folder, name, record)
 
     def _books(self) -> AbstractContextManager[None]:
         """Held while the books are kept: jobs of an array share them."""
@@ -361,9 +335,9 @@ class Run:
         """A file's name with a hash of what is in it; as recorded, if it is gone since."""
         if not path:
             return ""
-        if found := _hashes(Path(path)):
+        if found := content_hash(Path(path)):
             return f"{path} ({found})"
-        record = self._stages().get(stage)
+        record = read_stages(self.folder).get(stage)
         known: Any = None if record is None else record["inputs"]
         for part in key.split("."):
             known = known.get(part) if isinstance(known, dict) else None
@@ -397,30 +371,6 @@ class Run:
     def _has_recipe(self) -> bool:
         path = self.folder / "recipe.yaml"
         return path.exists() and path.read_text(encoding="utf-8") == self._text
-
-    def _stages(self) -> dict[str, StageRecord]:
-        path = self.folder / "stages.json"
-        if not path.exists():
-            return {}
-        remedy = "delete it to run the stages again"
-        stages = read_json(path, "record of stages", remedy)
-        try:
-            found = TypeAdapter(dict[str, StageRecord]).validate_python(stages, strict=True)
-        except ValidationError as error:
-            where = ".".join(str(part) for part in error.errors()[0]["loc"])
-            raise InputError(
-                f"The record of stages {path} is damaged at {where!r}; {remedy}."
-            ) from None
-        for name, record in found.items():
-            if not 0 <= record["seconds"] < MAX_SECONDS or not _is_finite(record["inputs"]):
-                raise InputError(
-                    f"The record of stages {path} is damaged at {name!r:.60}; {remedy}."
-                )
-        return found
-
-    def _write_stage(self, name: str, record: StageRecord | None) -> None:
-        stages = {k: v for k, v in self._stages().items() if k != name}
-        write_json(self.folder / "stages.json", {**stages, name: record} if record else stages)
 
     def _location(self, stage: str) -> Path | StorageDir:
         if stage == "collect":
@@ -456,7 +406,7 @@ class Run:
         return files.items() <= self._checksums(stage).items()
 
     def _finished(self, stage: str) -> bool:
-        record = self._stages().get(stage)
+        record = read_stages(self.folder).get(stage)
         if record is None or record["fingerprint"] != self.fingerprint(stage):
             return False
         return record["finished"] and self._whole(stage, record["files"])
@@ -465,7 +415,7 @@ class Run:
         """Raise `InputError` unless the stage, and all before it, are finished by this recipe."""
         if stage != STAGES[0]:
             self.require(STAGES[STAGES.index(stage) - 1])
-        record = self._stages().get(stage)
+        record = read_stages(self.folder).get(stage)
         if record is None or not record["finished"]:
             raise InputError(
                 f"The {stage} stage is not finished in {self.folder}; "
@@ -493,7 +443,7 @@ class Run:
 
     def _begin(self, stage: str) -> None:
         """Record that a stage is being made; first set aside what another recipe left of it."""
-        record = self._stages().get(stage)
+        record = read_stages(self.folder).get(stage)
         begun: StageRecord = {
             "fingerprint": self.fingerprint(stage),
             "inputs": self._inputs(stage),
@@ -504,7 +454,7 @@ class Run:
         if record is not None and record["fingerprint"] == begun["fingerprint"]:
             if record["finished"]:
                 self._set_damaged_aside(stage)
-                self._write_stage(stage, begun)
+                write_stage(self.folder, stage, begun)
             return
         extension = None
         if self.extend and stage in TRAINED:
@@ -522,7 +472,7 @@ class Run:
             begun["seconds"] = record["seconds"]
             begun["extends"] = self._moved(extension, stage, aside)
         # What is half made from here on belongs to this recipe.
-        self._write_stage(stage, begun)
+        write_stage(self.folder, stage, begun)
 
     def _set_aside(self, stage: str) -> Path | None:
         """Move what a stage left, with the checkpoint to extend it from, out of the way."""
@@ -557,43 +507,6 @@ class Run:
 def _output_name(stage: str) -> str:
     """What a stage's results are called when they are set aside."""
     return FOLDERS.get(stage, "report")
-
-
-def _is_finite(values: Mapping[str, Any]) -> bool:
-    """Whether values are JSON that can be written again: none is infinite."""
-    try:
-        json.dumps(values, allow_nan=False)
-    except ValueError:
-        return False
-    return True
-
-
-def _hashes(path: Path) -> str:
-    """A hash of a file, or of the weights of a student in a folder; empty if there are none."""
-    if path.is_file():
-        return _hash(path)
-    found = {file.name: _hash(file) for file in path.glob("model/*.safetensors")}
-    return fingerprint(found) if found else ""
-
-
-def _hash(path: Path) -> str:
-    stat = path.stat()
-    return _hash_once(str(path), stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=16)
-def _hash_once(path: str, size: int, changed: int) -> str:
-    return sha256(Path(path))[:16]
-
-
-def changes(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """The keys whose values differ, as `key old -> new`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in sorted(set(old) | set(new)):
-            found += changes(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-        return found
-    return [] if old == new else [f"{prefix} {old} -> {new}"]
 
 
 def saved_recipe(folder: Path) -> Recipe:

@@ -26,13 +26,13 @@ from dsno.evaluation.trajectories import power_spectrum, trajectory_arrays
 from dsno.operator.dsno import DSNO
 from dsno.recipes.schema import Recipe
 from dsno.runs.build import (
-    brought_teacher,
     class_frequencies,
     conditions_of,
     count,
     decoder,
     embedded_prompts,
     guided,
+    imported_teacher,
     load_recipe_data,
     load_start,
     new_operator,
@@ -119,7 +119,7 @@ def make_teacher(task: Task) -> str:
 
 
 def _import_teacher(task: Task) -> str:
-    teacher, folder = brought_teacher(task.recipe.teacher), task.folder / "teacher"
+    teacher, folder = imported_teacher(task.recipe.teacher), task.folder / "teacher"
     save_teacher(teacher, folder)
     return f"read {task.recipe.teacher.source}; wrote {summary(teacher)} to {folder}"
 
