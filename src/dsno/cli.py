@@ -307,8 +307,10 @@ def evaluate(
         if not IS_SILENT:
             _print_table(opened)
         return
-    if out is not None:
-        raise InputError("--out goes with a recipe; what is measured of a model is printed.")
+    if out is not None or yes:
+        raise InputError(
+            "--out and --yes go with a recipe; what is measured of a trained model is printed."
+        )
     from dsno.runs.evaluate import evaluate_model, sections, taken
 
     chosen, spec = sections(short, overrides or [])

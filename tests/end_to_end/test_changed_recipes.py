@@ -243,7 +243,7 @@ def test_a_set_aside_that_was_killed_loses_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_write_stage", killed)  # after the move, before the record
+        patch.setattr("dsno.runs.run.write_stage", killed)  # after the move, before the record
         assert run("train", copy, "train.learning_rate=0.5", "--yes") == 130
     assert not (copy / "student").exists()
     assert run("train", copy, "train.learning_rate=0.5") == 0  # nothing is left to ask about
@@ -289,6 +289,19 @@ def test_trajectories_elsewhere_of_another_recipe_are_refused_before_anything_ch
     assert run("collect", copy, where, "collect.steps=5", "--yes") == 2
     assert "holds trajectories of another recipe" in capsys.readouterr().err
     assert (contents(copy), contents(tmp_path / "elsewhere")) == before
+
+
+def test_a_destination_without_the_trajectories_is_refused_until_they_are_there(
+    copy: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(copy)
+    where = f"collect.destination={tmp_path / 'elsewhere'}"
+    assert run("collect", copy, where, "--yes") == 2
+    assert "copy them there, or set collect.destination back" in capsys.readouterr().err
+    assert contents(copy) == before
+    shutil.copytree(made / "trajectories", tmp_path / "elsewhere")
+    assert run("collect", copy, where) == 0
+    assert "finished already" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------- --extend

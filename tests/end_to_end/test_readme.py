@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 TINY = (
+    "teacher.network.channels=[8]",
     "teacher.steps=2",
     "collect.count=8",
     "train.steps=2",

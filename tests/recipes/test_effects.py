@@ -36,7 +36,10 @@ NOTHING = {f"{s}.{key}" for s in ("teacher", "train") for key in LOGS} | {
     "collect.cache_gb",
     "collect.destination",
 }
-ROUNDING = {f"{s}.{key}" for s in ("teacher", "train") for key in MEMORY} | {"collect.batch_size"}
+ROUNDING = {f"{s}.{key}" for s in ("teacher", "train") for key in MEMORY} | {
+    "collect.batch_size",
+    "evaluate.batch_size",
+}
 
 
 def keys(section: Any, prefix: str = "") -> dict[str, Effect | None]:

@@ -139,7 +139,7 @@ def test_options_that_would_do_nothing_are_refused(
 ) -> None:
     assert "go with a trained model" in refused(capsys, "digits", "--samples", "10")
     assert "go with a trained model" in refused(capsys, "digits", "--seed", "0")
-    assert "--out goes with a recipe" in refused(capsys, model, "--out", "x")
+    assert "--out and --yes go with a recipe" in refused(capsys, model, "--out", "x")
 
 
 def test_a_dry_run_of_a_model_prints_its_sections(

@@ -27,11 +27,12 @@ SAMPLES = ("real", "teacher", "ddim", "student")
 TRAJECTORIES = ("teacher_trajectory", "student_trajectory")
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, title: str = "") -> Path:
     """Write figures/*.png and report.html beside metrics.json and arrays.safetensors.
 
     Args:
         folder: runs/<name>/report, as `dsno evaluate` leaves it.
+        title: instead of the one in metrics.json, if given.
 
     Returns:
         The html file, self-contained.
@@ -41,6 +42,8 @@ def write_report(folder: Path) -> Path:
         WorkError: if a file cannot be written; each is whole or not there.
     """
     metrics = read_metrics(folder / METRICS)
+    if title:
+        metrics = metrics.model_copy(update={"title": title})
     pictures = _draw(metrics, _read_arrays(folder / ARRAYS))
     uris = {}
     for name, picture in pictures.items():

@@ -390,7 +390,7 @@ class Evaluate(Section):
     EFFECT: ClassVar[Effect | None] = Effect.RESULT
 
     samples: Annotated[int, Field(ge=2)] = 5000
-    batch_size: Count = 500
+    batch_size: Rounding[Count] = 500
     features: tuple[Literal["pixels", "thumbnail", "classifier"], ...] = ()
     """Spaces distances are measured in; what the data allow if empty: pixels (thumbnails of larger
     images), and a classifier's features where there are labels."""

@@ -128,16 +128,16 @@ class Run:
             shards=shards,
             extends=self._extends(name),
         )
-        finished, outcome = False, ""
+        finished, is_whole, outcome = False, False, ""
         try:
             outcome = WORK[name](task)
             finished = True
         finally:  # an interrupted run's time counts too
             if distributed.is_main():
-                self._close(name, time.monotonic() - start, finished)
+                is_whole = self._close(name, time.monotonic() - start, finished)
         say(f"{name}: {outcome} ({time.monotonic() - start:.0f} s)")
         aside = those_aside(self.folder, _output_name(name))
-        if aside:
+        if is_whole and aside:
             say(
                 f"{name}: what was made before is kept in {', '.join(map(str, aside))}; delete it "
                 "once you do not need it."
@@ -174,8 +174,11 @@ class Run:
         for stage in stages:
             record = read_stages(self.folder).get(stage)
             if self.extend and stage in TRAINED and self._extension(stage, record) is not None:
+                later = read_stages(self.folder).get("collect")
+                if stage == "teacher" and later is not None and later["finished"]:
+                    changed["collect"] = ["the teacher is extended"]
                 continue
-            if reasons := self._reasons_to_ask(stage, record):
+            if stage not in changed and (reasons := self._reasons_to_ask(stage, record)):
                 changed[stage] = reasons
         self._ask(changed)
 
@@ -226,11 +229,27 @@ class Run:
     def _check_destination(self) -> None:
         """Refuse trajectories of another recipe outside the run's folder: they are not moved."""
         storage = self.trajectories
-        if not self.recipe.collect.destination or not has_manifest(storage):
-            return
-        if load_manifest(storage).tag != self.fingerprint("collect"):
+        if not has_manifest(storage):
+            self._check_moved(storage)
+        elif self.recipe.collect.destination and load_manifest(storage).tag != self.fingerprint(
+            "collect"
+        ):
             raise InputError(
                 f"{storage} holds trajectories of another recipe; give another folder or delete it."
+            )
+
+    def _check_moved(self, storage: StorageDir) -> None:
+        """Refuse a destination without trajectories where the finished ones lie elsewhere."""
+        record = read_stages(self.folder).get("collect")
+        if record is None or not record["finished"]:
+            return
+        if record["fingerprint"] != self.fingerprint("collect"):
+            return
+        last = trajectories_storage(saved_recipe(self.folder), self.folder)
+        if str(last) != str(storage) and has_manifest(last):
+            raise InputError(
+                f"The trajectories of this run are in {last}, and there are none in {storage}; "
+                "copy them there, or set collect.destination back."
             )
 
     def _extension(self, stage: str, record: StageRecord | None) -> Extension | None:
@@ -281,8 +300,8 @@ class Run:
         found = record["extends"]
         return Checkpoints(self.folder / found["folder"], found["tag"])
 
-    def _close(self, name: str, seconds: float, finished: bool) -> None:
-        """Note how long the stage took and, if it came to its end, what it left."""
+    def _close(self, name: str, seconds: float, finished: bool) -> bool:
+        """Note how long the stage took and what it left; return whether that is whole now."""
         if name == "collect" and finished:  # other jobs may have shards to make yet
             finished = not load_manifest(self.trajectories).missing
         with self._books():
@@ -291,6 +310,7 @@ class Run:
             if finished:
                 record |= {"finished": True, "files": self._checksums(name)}
             write_stage(self.folder, name, record)
+        return finished
 
     def _books(self) -> AbstractContextManager[None]:
         """Held while the books are kept: jobs of an array share them."""

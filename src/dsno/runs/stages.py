@@ -414,7 +414,7 @@ def make_report(task: Task) -> str:
     from dsno.evaluation.report import write_report  # matplotlib: a second
 
     folder = task.folder / "report"
-    return f"read {folder / 'metrics.json'}; wrote {write_report(folder)}"
+    return f"read {folder / 'metrics.json'}; wrote {write_report(folder, title=task.recipe.title)}"
 
 
 WORK: dict[str, Callable[[Task], str]] = {
