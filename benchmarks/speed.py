@@ -31,6 +31,7 @@ from timing import ceilings, interleaved
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dsno.diffusion.conditions import Condition
 from dsno.diffusion.denoisers import Denoiser, Preconditioning
 from dsno.diffusion.schedules import schedule_from_config
 from dsno.diffusion.solvers import METHODS, evaluations, solve
@@ -240,7 +241,9 @@ def fast(operator: DSNO, x: Tensor) -> Callable[[], object]:
     return without_gradients(run)
 
 
-def our_step(operator: DSNO, batch: int, *, bf16: bool = False) -> Callable[[], object]:
+def our_step(
+    operator: DSNO, batch: int, *, bf16: bool = False, condition: Condition | None = None
+) -> Callable[[], object]:
     """A step as `dsno.training.trainer` makes it: gradient norm, fused AdamW, average."""
     m = operator.slices
     objective = TrajectoryObjective(operator, torch.ones(m), torch.ones(m)).train()
@@ -248,7 +251,13 @@ def our_step(operator: DSNO, batch: int, *, bf16: bool = False) -> Callable[[], 
     objective.to(engine.device)
     average = ema_of(operator, 0.9999)
     optimizer = engine.optimizer(operator, lr=2e-4)
-    rows = {"noise": noise(batch), "states": noise(batch * m).reshape(batch, m, *SHAPE)}
+    shape, device = operator.sample_shape, engine.device
+    rows: dict[str, Any] = {
+        "noise": torch.randn(batch, *shape, device=device),
+        "states": torch.randn(batch, m, *shape, device=device),
+    }
+    if condition is not None:
+        rows["condition"] = condition
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -399,25 +408,37 @@ def sample_rows(options: argparse.Namespace) -> list[Row]:
                 seconds=taken,
             )
         )
-    value = None
     if device.type == "cuda":
-        operator, denoiser = student(256)
-        x, one = noise(1), torch.ones((), dtype=torch.float64, device=device)
-        evaluation = torch.compile(denoiser, mode="reduce-overhead")
-        sample = torch.compile(operator.sample, mode="reduce-overhead")
-        taken = interleaved(
-            {
-                "sample": without_gradients(lambda: sample(x)),
-                "evaluation": without_gradients(lambda: evaluation(x, one)),
-            },
-            options.rounds,
-            device,
-            least_seconds=options.seconds,
-        )
-        value = taken["sample"] / taken["evaluation"]
-    named = "one-step sample / one backbone evaluation"
-    rows.append(row(named, "256 channels, batch 1, CUDA graphs, GPU", value, reach=1.3))
+        rows.append(graph_row(256, options))
+    else:
+        rows.append(row(GRAPHS[0], GRAPHS[1].format(256), None, reach=1.3))
     return rows
+
+
+GRAPHS = (
+    "one-step sample / one backbone evaluation",
+    "{} channels, batch 1, CUDA graphs, GPU",
+)
+
+
+def graph_row(width: int, options: argparse.Namespace, *changes: str) -> Row:
+    """A one-step sample over one backbone evaluation at batch 1, without the cost of launches."""
+    device = distributed.device()
+    operator, denoiser = student(width, *changes)
+    x, one = noise(1), torch.ones((), dtype=torch.float64, device=device)
+    evaluation = torch.compile(denoiser, mode="reduce-overhead")
+    sample = torch.compile(operator.sample, mode="reduce-overhead")
+    taken = interleaved(
+        {
+            "sample": without_gradients(lambda: sample(x)),
+            "evaluation": without_gradients(lambda: evaluation(x, one)),
+        },
+        options.rounds,
+        device,
+        least_seconds=options.seconds,
+    )
+    value = taken["sample"] / taken["evaluation"]
+    return row(GRAPHS[0], GRAPHS[1].format(width), value, reach=1.3, seconds=taken)
 
 
 def collection_rows(options: argparse.Namespace) -> list[Row]:
