@@ -446,13 +446,15 @@ def collection_rows(options: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
         command = [sys.executable, str(HERE / "collection_overhead.py"), "--rounds", "3"]
-        subprocess.run([*command, "--out", str(out)], check=True)
+        subprocess.run([*command, *options.collection, "--out", str(out)], check=True)
         found = json.loads(out.read_text())
     kind = "processor" if distributed.device().type == "cpu" else "wall"
+    channels = "-".join(map(str, found["network"]["channels"]))
     return [
         row(
             "collection / bare backbone evaluations",
-            "64-128-128 channels, batch 64, DPM-Solver++(2M) with 16 steps",
+            f"{channels} channels, batch {found['batch']}, DPM-Solver++(2M) with "
+            f"{found['solver']['steps']} steps",
             found["ratio"][kind]["median"],
             floor=1.0,
             reach=1.05,
@@ -601,6 +603,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--memory", type=int, nargs=2, default=[256, 4], help="width and batch")
     parser.add_argument("--samples", type=int, default=2000, help="of a Frechet distance")
+    parser.set_defaults(collection=())
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -28,7 +28,8 @@ EVALUATED = (16, 128)
 TRAINED = ((8, False), (32, True))
 """Batches of training steps, and whether activations are computed again."""
 TOY = (
-    "teacher.network.channels=[8, 8, 16, 16]",
+    "teacher.network.channels=[8, 16]",
+    "teacher.network.attention=[false, true]",
     "teacher.network.layers_per_block=1",
     "teacher.network.head_channels=8",
     "teacher.network.norm_num_groups=8",

@@ -17,8 +17,15 @@ from gpu.work import Work
 
 SHARE = 6.0
 WIDTH, TOY_WIDTH = 256, 32
-SMALLER = ("teacher.network.layers_per_block=1", "student.slices=2", "collect.slices=2")
+SMALLER = (
+    f"teacher.network.channels=[{TOY_WIDTH}]",
+    "teacher.network.attention=[true]",
+    "teacher.network.layers_per_block=1",
+    "student.slices=2",
+    "collect.slices=2",
+)
 """What a rehearsal changes in the networks."""
+TOY_COLLECTION = ("--batch", "2", "--steps", "2", "--channels", "8", "8")
 BATCHES = (1, 16, 256)
 TRAINING, SOLVING = 64, 16
 SOLVERS = (("dpm++2m", 16), ("ddim", 512))
@@ -36,7 +43,7 @@ def run(work: Work) -> None:
         return lambda: _keep(work, make())
 
     work.section("CUDA graphs", rows(lambda: [bench.graph_row(width, options, *changes)]), 60)
-    for batch in BATCHES if not work.toy else (1, 2):
+    for batch in BATCHES if not work.toy else (1,):
         work.section(
             f"forward, batch {batch}", lambda b=batch: _forward(work, width, b, changes), 40
         )
@@ -68,6 +75,7 @@ def options_of(work: Work) -> argparse.Namespace:
         widths=[TOY_WIDTH] if toy else [64, 128, 256],
         memory=[TOY_WIDTH, 1] if toy else [WIDTH, TRAINING],
         against=[],
+        collection=TOY_COLLECTION if toy else (),
     )
 
 

@@ -20,8 +20,8 @@ from dsno.support import distributed
 from gpu import results
 
 TOY = (
-    "teacher.network.channels=[8, 16]",
-    "teacher.network.attention=[false, true]",
+    "teacher.network.channels=[8]",
+    "teacher.network.attention=[true]",
     "teacher.network.norm_num_groups=8",
     "teacher.batch_size=8",
     "teacher.warmup_steps=1",
