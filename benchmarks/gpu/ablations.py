@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import speed as bench
+
 from dsno.operator.dsno import DSNO
 from dsno.recipes import Recipe
 from dsno.runs.build import new_operator
@@ -18,9 +20,9 @@ SHARE = 8.0
 VARIANTS: dict[str, tuple[str, ...]] = {
     "middle lifted, M = 2": (),
     f"{DISTILLATION}, M = 1": KINDS[DISTILLATION],
-    "no temporal layers, M = 2": ("student.sites=[]",),
+    "no temporal layers, M = 2": (*bench.NOT_MIXED, "student.shared=[conv_in, down_blocks.*]"),
     "middle lifted, M = 4": ("student.slices=4",),
-    "all lifted, M = 2": ("student.sites=[default]", "student.shared=[]"),
+    "all lifted, M = 2": ("student.lift=all",),
     "whole trajectory in every step": ("train.trajectory_every=1",),
     "all times weigh alike": ("train.weight=flat",),
     "weight cap 1e4": ("train.weight_max=1e4",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import timing
 import torch
 
-from gpu.models import tf32
+from gpu.models import arithmetic
 from gpu.work import Work
 
 SHARE = 0.3
@@ -19,8 +19,9 @@ def run(work: Work) -> None:
 
 
 def _limits(work: Work, device: torch.device) -> None:
-    found = timing.ceilings(device)
-    with tf32():
+    with arithmetic("float32", device):
+        found = timing.ceilings(device)
+    with arithmetic("tf32", device):
         fast = timing.ceilings(device)["operations_per_second_float32"]
     for name, value in {**found, "operations_per_second_tf32": fast}.items():
         kind = name.removeprefix("operations_per_second_")

@@ -17,10 +17,11 @@ from dsno.diffusion.solvers import solve
 from dsno.evaluation.evaluate import Draws
 from dsno.recipes import Recipe
 from dsno.runs.build import conditions_of
+from dsno.support import distributed
 from dsno.teachers.store import Teacher
 from dsno.trajectories.collect import collect, exact_arithmetic
 from gpu import quality
-from gpu.models import Half, placed, tf32, trained_teacher
+from gpu.models import Half, arithmetic, placed, trained_teacher
 from gpu.trajectories import manifest_of, solving_rate
 from gpu.work import Work
 
@@ -51,7 +52,7 @@ def arithmetics(exact: Denoiser) -> dict[str, Arithmetic]:
     """By name: what surrounds the solver, and the denoiser it calls. The exact one is first."""
     return {
         "float32": (exact_arithmetic, exact),
-        "tf32": (tf32, exact),
+        "tf32": (lambda: arithmetic("tf32", distributed.device()), exact),
         "bf16": (nullcontext, Half(exact)),
         "bf16, compiled": (nullcontext, Half(_compiled(exact))),
     }

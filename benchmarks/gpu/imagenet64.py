@@ -18,7 +18,7 @@ from dsno.runs.build import new_operator
 from dsno.teachers.store import Teacher, denoiser_of
 from dsno.teachers.unet import build_unet
 from dsno.training.engine import checkpoint_activations
-from gpu.models import tf32
+from gpu.models import ARITHMETICS, arithmetic
 from gpu.work import Work
 
 SHARE = 2.5
@@ -70,17 +70,12 @@ def _evaluations(work: Work, recipe: Recipe, counted: dict[str, float]) -> None:
     denoiser = network_of(recipe).to(device)
     compiled = torch.compile(denoiser)
     one = torch.ones((), dtype=torch.float64, device=device)
-    kinds: tuple[tuple[str, bool, Callable[..., object]], ...] = (
-        ("float32", False, denoiser),
-        ("tf32", False, denoiser),
-        ("bf16", True, denoiser),
-        ("bf16, compiled", True, compiled),
-    )
+    kinds: list[tuple[str, Callable[..., object]]] = [(name, denoiser) for name in ARITHMETICS]
+    kinds.append(("bf16, compiled", compiled))
     batches = EVALUATED if not work.toy else (2,)
-    for batch, (name, bf16, call) in itertools.product(batches, kinds):
+    for batch, (name, call) in itertools.product(batches, kinds):
         x = torch.randn(batch, *denoiser.sample_shape, device=device)
-        around = tf32 if name == "tf32" else torch.no_grad
-        with around(), torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.no_grad(), arithmetic(name.split(",")[0], device):
             works = {"call": lambda c=call, x=x, b=batch: c(x, one, _labels(b, device))}
             taken = interleaved(works, work.scaled(5, 1), device)["call"]
         setting = f"teacher, {name}, batch {batch}"

@@ -95,13 +95,19 @@ class Half:
         return denoised
 
 
+ARITHMETICS = ("float32", "tf32", "bf16")
+"""Full float32; float32 whose products keep 10 bits, as tensor cores offer it; autocast."""
+
+
 @contextlib.contextmanager
-def tf32() -> Iterator[None]:
-    """Float32 whose products keep 10 bits: what tensor cores offer it."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+def arithmetic(name: str, device: torch.device) -> Iterator[None]:
+    """Compute in one of `ARITHMETICS`, with the fastest kernels for each shape."""
+    before, exact = torch.get_float32_matmul_precision(), name == "float32"
+    torch.set_float32_matmul_precision("highest" if exact else "high")
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=not exact)
+    half = torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
+        with flags, half:
             yield
     finally:
         torch.set_float32_matmul_precision(before)

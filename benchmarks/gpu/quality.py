@@ -19,6 +19,7 @@ from dsno.runs.build import conditions_of, load_recipe_data
 from dsno.support import seeds
 from dsno.teachers.store import Teacher
 from gpu import weights
+from gpu.models import arithmetic
 from gpu.work import Work
 
 CLASSIFIER = "classifier"
@@ -103,7 +104,8 @@ def judge(
     work: Work, using: Ruler, sampler: Sampler, draws: Draws, count: int, **more: Any
 ) -> Tensor:
     """Draw samples, record their distances, and return them, (count, C, H, W)."""
-    samples = draw(sampler, draws, count, lambda *_, **__: None)
+    with arithmetic("tf32", work.device):
+        samples = draw(sampler, draws, count, lambda *_, **__: None)
     setting = f"{sampler.label}, {sampler.nfe} evaluations, {count:,} samples"
     for space, distance in using.distances(samples).items():
         work.record(f"Frechet distance, {space}", setting, distance, nfe=sampler.nfe, **more)

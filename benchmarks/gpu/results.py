@@ -52,7 +52,8 @@ def table(records: Sequence[Record]) -> str:
 def _value(record: Record) -> str:
     value = record["value"]
     if value is None:
-        return str(record.get("why", MISSING))
+        why, reason = record.get("why", MISSING), record.get("reason", "")
+        return f"{why}: {reason}" if reason else str(why)
     text = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
     return f"{text} {record.get('unit', '')}".strip()
 

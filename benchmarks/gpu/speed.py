@@ -13,6 +13,7 @@ from timing import interleaved, seconds
 
 from dsno.diffusion.solvers import evaluations, solve
 from gpu import results
+from gpu.models import ARITHMETICS, arithmetic
 from gpu.work import Work
 
 SHARE = 6.0
@@ -99,23 +100,21 @@ def _forward(work: Work, width: int, batch: int, changes: tuple[str, ...]) -> No
     operator, denoiser = bench.student(width, *changes)
     x, one = bench.noise(batch), torch.ones((), dtype=torch.float64, device=work.device)
 
-    def autocast(call: Callable[[], object]) -> Callable[[], object]:
+    def within(name: str, call: Callable[[], object]) -> Callable[[], object]:
         def run() -> object:
-            with torch.no_grad(), torch.autocast(work.device.type, torch.bfloat16):
+            with torch.no_grad(), arithmetic(name, work.device):
                 return call()
 
         return run
 
-    quick = torch.compile(operator.sample)
-    works: dict[str, Callable[[], object]] = {}
-    for name, call in {
+    calls: dict[str, Callable[[], object]] = {
         "evaluation": lambda: denoiser(x, one),
         "sample": lambda: operator.sample(x),
         "trajectory": lambda: operator(x),
-    }.items():
-        works[f"{name}, float32"] = bench.without_gradients(call)
-        works[f"{name}, bf16"] = autocast(call)
-    works["sample, bf16, compiled"] = autocast(lambda: quick(x))
+    }
+    works = {f"{n}, {a}": within(a, call) for n, call in calls.items() for a in ARITHMETICS}
+    quick = torch.compile(operator.sample)
+    works["sample, bf16, compiled"] = within("bf16", lambda: quick(x))
     works["trajectory, bf16, compiled, CUDA graphs"] = bench.fast(copy.deepcopy(operator), x)
     setting = f"{width} channels, M = {operator.slices}, batch {batch}"
     _times(work, f"forward pass, {setting}", works, batch)
@@ -124,15 +123,16 @@ def _forward(work: Work, width: int, batch: int, changes: tuple[str, ...]) -> No
 def _training(work: Work, width: int, changes: tuple[str, ...]) -> None:
     """A step in each arithmetic, one network at a time in memory."""
     batch, options = work.scaled(TRAINING, 2), options_of(work)
-    for bf16, compiled in ((False, False), (True, False), (True, True)):
-        name = ("bf16" if bf16 else "float32") + (", compiled" if compiled else "")
+    for kind, compiled in (("float32", False), ("tf32", False), ("bf16", False), ("bf16", True)):
+        name = kind + (", compiled" if compiled else "")
         operator = bench.student(width, *changes)[0]
         if compiled:
             operator.lifted.network.compile()
         if work.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        step = bench.our_step(operator, batch, bf16=bf16)
-        taken = interleaved({"step": step}, options.rounds, work.device)["step"]
+        step = bench.our_step(operator, batch, bf16=kind == "bf16")
+        with arithmetic("float32" if kind == "float32" else "tf32", work.device):
+            taken = interleaved({"step": step}, options.rounds, work.device)["step"]
         setting = f"{name}, {width} channels, M = {operator.slices}, batch {batch}"
         work.record("training step", setting, 1e3 * taken, "ms", samples_per_second=batch / taken)
         if work.device.type == "cuda":
@@ -151,9 +151,8 @@ def _solvers(work: Work, width: int, changes: tuple[str, ...]) -> None:
         steps = work.scaled(real, 3)
         named = f"{method}, {evaluations(method, steps)} evaluations"
         works[named] = lambda m=method, n=steps: solve(denoiser, x, method=m, steps=n)
-    for bf16 in (False, True):
-        kind = "bf16" if bf16 else "float32"
-        with torch.no_grad(), torch.autocast(work.device.type, torch.bfloat16, enabled=bf16):
+    for kind in ARITHMETICS:
+        with torch.no_grad(), arithmetic(kind, work.device):
             operator.sample(x)  # warm; hundreds of steps need no rounds
             solve(denoiser, x, method="ddim", steps=3)
             for name, call in works.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import speed as bench
 import torch
 from torch import Tensor
 
@@ -27,10 +28,9 @@ OPERATOR, DISTILLATION = "operator", "knowledge distillation"
 KINDS: dict[str, tuple[str, ...]] = {
     OPERATOR: (),
     DISTILLATION: (
+        *bench.NOT_MIXED,
         "student.slices=1",
         "student.modes=1",
-        "student.sites=[]",
-        "student.shared=[]",
         "train.trajectory_every=1",
     ),
 }

@@ -42,7 +42,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PARTS = ("ceilings", "speed", "teacher", "collection", "student", "ablations", "imagenet64")
 NEED_IMAGES = {"teacher", "collection", "student", "ablations"}
-TOY_MINUTES, TOY_IMAGES = 15.0, 80
+TOY_MINUTES, TOY_IMAGES = 30.0, 80
 """Of a rehearsal: its limit, on however slow a machine, and its images."""
 GRACE = 5.0
 """Seconds from asking a part to end until it is ended."""
