@@ -19,14 +19,14 @@ from gpu.work import Work
 SHARE = 6.0
 WIDTH, TOY_WIDTH = 256, 32
 SMALLER = (
-    f"teacher.network.channels=[{TOY_WIDTH}]",
-    "teacher.network.attention=[true]",
+    f"teacher.network.channels=[{TOY_WIDTH}, {TOY_WIDTH}]",
+    "teacher.network.attention=[]",
     "teacher.network.layers_per_block=1",
     "student.slices=2",
     "collect.slices=2",
 )
 """What a rehearsal changes in the networks."""
-TOY_COLLECTION = ("--batch", "2", "--steps", "2", "--channels", "8", "8")
+TOY_COLLECTION = ("--batch", "2", "--steps", "4", "--channels", "8", "8")
 BATCHES = (1, 16, 256)
 TRAINING, SOLVING = 64, 16
 SOLVERS = (("dpm++2m", 16), ("ddim", 512))

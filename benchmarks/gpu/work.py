@@ -20,16 +20,16 @@ from dsno.support import distributed
 from gpu import results
 
 TOY = (
-    "teacher.network.channels=[8]",
-    "teacher.network.attention=[true]",
+    "teacher.network.channels=[8, 8]",
+    "teacher.network.attention=[]",
     "teacher.network.norm_num_groups=8",
-    "teacher.batch_size=8",
+    "teacher.batch_size=4",
     "teacher.warmup_steps=1",
     "collect.count=32",
     "collect.steps=4",
     "collect.batch_size=16",
     "collect.shard_size=16",
-    "train.batch_size=8",
+    "train.batch_size=4",
     "train.warmup_steps=1",
     "teacher.log_every=1",
     "train.log_every=1",
@@ -39,7 +39,7 @@ TOY = (
     "evaluate.curves=[{solver: ddim, steps: [1, 2]}]",
 )
 """The recipe `cifar10-small` at toy size."""
-TOY_SECONDS = 1.0
+TOY_SECONDS = 0.5
 """Of every training of a rehearsal."""
 
 
