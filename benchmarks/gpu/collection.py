@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dsno.diffusion.denoisers import Denoiser, DenoiserProtocol
 from dsno.diffusion.solvers import solve
-from dsno.evaluation.evaluate import Draws
+from dsno.evaluation.samplers import Draws
 from dsno.recipes import Recipe
 from dsno.runs.build import conditions_of
 from dsno.support import distributed

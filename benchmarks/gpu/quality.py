@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dsno.data.dataset import Dataset
-from dsno.evaluation.evaluate import Draws, Sampler, draw
 from dsno.evaluation.features import Classifier, Features, thumbnail, train_classifier
 from dsno.evaluation.frechet import Moments, frechet_distance, moments
+from dsno.evaluation.samplers import Draws, Sampler, draw
 from dsno.images import grid, save_png
 from dsno.recipes import Recipe
 from dsno.runs.build import conditions_of, load_recipe_data

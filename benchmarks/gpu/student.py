@@ -8,7 +8,7 @@ import speed as bench
 import torch
 from torch import Tensor
 
-from dsno.evaluation.evaluate import Sampler, student_sampler, teacher_sampler
+from dsno.evaluation.samplers import Sampler, student_sampler, teacher_sampler
 from dsno.operator.dsno import DSNO, sampling_cost
 from dsno.recipes import Recipe
 from dsno.runs.build import new_operator

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dsno.diffusion.denoisers import Denoiser
 from dsno.diffusion.solvers import solve
-from dsno.evaluation.evaluate import Draws, teacher_sampler
+from dsno.evaluation.samplers import Draws, teacher_sampler
 from dsno.recipes import Recipe
 from dsno.runs.build import load_recipe_data
 from dsno.teachers.store import Teacher

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import math
 import signal
 import time
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dsno.recipes.schema import Optimisation
 from dsno.training.losses import Objective
 from dsno.training.prefetch import Batch
-from dsno.training.trainer import Batches, Preview, TrainConfig, train
+from dsno.training.trainer import Batches, Preview, train
 
 ENDLESS = 10**9
 
@@ -66,25 +66,32 @@ class Clock:
         return (self.steps - self.untimed) / (self.last - self.begin)
 
 
-@dataclass(frozen=True)
-class TimedConfig(TrainConfig):
-    """A learning rate that falls to 0 as the time runs out; the step after that asks for a stop.
+@dataclass
+class TimedRate:
+    """A learning rate that falls to 0 as the time runs out, and then asks the loop to stop.
 
     The stop is the one of SIGTERM: the loop finishes its step and saves a checkpoint.
+
+    Attributes:
+        clock: the time.
+        peak: what the warm-up ends at.
+        warmup_steps: of the warm-up, from 0.
+        is_asked: whether a stop was asked for.
     """
 
-    clock: Clock = dataclasses.field(default_factory=lambda: Clock(math.inf, 0))
-    asked: list[int] = dataclasses.field(default_factory=list)
+    clock: Clock
+    peak: float
+    warmup_steps: int
+    is_asked: bool = False
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step (0-based)."""
+    def __call__(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
         share = self.clock.at(step)
-        if share >= 1 and not self.asked:  # a second signal would not wait for the step's end
-            self.asked.append(step)
+        if share >= 1 and not self.is_asked:  # a second signal would not wait for the step's end
+            self.is_asked = True
             signal.raise_signal(signal.SIGTERM)
         warm = min((step + 1) / max(self.warmup_steps, 1), 1.0)
-        falling = 0.5 * (1 + math.cos(math.pi * share)) if self.decay == "cosine" else 1.0
-        return self.learning_rate * warm * falling
+        return self.peak * warm * 0.5 * (1 + math.cos(math.pi * share))
 
 
 @dataclass(frozen=True)
@@ -115,39 +122,28 @@ def train_for(
         seconds: how long.
         objective: the model with its loss.
         batches: makes the data.
-        spec: how; its steps and, beyond cosine or constant, its decay do not count.
+        spec: how; its steps and decay do not count.
         folder: for checkpoints; new or empty.
         latest: when to end in any case, in seconds of `time.time`.
         untimed: steps that are not counted.
         seed: of the training.
         preview: sees the averaged model every `spec.log_images_every` steps.
     """
-    names = {f.name for f in dataclasses.fields(TrainConfig)}
-    values = {k: v for k, v in dict(spec).items() if k in names}
-    values["clip_norm"] = math.inf if spec.clip_norm is None else spec.clip_norm
-    values |= {"steps": ENDLESS, "checkpoint_every": ENDLESS, "log_with": (), "seed": seed}
+    assert spec.learning_rate is not None
+    endless = {"steps": ENDLESS, "checkpoint_every": ENDLESS, "log_with": ()}
+    options = spec.model_copy(update=endless)
     clock = Clock(seconds, untimed, latest)
-    label = folder.name
-    try:
-        train(
-            objective,
-            batches,
-            TimedConfig(**values, clock=clock),
-            folder,
-            tag=label,
-            label=label,
-            preview=preview,
-        )
-    except KeyboardInterrupt:
-        rate, steps = clock.rate, clock.steps + 1
-    else:
-        raise AssertionError("training ended before its time")
+    rate, named = TimedRate(clock, spec.learning_rate, spec.warmup_steps), folder.name
+    given: dict[str, Any] = {"seed": seed, "tag": named, "label": named}
+    with contextlib.suppress(KeyboardInterrupt):
+        train(objective, batches, options, folder, preview=preview, rate=rate, **given)
     # Where it stopped is where this one ends: it reads the checkpoint and gives its average. With
     # gradients left, torch would not prepare the optimiser for its saved state.
     objective.zero_grad(set_to_none=True)
-    done = TrainConfig(**{**values, "steps": steps, "compile": False})
-    model, history = train(objective, batches, done, folder, tag=label, label=label)
-    return Trained(model, list(history), steps, rate)
+    steps = clock.steps + 1
+    done = options.model_copy(update={"steps": steps, "compile": False})
+    model, history = train(objective, batches, done, folder, **given)
+    return Trained(model, list(history), steps, clock.rate)
 
 
 def spread(batches: Batches, threads: int) -> Batches:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dsno.diffusion.denoisers import DenoiserProtocol
 from dsno.diffusion.solvers import evaluations, solve
 from dsno.diffusion.time_grids import Spacing, grid_times
-from dsno.evaluation.evaluate import Draws
+from dsno.evaluation.samplers import Draws
 from dsno.recipes import Recipe
 from dsno.runs.build import conditions_of
 from dsno.support.storage import StorageDir

@@ -146,17 +146,15 @@ def test_the_rate_falls_with_the_time_and_one_stop_is_asked_for(
     monkeypatch.setattr(signal, "raise_signal", asked.append)
     now = 0.0
     clock = training.Clock(8.0, 0, now=lambda: now)
-    config = training.TimedConfig(
-        steps=training.ENDLESS, learning_rate=0.2, batch_size=4, warmup_steps=2, clock=clock
-    )
-    assert config.rate(0) == pytest.approx(0.1)  # half of the warm-up
+    rate = training.TimedRate(clock, 0.2, warmup_steps=2)
+    assert rate(0) == pytest.approx(0.1)  # half of the warm-up
     now = 2.0
-    assert config.rate(5) == pytest.approx(0.2 * (1 + math.sqrt(0.5)) / 2)
+    assert rate(5) == pytest.approx(0.2 * (1 + math.sqrt(0.5)) / 2)
     now = 4.0
-    assert config.rate(9) == pytest.approx(0.1)
+    assert rate(9) == pytest.approx(0.1)
     now = 8.5
-    assert config.rate(20) == pytest.approx(0, abs=1e-12)
-    assert config.rate(21) == pytest.approx(0, abs=1e-12)
+    assert rate(20) == pytest.approx(0, abs=1e-12)
+    assert rate(21) == pytest.approx(0, abs=1e-12)
     assert asked == [signal.SIGTERM]
 
 
