@@ -95,14 +95,14 @@ def student(width: int, *changes: str) -> tuple[DSNO, Denoiser]:
     return operator.to(place), denoiser.to(place)
 
 
-def without_mixing(width: int) -> DSNO:
+def without_mixing(width: int, *changes: str) -> DSNO:
     """The same backbone on as many rows, without temporal layers."""
-    return student(width, *NOT_MIXED)[0]
+    return student(width, *changes, *NOT_MIXED)[0]
 
 
-def without_layers(width: int) -> DSNO:
+def without_layers(width: int, *changes: str) -> DSNO:
     """The student with temporal layers that do nothing: what is left if they cost nothing."""
-    operator = student(width)[0]
+    operator = student(width, *changes)[0]
     for layer in operator.lifted.temporal:
         layer.forward = lambda u, slices, last_only=False: u
     return operator
@@ -139,9 +139,9 @@ def lift_rows(options: argparse.Namespace) -> list[Row]:
     limits = ceilings(device)
     rows = []
     for width in options.widths:
-        operator = student(width)[0]
-        bare = without_mixing(width)
-        left = without_layers(width)
+        operator = student(width, *options.changes)[0]
+        bare = without_mixing(width, *options.changes)
+        left = without_layers(width, *options.changes)
         moved = site_bytes(operator)
         for batch in (1, 4):
             x = noise(batch)
@@ -603,7 +603,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--memory", type=int, nargs=2, default=[256, 4], help="width and batch")
     parser.add_argument("--samples", type=int, default=2000, help="of a Frechet distance")
-    parser.set_defaults(collection=())
+    parser.set_defaults(collection=(), changes=())
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

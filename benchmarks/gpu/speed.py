@@ -19,8 +19,9 @@ from gpu.work import Work
 SHARE = 6.0
 WIDTH, TOY_WIDTH = 256, 32
 SMALLER = (
-    f"teacher.network.channels=[{TOY_WIDTH}, {TOY_WIDTH}]",
+    f"teacher.network.channels=[{TOY_WIDTH}]",
     "teacher.network.attention=[]",
+    "teacher.network.middle_attention=false",
     "teacher.network.layers_per_block=1",
     "student.slices=2",
     "collect.slices=2",
@@ -37,8 +38,8 @@ AGAINST = ((256, 1), (128, 1), (128, 4))
 def run(work: Work) -> None:
     """Each section is kept when it is finished; the order is that of what is most wanted."""
     width = work.scaled(WIDTH, TOY_WIDTH)
-    changes = SMALLER if work.toy else ()
     options = options_of(work)
+    changes = options.changes
 
     def rows(make: Callable[[], list[bench.Row]]) -> Callable[[], None]:
         return lambda: _keep(work, make())
@@ -77,6 +78,7 @@ def options_of(work: Work) -> argparse.Namespace:
         memory=[TOY_WIDTH, 1] if toy else [WIDTH, TRAINING],
         against=[],
         collection=TOY_COLLECTION if toy else (),
+        changes=SMALLER if toy else (),
     )
 
 

@@ -22,6 +22,7 @@ from gpu import results
 TOY = (
     "teacher.network.channels=[8, 8]",
     "teacher.network.attention=[]",
+    "teacher.network.middle_attention=false",
     "teacher.network.norm_num_groups=8",
     "teacher.batch_size=4",
     "teacher.warmup_steps=1",
