@@ -35,7 +35,7 @@ Arithmetic = tuple[Callable[[], AbstractContextManager[None]], DenoiserProtocol]
 
 
 def run(work: Work) -> None:
-    """Compare the arithmetics, then collect to disk as the product does."""
+    """Compare the precisions, then collect to disk as the product does."""
     recipe = work.recipe()
     teacher = trained_teacher(work, recipe)
     work.section("differences", lambda: _differences(work, recipe, teacher))
@@ -48,7 +48,7 @@ def run(work: Work) -> None:
         )
 
 
-def arithmetics(exact: Denoiser) -> dict[str, Arithmetic]:
+def precisions(exact: Denoiser) -> dict[str, Arithmetic]:
     """By name: what surrounds the solver, and the denoiser it calls. The exact one is first."""
     return {
         "float32": (exact_arithmetic, exact),
@@ -71,7 +71,7 @@ def _differences(work: Work, recipe: Recipe, teacher: Teacher) -> None:
     spec, count = recipe.collect, work.scaled(PAIRS, 16)
     batch = quality.draws_of(work, recipe, teacher, spec.batch_size)
     exact: Tensor | None = None
-    for name, (around, denoiser) in arithmetics(placed(work, teacher)).items():
+    for name, (around, denoiser) in precisions(placed(work, teacher)).items():
         with around(), torch.no_grad():
             rate = solving_rate(work, denoiser, recipe, batch)
             found = _solved(denoiser, recipe, draws, count)

@@ -18,7 +18,7 @@ from dsno.runs.build import new_operator
 from dsno.teachers.store import Teacher, denoiser_of
 from dsno.teachers.unet import build_unet
 from dsno.training.engine import checkpoint_activations
-from gpu.models import ARITHMETICS, arithmetic
+from gpu.models import PRECISIONS, arithmetic
 from gpu.work import Work
 
 SHARE = 2.5
@@ -70,7 +70,7 @@ def _evaluations(work: Work, recipe: Recipe, counted: dict[str, float]) -> None:
     denoiser = network_of(recipe).to(device)
     compiled = torch.compile(denoiser)
     one = torch.ones((), dtype=torch.float64, device=device)
-    kinds: list[tuple[str, Callable[..., object]]] = [(name, denoiser) for name in ARITHMETICS]
+    kinds: list[tuple[str, Callable[..., object]]] = [(name, denoiser) for name in PRECISIONS]
     kinds.append(("bf16, compiled", compiled))
     batches = EVALUATED if not work.toy else (2,)
     for batch, (name, call) in itertools.product(batches, kinds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as parquet
 from PIL import Image
 
 from dsno.support.errors import InputError
@@ -34,6 +33,7 @@ def as_npz(source: Path, target: Path) -> Path:
     shards = [source] if source.is_file() else sorted(source.glob("*.parquet"))
     if not shards:
         raise InputError(f"There are no parquet files in {source}; give images to --data.")
+    parquet = _parquet()
     images: list[npt.NDArray[np.uint8]] = []
     labels: list[int] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -43,11 +43,27 @@ def as_npz(source: Path, target: Path) -> Path:
                 files = rows.column(_column(rows, IMAGE_COLUMNS, shard)).to_pylist()
                 images += pool.map(_decoded, files)
                 labels += rows.column(_column(rows, LABEL_COLUMNS, shard)).to_pylist()
-            except (OSError, TypeError, KeyError, pa.ArrowException) as error:
+            except InputError:
+                raise
+            except (OSError, TypeError, KeyError, ValueError) as error:
                 raise InputError(f"{shard} cannot be read as images ({error}).") from None
     with replacing(target) as temporary, temporary.open("wb") as file:
         np.savez(file, images=np.stack(images), labels=np.asarray(labels, np.int64))
     return target
+
+
+def _parquet() -> Any:
+    """The reader of parquet files.
+
+    Raises:
+        InputError: if it is not installed.
+    """
+    try:
+        return importlib.import_module("pyarrow.parquet")
+    except ModuleNotFoundError:
+        raise InputError(
+            "Parquet files need the library pyarrow; install it, or give an npz file to --data."
+        ) from None
 
 
 def _column(rows: Any, names: tuple[str, ...], shard: Path) -> str:
@@ -78,5 +94,7 @@ def made_up(folder: Path, count: int, classes: int = 10) -> Path:
         Image.fromarray(pixels).save(file, "png")
         cells.append({"bytes": file.getvalue(), "path": None})
         labels.append(label)
-    parquet.write_table(pa.table({"img": cells, "label": labels}), folder / "made-up.parquet")
+    arrow, parquet = importlib.import_module("pyarrow"), _parquet()
+    table = arrow.table({"img": cells, "label": labels})
+    parquet.write_table(table, folder / "made-up.parquet")
     return folder

@@ -95,13 +95,13 @@ class Half:
         return denoised
 
 
-ARITHMETICS = ("float32", "tf32", "bf16")
+PRECISIONS = ("float32", "tf32", "bf16")
 """Full float32; float32 whose products keep 10 bits, as tensor cores offer it; autocast."""
 
 
 @contextlib.contextmanager
 def arithmetic(name: str, device: torch.device) -> Iterator[None]:
-    """Compute in one of `ARITHMETICS`, with the fastest kernels for each shape."""
+    """Compute in one of `PRECISIONS`, with the fastest kernels for each shape."""
     before, exact = torch.get_float32_matmul_precision(), name == "float32"
     torch.set_float32_matmul_precision("highest" if exact else "high")
     flags = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=not exact)

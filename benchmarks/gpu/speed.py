@@ -13,7 +13,7 @@ from timing import interleaved, seconds
 
 from dsno.diffusion.solvers import evaluations, solve
 from gpu import results
-from gpu.models import ARITHMETICS, arithmetic
+from gpu.models import PRECISIONS, arithmetic
 from gpu.work import Work
 
 SHARE = 6.0
@@ -114,7 +114,7 @@ def _forward(work: Work, width: int, batch: int, changes: tuple[str, ...]) -> No
         "sample": lambda: operator.sample(x),
         "trajectory": lambda: operator(x),
     }
-    works = {f"{n}, {a}": within(a, call) for n, call in calls.items() for a in ARITHMETICS}
+    works = {f"{n}, {a}": within(a, call) for n, call in calls.items() for a in PRECISIONS}
     quick = torch.compile(operator.sample)
     works["sample, bf16, compiled"] = within("bf16", lambda: quick(x))
     works["trajectory, bf16, compiled, CUDA graphs"] = bench.fast(copy.deepcopy(operator), x)
@@ -153,7 +153,7 @@ def _solvers(work: Work, width: int, changes: tuple[str, ...]) -> None:
         steps = work.scaled(real, 3)
         named = f"{method}, {evaluations(method, steps)} evaluations"
         works[named] = lambda m=method, n=steps: solve(denoiser, x, method=m, steps=n)
-    for kind in ARITHMETICS:
+    for kind in PRECISIONS:
         with torch.no_grad(), arithmetic(kind, work.device):
             operator.sample(x)  # warm; hundreds of steps need no rounds
             solve(denoiser, x, method="ddim", steps=3)

@@ -330,7 +330,7 @@ def test_a_view_of_trajectories_has_the_states_of_its_times() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--parts", "speed,techer"], "no part 'techer'; known are ceilings, speed"),
+        (["--parts", "speed,speeed"], "no part 'speeed'; known are ceilings, speed"),
         (["--parts", "teacher,speed"], "the parts teacher need images: give --data"),
         (["--minutes", "0", "--rehearse"], "expected minutes above 0"),
     ],
