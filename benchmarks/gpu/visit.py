@@ -44,6 +44,8 @@ PARTS = ("ceilings", "speed", "teacher", "collection", "student", "ablations", "
 NEED_IMAGES = {"teacher", "collection", "student", "ablations"}
 TOY_MINUTES, TOY_IMAGES = 30.0, 80
 """Of a rehearsal: its limit, on however slow a machine, and its images."""
+LEAST = 40.0
+"""Seconds of a part, of which libraries take ten to be loaded."""
 GRACE = 5.0
 """Seconds from asking a part to end until it is ended."""
 TABLE = 3.0
@@ -59,7 +61,8 @@ def share(part: str) -> float:
 
 def box(part: str, parts: Sequence[str], left: float) -> float:
     """Seconds of a part when `parts`, itself the first, are still to be done in `left` seconds."""
-    return left * share(part) / sum(share(other) for other in parts)
+    own = left * share(part) / sum(share(other) for other in parts)
+    return min(max(own, LEAST), left)
 
 
 def soft(seconds: float) -> float:
@@ -73,6 +76,8 @@ def soft(seconds: float) -> float:
 def do(part: str, text: str) -> None:
     """The work of one part, in this process."""
     work = Work.from_json(text)
+    # nothing is recorded of what the end of the time tears off; a training saves itself first
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("the time is over"))
     if work.toy:  # traced as always, but no kernels are written
         torch.compile = functools.partial(torch.compile, backend="eager")
         torch.set_num_threads(1)

@@ -59,8 +59,8 @@ def test_a_rehearsal_does_every_part_and_brings_back_its_files(tmp_path: Path) -
     )
     assert all(math.isfinite(r["value"]) for r in records if r.get("value") is not None)
     assert all(r["device"] and r["commit"] and r["date"] for r in records)
-    brought = {p.name: p.stat().st_size for p in out.iterdir()}
-    assert set(brought) == {
+    returned = {p.name: p.stat().st_size for p in out.iterdir()}
+    assert set(returned) == {
         "results.jsonl",
         "log.txt",
         "classifier-1-of-1.safetensors",
@@ -70,7 +70,7 @@ def test_a_rehearsal_does_every_part_and_brings_back_its_files(tmp_path: Path) -
         "teacher.png",
         "student.png",
     }
-    assert max(brought.values()) < 16_000_000
+    assert max(returned.values()) < 16_000_000
     # a table of everything is the last that is printed
     for record in records:
         assert record["part"] in done.stdout.split("| part |")[1]
@@ -109,11 +109,15 @@ def test_what_a_part_leaves_of_its_time_goes_to_those_after_it() -> None:
     shares = {name: visit.share(name) for name in ("ceilings", "speed", "teacher")}
     every = sum(shares.values())
     parts = list(shares)
-    assert visit.box("ceilings", parts, 540) == pytest.approx(540 * shares["ceilings"] / every)
+    assert visit.box("teacher", ["teacher", "speed", "ceilings"], 540) == pytest.approx(
+        540 * shares["teacher"] / every
+    )
+    assert visit.box("ceilings", parts, 540) == visit.LEAST
     # the first took nothing: the others have all of it
     rest = shares["speed"] + shares["teacher"]
     assert visit.box("speed", parts[1:], 540) == pytest.approx(540 * shares["speed"] / rest)
     assert visit.box("teacher", parts[2:], 100) == 100
+    assert visit.box("teacher", parts[2:], 10) == 10
 
 
 def test_the_clock_starts_after_the_steps_that_compile() -> None:
@@ -330,12 +334,12 @@ def test_a_view_of_trajectories_has_the_states_of_its_times() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--parts", "speed,speeed"], "no part 'speeed'; known are ceilings, speed"),
+        (["--parts", "speed,lift"], "no part 'lift'; known are ceilings, speed"),
         (["--parts", "teacher,speed"], "the parts teacher need images: give --data"),
         (["--minutes", "0", "--rehearse"], "expected minutes above 0"),
     ],
 )
-def test_a_wrong_command_is_told_what_is_wrong(
+def test_a_wrong_command_says_what_is_wrong(
     arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
