@@ -31,6 +31,7 @@ from timing import ceilings, interleaved
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dsno.diffusion.conditions import Condition
 from dsno.diffusion.denoisers import Denoiser, Preconditioning
 from dsno.diffusion.schedules import schedule_from_config
 from dsno.diffusion.solvers import METHODS, evaluations, solve
@@ -94,14 +95,14 @@ def student(width: int, *changes: str) -> tuple[DSNO, Denoiser]:
     return operator.to(place), denoiser.to(place)
 
 
-def without_mixing(width: int) -> DSNO:
+def without_mixing(width: int, *changes: str) -> DSNO:
     """The same backbone on as many rows, without temporal layers."""
-    return student(width, *NOT_MIXED)[0]
+    return student(width, *changes, *NOT_MIXED)[0]
 
 
-def without_layers(width: int) -> DSNO:
+def without_layers(width: int, *changes: str) -> DSNO:
     """The student with temporal layers that do nothing: what is left if they cost nothing."""
-    operator = student(width)[0]
+    operator = student(width, *changes)[0]
     for layer in operator.lifted.temporal:
         layer.forward = lambda u, slices, last_only=False: u
     return operator
@@ -138,9 +139,9 @@ def lift_rows(options: argparse.Namespace) -> list[Row]:
     limits = ceilings(device)
     rows = []
     for width in options.widths:
-        operator = student(width)[0]
-        bare = without_mixing(width)
-        left = without_layers(width)
+        operator = student(width, *options.changes)[0]
+        bare = without_mixing(width, *options.changes)
+        left = without_layers(width, *options.changes)
         moved = site_bytes(operator)
         for batch in (1, 4):
             x = noise(batch)
@@ -240,7 +241,9 @@ def fast(operator: DSNO, x: Tensor) -> Callable[[], object]:
     return without_gradients(run)
 
 
-def our_step(operator: DSNO, batch: int, *, bf16: bool = False) -> Callable[[], object]:
+def our_step(
+    operator: DSNO, batch: int, *, bf16: bool = False, condition: Condition | None = None
+) -> Callable[[], object]:
     """A step as `dsno.training.trainer` makes it: gradient norm, fused AdamW, average."""
     m = operator.slices
     objective = TrajectoryObjective(operator, torch.ones(m), torch.ones(m)).train()
@@ -248,7 +251,13 @@ def our_step(operator: DSNO, batch: int, *, bf16: bool = False) -> Callable[[], 
     objective.to(engine.device)
     average = ema_of(operator, 0.9999)
     optimizer = engine.optimizer(operator, lr=2e-4)
-    rows = {"noise": noise(batch), "states": noise(batch * m).reshape(batch, m, *SHAPE)}
+    shape, device = operator.sample_shape, engine.device
+    rows: dict[str, Any] = {
+        "noise": torch.randn(batch, *shape, device=device),
+        "states": torch.randn(batch, m, *shape, device=device),
+    }
+    if condition is not None:
+        rows["condition"] = condition
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -399,25 +408,37 @@ def sample_rows(options: argparse.Namespace) -> list[Row]:
                 seconds=taken,
             )
         )
-    value = None
     if device.type == "cuda":
-        operator, denoiser = student(256)
-        x, one = noise(1), torch.ones((), dtype=torch.float64, device=device)
-        evaluation = torch.compile(denoiser, mode="reduce-overhead")
-        sample = torch.compile(operator.sample, mode="reduce-overhead")
-        taken = interleaved(
-            {
-                "sample": without_gradients(lambda: sample(x)),
-                "evaluation": without_gradients(lambda: evaluation(x, one)),
-            },
-            options.rounds,
-            device,
-            least_seconds=options.seconds,
-        )
-        value = taken["sample"] / taken["evaluation"]
-    named = "one-step sample / one backbone evaluation"
-    rows.append(row(named, "256 channels, batch 1, CUDA graphs, GPU", value, reach=1.3))
+        rows.append(graph_row(256, options))
+    else:
+        rows.append(row(GRAPHS[0], GRAPHS[1].format(256), None, reach=1.3))
     return rows
+
+
+GRAPHS = (
+    "one-step sample / one backbone evaluation",
+    "{} channels, batch 1, CUDA graphs, GPU",
+)
+
+
+def graph_row(width: int, options: argparse.Namespace, *changes: str) -> Row:
+    """A one-step sample over one backbone evaluation at batch 1, without the cost of launches."""
+    device = distributed.device()
+    operator, denoiser = student(width, *changes)
+    x, one = noise(1), torch.ones((), dtype=torch.float64, device=device)
+    evaluation = torch.compile(denoiser, mode="reduce-overhead")
+    sample = torch.compile(operator.sample, mode="reduce-overhead")
+    taken = interleaved(
+        {
+            "sample": without_gradients(lambda: sample(x)),
+            "evaluation": without_gradients(lambda: evaluation(x, one)),
+        },
+        options.rounds,
+        device,
+        least_seconds=options.seconds,
+    )
+    value = taken["sample"] / taken["evaluation"]
+    return row(GRAPHS[0], GRAPHS[1].format(width), value, reach=1.3, seconds=taken)
 
 
 def collection_rows(options: argparse.Namespace) -> list[Row]:
@@ -425,13 +446,15 @@ def collection_rows(options: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
         command = [sys.executable, str(HERE / "collection_overhead.py"), "--rounds", "3"]
-        subprocess.run([*command, "--out", str(out)], check=True)
+        subprocess.run([*command, *options.collection, "--out", str(out)], check=True)
         found = json.loads(out.read_text())
     kind = "processor" if distributed.device().type == "cpu" else "wall"
+    channels = "-".join(map(str, found["network"]["channels"]))
     return [
         row(
             "collection / bare backbone evaluations",
-            "64-128-128 channels, batch 64, DPM-Solver++(2M) with 16 steps",
+            f"{channels} channels, batch {found['batch']}, DPM-Solver++(2M) with "
+            f"{found['solver']['steps']} steps",
             found["ratio"][kind]["median"],
             floor=1.0,
             reach=1.05,
@@ -580,6 +603,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--memory", type=int, nargs=2, default=[256, 4], help="width and batch")
     parser.add_argument("--samples", type=int, default=2000, help="of a Frechet distance")
+    parser.set_defaults(collection=(), changes=())
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

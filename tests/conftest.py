@@ -16,7 +16,7 @@ from dsno.teachers.unet import build_unet
 
 torch.set_num_threads(1)
 
-LONGEST = ("end_to_end", "training", "operator", "evaluation")
+LONGEST = ("benchmarks", "end_to_end", "training", "operator", "evaluation")
 """Folders of the tests that take the longest, which workers begin with."""
 
 

@@ -144,6 +144,7 @@ def train(
     label: str = "training",
     log_folder: Path | None = None,
     preview: Preview | None = None,
+    rate: Callable[[int], float] | None = None,
 ) -> tuple[nn.Module, list[Row]]:
     """Train `objective.model`, from its newest checkpoint if there is one.
 
@@ -161,6 +162,7 @@ def train(
         label: of the progress bar.
         log_folder: where trackers write; its last part names the run.
         preview: samples to log.
+        rate: the learning rate of a step, counted from 0; as the options say by default.
 
     Returns:
         The averaged model, in eval mode on the CPU (of sharded ones on process 0 only), and the
@@ -182,6 +184,7 @@ def train(
         label=label,
         log_folder=log_folder,
         preview=preview,
+        rate=rate,
     ).run()
 
 
@@ -198,6 +201,7 @@ class _Training:
         label: str,
         log_folder: Path | None,
         preview: Preview | None,
+        rate: Callable[[int], float] | None,
     ) -> None:
         # PyTorch's sharding and checkpoints: a second
         from dsno.training.engine import Engine, checkpoint_activations
@@ -207,7 +211,7 @@ class _Training:
         self.steps = _given(options.steps, "steps")
         self.batch_size = _given(options.batch_size, "batch_size")
         peak = _given(options.learning_rate, "learning_rate")
-        self.rate = LearningRate(
+        self.rate = rate or LearningRate(
             peak,
             self.steps,
             options.warmup_steps,

@@ -1,0 +1,163 @@
+"""The rows of results/speed.md that need a GPU, and times at the sizes a GPU is used at."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+
+import authors
+import speed as bench
+import torch
+from timing import interleaved, seconds
+
+from dsno.diffusion.solvers import evaluations, solve
+from gpu import results
+from gpu.models import PRECISIONS, arithmetic
+from gpu.work import Work
+
+SHARE = 6.0
+WIDTH, TOY_WIDTH = 256, 32
+SMALLER = (
+    f"teacher.network.channels=[{TOY_WIDTH}]",
+    "teacher.network.attention=[]",
+    "teacher.network.middle_attention=false",
+    "teacher.network.layers_per_block=1",
+    "student.slices=2",
+    "collect.slices=2",
+)
+"""What a rehearsal changes in the networks."""
+TOY_COLLECTION = ("--batch", "2", "--steps", "4", "--channels", "8", "8")
+BATCHES = (1, 16, 256)
+TRAINING, SOLVING = 64, 16
+SOLVERS = (("dpm++2m", 16), ("ddim", 512))
+AGAINST = ((256, 1), (128, 1), (128, 4))
+"""Width and batch of the rows against the authors' network."""
+
+
+def run(work: Work) -> None:
+    """Each section is kept when it is finished; the order is that of what is most wanted."""
+    width = work.scaled(WIDTH, TOY_WIDTH)
+    options = options_of(work)
+    changes = options.changes
+
+    def rows(make: Callable[[], list[bench.Row]]) -> Callable[[], None]:
+        return lambda: _keep(work, make())
+
+    work.section("CUDA graphs", rows(lambda: [bench.graph_row(width, options, *changes)]), 60)
+    for batch in BATCHES if not work.toy else (1,):
+        work.section(
+            f"forward, batch {batch}", lambda b=batch: _forward(work, width, b, changes), 40
+        )
+    work.section("training step", lambda: _training(work, width, changes), 60)
+    work.section("solvers", lambda: _solvers(work, width, changes), 30)
+    work.section("collection", rows(lambda: bench.collection_rows(options)), 40)
+    if authors.available():
+        for own in AGAINST if not work.toy else ((TOY_WIDTH, 1),):
+            one = argparse.Namespace(**{**vars(options), "against": [list(own)]})
+            name = f"beside the authors' network, {own[0]} channels, batch {own[1]}"
+            work.section(name, rows(lambda o=one: bench.author_rows(o)), 80)
+        work.section("memory", rows(lambda: bench.memory_rows(options)), 40)
+    else:
+        for own in AGAINST:
+            setting = f"{own[0]} channels, batch {own[1]}"
+            why = "their code is not there, see benchmarks/authors.py"
+            work.record(
+                "beside the authors' network", setting, None, why=results.MISSING, reason=why
+            )
+    work.section("lift", rows(lambda: bench.lift_rows(options)), 20)
+
+
+def options_of(work: Work) -> argparse.Namespace:
+    """What the sections of benchmarks/speed.py are given."""
+    toy = work.toy
+    return argparse.Namespace(
+        rounds=1 if toy else 7,
+        seconds=0.0 if toy else 1.0,
+        widths=[TOY_WIDTH] if toy else [64, 128, 256],
+        memory=[TOY_WIDTH, 1] if toy else [WIDTH, TRAINING],
+        against=[],
+        collection=TOY_COLLECTION if toy else (),
+        changes=SMALLER if toy else (),
+    )
+
+
+def _keep(work: Work, rows: list[bench.Row]) -> None:
+    for row in rows:
+        own = dict(row)
+        figure, setting, value = (own.pop(key) for key in ("figure", "setting", "value"))
+        work.record(figure, setting, value, **own)
+
+
+def _times(work: Work, named: str, works: dict[str, Callable[[], object]], rows: int) -> None:
+    """Record median times, and rows a second beside them."""
+    options = options_of(work)
+    taken = interleaved(works, options.rounds, work.device, least_seconds=options.seconds)
+    for name, spent in taken.items():
+        work.record(named, name, 1e3 * spent, "ms", samples_per_second=rows / spent)
+
+
+def _forward(work: Work, width: int, batch: int, changes: tuple[str, ...]) -> None:
+    """The student's sample and trajectory beside the bare network, in each arithmetic."""
+    operator, denoiser = bench.student(width, *changes)
+    x, one = bench.noise(batch), torch.ones((), dtype=torch.float64, device=work.device)
+
+    def within(name: str, call: Callable[[], object]) -> Callable[[], object]:
+        def run() -> object:
+            with torch.no_grad(), arithmetic(name, work.device):
+                return call()
+
+        return run
+
+    calls: dict[str, Callable[[], object]] = {
+        "evaluation": lambda: denoiser(x, one),
+        "sample": lambda: operator.sample(x),
+        "trajectory": lambda: operator(x),
+    }
+    works = {f"{n}, {a}": within(a, call) for n, call in calls.items() for a in PRECISIONS}
+    quick = torch.compile(operator.sample)
+    works["sample, bf16, compiled"] = within("bf16", lambda: quick(x))
+    works["trajectory, bf16, compiled, CUDA graphs"] = bench.fast(copy.deepcopy(operator), x)
+    setting = f"{width} channels, M = {operator.slices}, batch {batch}"
+    _times(work, f"forward pass, {setting}", works, batch)
+
+
+def _training(work: Work, width: int, changes: tuple[str, ...]) -> None:
+    """A step in each arithmetic, one network at a time in memory."""
+    batch, options = work.scaled(TRAINING, 2), options_of(work)
+    for kind, compiled in (("float32", False), ("tf32", False), ("bf16", False), ("bf16", True)):
+        name = kind + (", compiled" if compiled else "")
+        operator = bench.student(width, *changes)[0]
+        if compiled:
+            operator.lifted.network.compile()
+        if work.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        step = bench.our_step(operator, batch, bf16=kind == "bf16")
+        with arithmetic("float32" if kind == "float32" else "tf32", work.device):
+            taken = interleaved({"step": step}, options.rounds, work.device)["step"]
+        setting = f"{name}, {width} channels, M = {operator.slices}, batch {batch}"
+        work.record("training step", setting, 1e3 * taken, "ms", samples_per_second=batch / taken)
+        if work.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated() / 1e9
+            work.record("training step, peak memory", setting, peak, "GB")
+        del operator, step
+
+
+def _solvers(work: Work, width: int, changes: tuple[str, ...]) -> None:
+    """The teacher's solvers and the student, time of a sample at one batch."""
+    operator, denoiser = bench.student(width, *changes)
+    batch = work.scaled(SOLVING, 2)
+    x = bench.noise(batch)
+    works: dict[str, Callable[[], object]] = {"student": lambda: operator.sample(x)}
+    for method, real in SOLVERS:
+        steps = work.scaled(real, 3)
+        named = f"{method}, {evaluations(method, steps)} evaluations"
+        works[named] = lambda m=method, n=steps: solve(denoiser, x, method=m, steps=n)
+    for kind in PRECISIONS:
+        with torch.no_grad(), arithmetic(kind, work.device):
+            operator.sample(x)  # warm; hundreds of steps need no rounds
+            solve(denoiser, x, method="ddim", steps=3)
+            for name, call in works.items():
+                taken = seconds(call, work.device)
+                setting = f"{name}, {kind}, {width} channels, batch {batch}"
+                work.record("time of a sample", setting, 1e3 * taken / batch, "ms")

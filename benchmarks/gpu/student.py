@@ -1,0 +1,212 @@
+"""A student and plain knowledge distillation: equal time on the same trajectories."""
+
+from __future__ import annotations
+
+import math
+
+import speed as bench
+import torch
+from torch import Tensor
+
+from dsno.evaluation.samplers import Sampler, student_sampler, teacher_sampler
+from dsno.operator.dsno import DSNO, sampling_cost
+from dsno.recipes import Recipe
+from dsno.runs.build import new_operator
+from dsno.teachers.store import Teacher
+from dsno.training.batches import student_batches
+from dsno.training.losses import TrajectoryObjective, slice_weights
+from dsno.training.trainer import Preview
+from dsno.trajectories.collect import scales_at
+from dsno.trajectories.dataset import TrajectoryStore
+from gpu import quality, trajectories, weights
+from gpu.models import STUDENT, digest, placed, put, trained_teacher
+from gpu.training import Trained, train_for
+from gpu.work import Work
+
+SHARE = 8.0
+OPERATOR, DISTILLATION = "operator", "knowledge distillation"
+KINDS: dict[str, tuple[str, ...]] = {
+    OPERATOR: (),
+    DISTILLATION: (
+        *bench.NOT_MIXED,
+        "student.slices=1",
+        "student.modes=1",
+        "train.trajectory_every=1",
+    ),
+}
+"""What each changes in the recipe."""
+BASELINES = (("dpm++2m", 16), ("ddim", 1), ("ddim", 4), ("ddim", 16))
+"""The teacher's solvers beside them; the first made the trajectories."""
+KEEP = 60
+"""Seconds for the distances."""
+COLLECTING = 0.35
+"""Share of the time for making trajectories."""
+LOOK_EVERY = 1000
+
+
+def run(work: Work) -> None:
+    """Make trajectories, train both, keep the operator's weights, measure all."""
+    recipe = work.recipe()
+    teacher = trained_teacher(work, recipe)
+    store = trajectories.made(work, recipe, teacher, COLLECTING * (work.left() - KEEP))
+    operators: dict[str, DSNO] = {}
+    for index, (name, changes) in enumerate(KINDS.items()):
+        seconds = work.span(1 / (len(KINDS) - index), KEEP)
+        work.section(
+            name,
+            lambda n=name, c=changes, s=seconds: operators.update(
+                {n: _train(work, work.recipe(*c), teacher, store, n, s)}
+            ),
+        )
+    work.section("distances", lambda: _distances(work, recipe, teacher, operators))
+
+
+def started(work: Work, recipe: Recipe, teacher: Teacher, name: str) -> tuple[DSNO, int]:
+    """A student with the weights that are kept of one of this teacher, and its images so far."""
+    operator = new_operator(recipe, teacher)
+    found = weights.load((work.out, *work.weights), file_name(name))
+    if found is None or found[1]["teacher"] != digest(teacher.denoiser.network):
+        return operator, 0
+    put(operator, found[0], name)
+    return operator, int(found[1]["images"])
+
+
+def file_name(name: str) -> str:
+    """Of the weights of a kind of student."""
+    return f"{STUDENT}-{name.replace(' ', '-')}"
+
+
+def fit(
+    work: Work,
+    recipe: Recipe,
+    teacher: Teacher,
+    store: TrajectoryStore,
+    operator: DSNO,
+    seconds: float,
+    *,
+    seed: int,
+    latest: float = math.inf,
+    preview: Preview | None = None,
+    folder: str,
+) -> Trained:
+    """Train an operator for some seconds as the recipe says."""
+    spec, denoiser = recipe.train, teacher.denoiser
+    assert spec.batch_size is not None
+    own = trajectories.at_times(store, operator.times.tolist())
+    objective = TrajectoryObjective(
+        operator,
+        torch.tensor(scales_at(denoiser, operator.times)),
+        slice_weights(
+            spec.weight,
+            denoiser.schedule,
+            operator.times,
+            weight_max=spec.weight_max,
+            sigma_data=denoiser.sigma_data,
+        ),
+        distance=spec.loss,
+        delta=spec.huber_delta,
+    )
+    batches = student_batches(
+        own,
+        spec.batch_size,
+        seed=seed,
+        window=spec.shuffle_shards,
+        trajectory_every=spec.trajectory_every,
+    )
+    every = work.scaled(LOOK_EVERY, 2) if preview is not None else None
+    return train_for(
+        seconds,
+        objective,
+        batches,
+        spec.model_copy(update={"log_images_every": every}),
+        work.scratch / f"{folder}-checkpoints-{seed}",
+        latest=latest,
+        seed=seed,
+        preview=preview,
+    )
+
+
+def _train(
+    work: Work, recipe: Recipe, teacher: Teacher, store: TrajectoryStore, name: str, seconds: float
+) -> DSNO:
+    operator, before = started(work, recipe, teacher, name)
+    size = recipe.train.batch_size or 0
+    draws, looks = quality.draws_of(work, recipe, teacher), 0
+
+    def keep(model: object, images: int) -> None:
+        assert isinstance(model, DSNO)
+        about = {
+            "images": before + images,
+            "teacher": digest(teacher.denoiser.network),
+            "recipe": recipe.model_dump(mode="json"),
+            **work.origin(),
+        }
+        weights.save(model.state_dict(), work.out, file_name(name), about)
+
+    def look(model: torch.nn.Module) -> Tensor:
+        nonlocal looks
+        looks += 1
+        keep(model, looks * work.scaled(LOOK_EVERY, 2) * size)
+        assert isinstance(model, DSNO)
+        return model.sample(*draws.batch(range(1)))
+
+    trained = fit(
+        work,
+        recipe,
+        teacher,
+        store,
+        operator,
+        seconds,
+        seed=recipe.seed + before,
+        latest=math.inf if work.toy else work.until - KEEP,
+        preview=look,
+        folder=file_name(name),
+    )
+    assert isinstance(trained.model, DSNO)
+    keep(trained.model, trained.steps * size)
+    record_training(work, recipe, teacher, trained, name, before)
+    return trained.model
+
+
+def record_training(
+    work: Work, recipe: Recipe, teacher: Teacher, trained: Trained, name: str, before: int = 0
+) -> None:
+    """Record how fast and how far a student was trained, and what it costs."""
+    size = recipe.train.batch_size or 0
+    assert isinstance(trained.model, DSNO)
+    work.record("training, trajectories a second", name, trained.steps_per_second * size, "1/s")
+    work.record(
+        "training, trajectories in all",
+        name,
+        before + trained.steps * size,
+        history=trained.history,
+    )
+    cost = sampling_cost(trained.model, teacher.denoiser, teacher.example_condition())
+    work.record("multiply-adds of a sample, in evaluations", name, cost)
+
+
+def named(operator: DSNO, name: str) -> Sampler:
+    """A student as a sampler with its own name."""
+    sampler = student_sampler(operator)
+    return Sampler(name, name, sampler.nfe, sampler.spacing, sampler.generate)
+
+
+def _distances(work: Work, recipe: Recipe, teacher: Teacher, operators: dict[str, DSNO]) -> None:
+    using, draws = quality.ruler(work, recipe), quality.draws_of(work, recipe, teacher)
+    count = recipe.evaluate.samples
+    denoiser = placed(work, teacher)
+    target, *others = [teacher_sampler(denoiser, *b, "uniform") for b in BASELINES]
+    exact = quality.judge(work, using, target, draws, count)
+    shown = [exact]
+    for name, operator in operators.items():
+        samples = quality.judge(
+            work, using, named(operator.to(work.device).eval(), name), draws, count
+        )
+        apart = float((samples - exact).abs().mean())
+        work.record("mean difference from the teacher's samples", name, apart)
+        shown.append(samples)
+        quality.picture(work, STUDENT, shown)
+    for sampler in others:
+        if work.left() > 5:
+            quality.judge(work, using, sampler, draws, count)
+    quality.floor(work, using, recipe, count)
