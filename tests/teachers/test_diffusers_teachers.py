@@ -18,7 +18,7 @@ from tests.makers import seeded, zero_temporal
 from dsno.backbones.registry import BACKBONES, backbone_of
 from dsno.backbones.safe_loading import weight_variants
 from dsno.diffusion.denoisers import Preconditioning
-from dsno.diffusion.schedules import BetaSchedule, CosineSchedule
+from dsno.diffusion.schedules import BetaSchedule, CosineSchedule, EDMSchedule
 from dsno.diffusion.solvers import solve
 from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig
@@ -311,20 +311,42 @@ def test_what_the_scheduler_says_can_be_overridden_field_by_field(tmp_path: Path
     expected = Preconditioning(BetaSchedule(**linear), "epsilon")
     assert teacher.denoiser.preconditioning == expected
     assert teacher.denoiser.clip_sample == 1.5
-    for options, expected in (
-        (
-            {"prediction_type": "v_prediction"},
-            Preconditioning(BetaSchedule(**linear), "v_prediction"),
-        ),
-        ({"schedule": CosineSchedule()}, Preconditioning(CosineSchedule(), "epsilon")),
-    ):
-        teacher = diffusers_teacher(folder, TeacherOptions(scheduler=fields, **options))
-        assert teacher.denoiser.preconditioning == expected
+    teacher = diffusers_teacher(
+        folder, TeacherOptions(prediction_type="v_prediction", scheduler=fields)
+    )
+    expected = Preconditioning(BetaSchedule(**linear), "v_prediction")
+    assert teacher.denoiser.preconditioning == expected
+    left_out = frozen_fields({"warp": None, "clip_sample_range": 2.0})
+    teacher = diffusers_teacher(
+        folder, TeacherOptions(schedule=CosineSchedule(), scheduler=left_out)
+    )
+    assert teacher.denoiser.preconditioning == Preconditioning(CosineSchedule(), "epsilon")
+    assert teacher.denoiser.clip_sample == 2.0
+    for predicted in (None, "sample"):
+        with pytest.raises(InputError, match=r"scheduler\.beta_end has no effect beside schedule"):
+            diffusers_teacher(folder, TeacherOptions(predicted, CosineSchedule(), scheduler=fields))
     # said in full, the process need not be one that is known; the clipping still counts
     stated = TeacherOptions("sample", CosineSchedule())
     teacher = diffusers_teacher(folder, stated)
     assert teacher.denoiser.preconditioning == Preconditioning(CosineSchedule(), "sample")
     assert teacher.denoiser.clip_sample == 1.5
+
+
+def test_the_deviation_of_the_data_is_the_schedulers_unless_it_is_said(tmp_path: Path) -> None:
+    stated = diffusers.EDMEulerScheduler(sigma_data=0.7)
+    folder = makers.ddpm_folder(tmp_path / "edm", stated)
+    for options, expected in (
+        ({}, 0.7),
+        ({"prediction_type": "edm", "schedule": EDMSchedule()}, 0.7),
+        ({"schedule": EDMSchedule()}, 0.7),
+        ({"sigma_data": 1.0}, 1.0),
+        ({"prediction_type": "edm", "schedule": EDMSchedule(), "sigma_data": 1.0}, 1.0),
+    ):
+        teacher = diffusers_teacher(folder, TeacherOptions(**options))
+        assert teacher.denoiser.preconditioning.sigma_data == expected
+    other = makers.ddpm_folder(tmp_path / "ddpm")
+    with pytest.raises(InputError, match=r"does not say the standard deviation.* sigma_data=0\.5"):
+        diffusers_teacher(other, TeacherOptions("edm", EDMSchedule()))
 
 
 def test_the_first_three_wrong_weights_are_named(tmp_path: Path) -> None:
@@ -379,11 +401,14 @@ def test_half_precision_beside_whole_weights_is_not_downloaded(
 ) -> None:
     saved = makers.ddpm_folder(tmp_path / "saved")
     diffusers.DDPMPipeline.from_pretrained(saved).save_pretrained(saved, variant="fp16")
+    (saved / "safety_checker").mkdir()  # its weights are not read, so they may be missing
+    (saved / "safety_checker" / "config.json").write_text("{}")
     hub = Hub(saved, tmp_path / "cache")
     monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
     hub_teacher("owner/name")
     assert hub.files == [
         "model_index.json",
+        "safety_checker/config.json",
         "scheduler/scheduler_config.json",
         "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",

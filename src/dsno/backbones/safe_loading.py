@@ -136,10 +136,15 @@ def best_variant(folder: Path, stem: str, wanted: str | None = None) -> str | No
     return wanted if wanted in variants else next(iter(variants), None)
 
 
-def lacks_weights(folder: Path) -> bool:
-    """Whether a model in a pipeline's folder, or at its top, has no safetensors file."""
-    places = [folder, *(p for p in folder.glob("*") if p.is_dir())]
-    return any((p / "config.json").is_file() and not any(p.glob("*.safetensors")) for p in places)
+def lacks_weights(folder: Path, components: Sequence[str]) -> bool:
+    """Whether a model at the top of a folder, or in one of its components, has no safetensors file.
+
+    Args:
+        folder: of a pipeline or a network.
+        components: names of sub-folders whose weights are wanted; those of others do not matter.
+    """
+    looked = [folder, *(folder / name for name in components)]
+    return any((p / "config.json").is_file() and not any(p.glob("*.safetensors")) for p in looked)
 
 
 def _lies_in(folder: Path, name: str) -> bool:

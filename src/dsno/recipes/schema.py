@@ -222,8 +222,9 @@ class Teacher(Optimisation):
     schedule: Result[dict[str, Any] | None] = None
     """`name` (cosine, betas, edm, rectified_flow) and that schedule's fields. The cosine one if
     trained here; by default as `source` says."""
-    sigma_data: Result[Positive] = 1.0
-    """Standard deviation of the data; for `edm` prediction."""
+    sigma_data: Result[Positive | None] = None
+    """Standard deviation of the data, for `edm` prediction: if null, 1 for a teacher trained here
+    and otherwise as `source` says."""
     clip_sample: Result[bool | None] = None
     """Clip the denoised estimate to [-1, 1]; as the source says if null."""
     null_class: Result[Whole | None] = None

@@ -89,7 +89,7 @@ def new_teacher(recipe: Recipe) -> Teacher:
             **spec.network.model_dump(),
         )
     preconditioning = Preconditioning(
-        schedule_from_config(spec.schedule), spec.prediction_type, spec.sigma_data
+        schedule_from_config(spec.schedule), spec.prediction_type, spec.sigma_data or 1.0
     )
     denoiser = denoiser_of(
         network,

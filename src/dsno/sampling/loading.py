@@ -14,6 +14,7 @@ from dsno.support.errors import InputError
 from dsno.support.hub import HALF_PRECISION, download, looks_like_hub_id
 
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+_COMPONENTS = ("model", "vae", "text_encoder")
 _ALLOW = ("*.json", "*.safetensors", "*.txt", "*.model")
 """What is worth downloading: configurations, weights, and the files of tokenizers."""
 
@@ -34,7 +35,7 @@ def local_folder(source: str | Path, options: dict[str, Any]) -> Path:
         return path
     if options.get("variant") is None:
         path = download(str(source), allow=_ALLOW, ignore=HALF_PRECISION, **hub)
-        if not lacks_weights(path):
+        if not lacks_weights(path, _COMPONENTS):
             return path
     return download(str(source), allow=_ALLOW, **hub)
 

@@ -24,7 +24,7 @@ class TeacherOptions:
 
     prediction_type: str | None = None
     schedule: NoiseSchedule | None = None
-    sigma_data: float = 1.0
+    sigma_data: float | None = None
     clip_sample: bool | None = None
     null_class: int | None = None
     image_size: int | tuple[int, int] | None = None

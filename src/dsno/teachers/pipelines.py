@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,22 @@ from dsno.support.scalars import whole
 from dsno.teachers.components import load_component, load_text_encoder
 from dsno.teachers.options import TeacherOptions
 from dsno.teachers.schedulers import (
+    CLIPPING,
     STATE_IT,
     SchedulerSettings,
     scheduler_clipping,
     scheduler_settings,
+    scheduler_sigma_data,
 )
 from dsno.teachers.store import Teacher, denoiser_of
 
 # What is worth downloading of a pipeline's repository: no second copies.
+COMPONENTS = ("unet", "transformer", "vae", "vqvae", "text_encoder", "bert")
+"""Folders of a pipeline that have weights which are read."""
 ALLOW = [
     "*.json",
     "diffusion_pytorch_model*.safetensors",
-    *(f"{name}/*" for name in ("unet", "transformer", "vae", "vqvae", "scheduler")),
-    *(f"{name}/*" for name in ("text_encoder", "tokenizer", "bert")),
+    *(f"{name}/*" for name in (*COMPONENTS, "scheduler", "tokenizer")),
 ]
 IGNORE = ["*.non_ema.*", "*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*.h5", "*.pt"]
 NETWORK_FOLDERS = ("unet", "transformer")
@@ -51,7 +54,7 @@ ADAPTER = "write an adapter that calls it (see docs/teachers.md)"
 def hub_teacher(name: str, options: TeacherOptions = AS_IT_SAYS) -> Teacher:
     """A teacher from the Hub, by `owner/name`; see `diffusers_teacher`."""
     folder = download(name, allow=ALLOW, ignore=[*IGNORE, *HALF_PRECISION])
-    if lacks_weights(folder):
+    if lacks_weights(folder, COMPONENTS):
         folder = download(name, allow=ALLOW, ignore=IGNORE)
     return diffusers_teacher(folder, options, origin=name)
 
@@ -124,8 +127,18 @@ def _settings(folder: Path, options: TeacherOptions) -> SchedulerSettings:
             f"{STATE_IT}."
         )
     config = {**(config or {}), **dict(options.scheduler)}
+    if schedule is not None:
+        _refuse_unused(options.scheduler, predicted)
     if predicted is not None and schedule is not None:
-        stated = Preconditioning(schedule, predicted, options.sigma_data)
+        sigma_data = options.sigma_data
+        if sigma_data is None:
+            sigma_data = scheduler_sigma_data(config) if predicted == "edm" else 1.0
+        if sigma_data is None:
+            raise InputError(
+                f"{folder} does not say the standard deviation of the data, which EDM's prediction "
+                "needs; give sigma_data=0.5 or what the network was trained with."
+            )
+        stated = Preconditioning(schedule, predicted, sigma_data)
         return SchedulerSettings(stated, *scheduler_clipping(config))
     settings = scheduler_settings(config)
     changes: dict[str, Any] = {}
@@ -133,11 +146,26 @@ def _settings(folder: Path, options: TeacherOptions) -> SchedulerSettings:
         changes = {"prediction_type": predicted}
     if schedule is not None:
         changes = {"schedule": schedule, "time_input": ""}
-    if options.sigma_data != AS_IT_SAYS.sigma_data:
+    if options.sigma_data is not None:
         changes["sigma_data"] = options.sigma_data
     return dataclasses.replace(
         settings, preconditioning=dataclasses.replace(settings.preconditioning, **changes)
     )
+
+
+def _refuse_unused(fields: Iterable[tuple[str, Any]], predicted: str | None) -> None:
+    """Refuse overridden fields of a scheduler that count for nothing beside a stated schedule.
+
+    Raises:
+        InputError: naming the first.
+    """
+    used = CLIPPING if predicted is not None else (*CLIPPING, "prediction_type")
+    for key, value in fields:
+        if value is not None and key not in used:
+            raise InputError(
+                f"scheduler.{key} has no effect beside schedule.name; give the schedule's own "
+                f"field (schedule.{key}, if it has that), or leave schedule.name out."
+            )
 
 
 def _scheduler_config(folder: Path) -> Mapping[str, Any] | None:

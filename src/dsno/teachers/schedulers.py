@@ -89,6 +89,14 @@ _OF_LATENTS = (
     "KDPM2AncestralDiscreteScheduler",
     "DPMSolverSDEScheduler",
 )
+CLIPPING = (
+    "clip_sample",
+    "clip_sample_range",
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+)
+"""Fields of a scheduler that say how its sampler clips."""
 STATE_IT = "say what the network was trained on with prediction_type=... schedule.name=..."
 
 
@@ -132,6 +140,25 @@ def scheduler_settings(config: Mapping[str, Any]) -> SchedulerSettings:
         f"The scheduler {name or 'without a class name'} cannot be mapped to a noise schedule; "
         f"{STATE_IT}."
     )
+
+
+def scheduler_sigma_data(config: Mapping[str, Any]) -> float | None:
+    """The standard deviation of the data that an EDM scheduler's configuration states.
+
+    Returns:
+        None for another scheduler, or none.
+
+    Raises:
+        InputError: if the field is damaged.
+    """
+    try:
+        name, values = _name_and_values(config)
+        return _positive(values, "sigma_data", 0.5) if name in _EDM else None
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"The scheduler's sigma_data is damaged ({first_line(error)}); correct it with "
+            "sigma_data=VALUE."
+        ) from None
 
 
 def scheduler_clipping(
