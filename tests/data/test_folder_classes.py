@@ -245,6 +245,19 @@ def test_numbers_in_a_table_are_class_numbers(tmp_path: Path) -> None:
     refused("2 of 2 images have no label in metadata.csv", source="folder", path=part)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata__jsonl", '{"file_name": null, "label": 1}\n'),
+        ("metadata__jsonl", '{"file_name": 3, "label": 1}\n'),
+        ("metadata__csv", "label,file_name\n3\n"),
+    ],
+)
+def test_a_row_without_the_name_of_a_file_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    path = tree(tmp_path, "a.png", **{name: text})
+    refused("expected a file_name in every row", "metadata", source="folder", path=path)
+
+
 def test_lines_of_json_are_read_in_the_folder_of_the_split(tmp_path: Path) -> None:
     lines = '{"file_name": "x/a.png", "label": 1}\n\n{"file_name": "b.png", "label": 0}\n'
     tree(tmp_path, "train/x/a.png", "train/b.png", "test/c.png")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsno.data.decode import UnreadableError
 from dsno.data.listing import Listing
 from dsno.recipes.schema import Data
 from dsno.support.errors import InputError, one_of
@@ -82,6 +83,14 @@ def _read(files: Listing, folder: str, name: str, data: Data) -> LabelFile | Non
             if not column:
                 return None
             pairs = [(row["file_name"], row.get(column)) for row in found]
+            for image, _ in pairs:
+                if not isinstance(image, str):
+                    raise ValueError(f"expected a file_name in every row, found {image!r:.60}")
+    except UnreadableError as error:  # in an archive; its remedy is for images
+        raise InputError(
+            f"The label file {where} is damaged in its archive; make the archive again, or set "
+            "data.labels=none or data.labels=folders."
+        ) from error
     except InputError:
         raise
     except Exception as error:  # whatever damage makes of the readers
