@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, Literal, cast
@@ -131,27 +131,41 @@ def _read_entry(name: str, value: Any) -> Any:
     Raises:
         InputError: for a value of another type.
     """
-    expected = "a list of submodules' names"
-    if name == "restores":
-        expected = "true or false"
-        if isinstance(value, bool):
-            return value
-    elif name == "last_site":
-        expected = "a submodule's name"
-        if isinstance(value, str):
-            return value
-    elif isinstance(value, list) and all(isinstance(item, str) for item in value):
-        if name != "fixed":
-            return tuple(value)
-        expected = "a list of texts such as 'block < 1'"
-        try:
-            return tuple(FixedTensor.from_text(item) for item in value)
-        except ValueError:
-            pass  # refused below
-    raise InputError(
-        f"The model's configuration has a wrong entry parts.{name}: expected {expected}, found "
-        f"{value!r:.60}."
-    )
+    readers = {
+        "restores": (_typed(bool), "true or false"),
+        "last_site": (_typed(str), "a submodule's name"),
+        "fixed": (_listed(FixedTensor.from_text), "a list of texts such as 'block < 1'"),
+    }
+    read, expected = readers.get(name, (_listed(str), "a list of submodules' names"))
+    try:
+        return read(value)
+    except ValueError:
+        raise InputError(
+            f"The model's configuration has a wrong entry parts.{name}: expected {expected}, found "
+            f"{value!r:.60}."
+        ) from None
+
+
+def _typed(kind: type) -> Callable[[Any], Any]:
+    """A reader of values of one type; ValueError for others."""
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise ValueError
+        return value
+
+    return read
+
+
+def _listed(item: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """A reader of lists of texts; ValueError for other values."""
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise ValueError
+        return tuple(map(item, value))
+
+    return read
 
 
 class Rows(Enum):
