@@ -126,6 +126,10 @@ def test_guidance_is_a_number_or_a_range_in_every_type(unet_teacher: Any) -> Non
         assert (model.config.guidance_scale, model.guidance_range) == (3.0, None)
         with pytest.raises(InputError, match="guidance 3 distilled in"):
             DSNOPipeline(model)(guidance_scale=2.0)
+    rebuilt = DSNOModel(**{**model.config, "guidance_scale": np.float32(4)})
+    assert json.loads(rebuilt.to_json_string())["guidance_scale"] == 4.0
+    with pytest.raises(InputError, match="guidance 4 distilled in"):
+        DSNOPipeline(rebuilt)(guidance_scale=2.0)
     operator = DSNO.from_teacher(unet_teacher(), dataclasses.replace(LIFT, guidance=True))
     noise = torch.randn(2, 1, 8, 8)
     for ends in ((1, 5), np.array([1, 5]), torch.tensor([1.0, 5.0])):

@@ -92,6 +92,7 @@ class DSNOModel(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         guidance_scale = arguments.trained_guidance(guidance_scale)
+        self.register_to_config(guidance_scale=guidance_scale)  # as plain numbers
         kind = registry.backbone(backbone)
         with torch.device("cpu"):  # a schedule needs numbers also where weights are on `meta`
             meaning = Preconditioning.from_config(preconditioning)

@@ -178,6 +178,32 @@ def test_what_cannot_be_written_is_refused_first(
         check_target(tmp_path / name, count, shape, raw=raw)
 
 
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("samples-v1.0", ["000000.png", "000001.png"]),
+        ("run.2", ["000000.png", "000001.png"]),
+        ("GRID.PNG", None),
+        ("x.NPZ", None),
+    ],
+)
+def test_a_name_with_a_dot_or_in_capitals_is_what_it_says(
+    name: str, files: list[str] | None, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    check_target(path, 2, (1, 8, 8), raw=False)
+    with opened(path, 2) as target:
+        target.write(torch.zeros(2, 1, 8, 8), None)
+    if files is not None:
+        assert sorted(p.name for p in path.iterdir()) == files
+    elif name.endswith("PNG"):
+        with Image.open(path) as image:
+            assert image.format == "PNG"
+    else:
+        with np.load(path) as arrays:
+            assert arrays["arr_0"].shape == (2, 8, 8, 1)
+
+
 def test_the_largest_picture_is_one_that_pillow_opens() -> None:
     assert MAX_GRID_PIXELS == Image.MAX_IMAGE_PIXELS
 

@@ -19,7 +19,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,15 @@ DIGITS = 6
 """Of an image's number in its name; more where there are more images."""
 MAX_GRID_PIXELS = 89_478_485
 """Pillow warns of, and then refuses, larger pictures as decompression bombs."""
+
+
+_OTHER_FILES = frozenset(
+    f".{kind}"
+    for kind in (
+        *("jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "svg", "pdf"),
+        *("npy", "pt", "pth", "safetensors", "zip", "tar", "parquet", "csv", "json"),
+    )
+)
 
 
 class SampleFile(ABC):
@@ -59,12 +68,9 @@ def check_target(path: Path, count: int, image_shape: Sequence[int], *, raw: boo
         InputError: for another kind of file, samples that are no images, a picture that would be
             too large to open, or a folder that holds something else than samples.
     """
-    if path.suffix not in ("", ".png", ".npz"):
-        raise InputError(
-            f"Samples are written to a .png or .npz file or a folder, not to {path.name!r}."
-        )
+    layout = _layout(path)
     if raw:
-        if path.suffix != ".npz":
+        if layout != "npz":
             raise InputError(f"Raw states are written to an .npz file, not to {path.name!r}.")
         return
     if len(image_shape) != 3 or image_shape[0] not in MODES:
@@ -72,15 +78,31 @@ def check_target(path: Path, count: int, image_shape: Sequence[int], *, raw: boo
             f"Samples of shape {tuple(image_shape)} are not images; give an .npz file to --out, "
             "and --raw."
         )
-    if path.suffix == ".png":
+    if layout == "png":
         width, height = grid_size(count, *image_shape[1:])
         if width * height > MAX_GRID_PIXELS:
             raise InputError(
                 f"A picture of {count:,} samples would have {width:,} x {height:,} pixels, too "
                 "many to open; give a folder or an .npz file to --out."
             )
-    if not path.suffix:
+    if layout == "folder":
         _require_own(path)
+
+
+def _layout(path: Path) -> Literal["png", "npz", "folder"]:
+    """What is written to a path. A name such as `samples-v1.0` is a folder's.
+
+    Raises:
+        InputError: if it is called like another kind of file.
+    """
+    suffix = path.suffix.lower()
+    if suffix in _OTHER_FILES and not path.is_dir():
+        raise InputError(
+            f"Samples are written to a .png or .npz file or a folder, not to {path.name!r}."
+        )
+    if suffix == ".png" and not path.is_dir():
+        return "png"
+    return "npz" if suffix == ".npz" and not path.is_dir() else "folder"
 
 
 def _require_own(folder: Path) -> None:
@@ -102,10 +124,11 @@ def opened(path: Path, count: int, *, raw: bool = False) -> Iterator[SampleFile]
     Raises:
         WorkError: if it cannot be written.
     """
-    if path.suffix == ".npz":
+    layout = _layout(path)
+    if layout == "npz":
         with replacing(path) as temporary, _Npz.writing(temporary, count, raw=raw) as npz:
             yield npz
-    elif path.suffix == ".png":
+    elif layout == "png":
         picture = _Grid()
         yield picture
         save_png(grid_of_bytes(picture.tiles()), path)
