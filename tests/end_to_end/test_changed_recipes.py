@@ -376,6 +376,39 @@ def test_an_extension_without_a_checkpoint_or_a_training_is_refused(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_whole_run_extends_what_there_is(
+    copy: Path, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the teacher is trained yet; nothing stops the later stages from being begun."""
+    records = json.loads((copy / "stages.json").read_text())
+    (copy / "stages.json").write_text(json.dumps({"teacher": records["teacher"]}))
+    for name in ("trajectories", "student"):
+        shutil.rmtree(copy / name)
+    ran: list[str] = []
+    for stage in ("evaluate", "report"):
+        monkeypatch.setitem(
+            sys.modules["dsno.runs.run"].WORK, stage, lambda _, s=stage: ran.append(s)
+        )
+    monkeypatch.setattr(Run, "_checksums", lambda *_: {})
+    monkeypatch.setattr(Run, "metrics", lambda _: {})
+    monkeypatch.setattr("dsno.evaluation.table.table", lambda _: "")
+    assert run("run", copy, "teacher.steps=3", "--extend") == 0
+    assert "teacher: the recipe changed (teacher.steps 2 -> 3); going on from its last step" in (
+        capsys.readouterr().err
+    )
+    assert ran == ["evaluate", "report"]
+    assert (copy / "student" / WEIGHTS).is_file()
+
+
+def test_trajectories_are_not_given_up_for_an_extended_teacher_without_asking(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(copy)
+    assert run("teacher", copy, "teacher.steps=3", "--extend") == 2
+    assert "collect: the teacher is extended" in capsys.readouterr().err
+    assert contents(copy) == before
+
+
 # ------------------------------------------------------------------------- train.start_from
 
 
@@ -401,8 +434,9 @@ def test_a_student_stays_finished_when_the_one_it_started_from_is_deleted(
     start = f"train.start_from={tmp_path / 'first'}"
     assert run("train", copy, start) == 0
     shutil.rmtree(tmp_path / "first")
-    assert run("train", copy, start) == 0
-    assert "finished already" in capsys.readouterr().err
+    for more in ([], ["train.log_every=1"], ["evaluate.samples=17"]):
+        assert run("train", copy, start, *more) == 0
+        assert "finished already" in capsys.readouterr().err
 
 
 def test_a_start_that_cannot_be_is_refused_before_anything_changes(

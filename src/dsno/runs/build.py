@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -307,21 +308,31 @@ def load_start(operator: DSNO, folder: str) -> None:
     operator.load_state_dict(found)
 
 
-def check_buildable(recipe: Recipe) -> None:
+def check_buildable(recipe: Recipe, finished: Collection[str] = ()) -> None:
     """Build everything a recipe describes, in memory, so that nothing is begun in vain.
+
+    Args:
+        recipe: what to build.
+        finished: stages that are; the files they read (`train.vgg16`, `train.start_from`,
+            `collect.prompts`) may be gone.
 
     Raises:
         InputError: if anything in it cannot be built, or a file it names is missing.
     """
-    if recipe.train.loss == "lpips_vgg" and not Path(recipe.train.vgg16).is_file():
+    is_trained = "train" in finished
+    has_vgg16 = is_trained or Path(recipe.train.vgg16).is_file()
+    if recipe.train.loss == "lpips_vgg" and not has_vgg16:
         raise InputError(
             f"There is no file {recipe.train.vgg16} (train.vgg16); tools/convert_vgg16.py makes it "
             "from torchvision's weights."
         )
     teacher = imported_teacher(recipe.teacher) if recipe.teacher.source else new_teacher(recipe)
     guided(recipe, teacher)
-    prompt_texts(recipe, teacher)
-    load_start(new_operator(recipe, teacher), recipe.train.start_from)
+    if "collect" not in finished:
+        prompt_texts(recipe, teacher)
+    operator = new_operator(recipe, teacher)
+    if not is_trained:
+        load_start(operator, recipe.train.start_from)
 
 
 def summary(teacher: Teacher) -> str:

@@ -87,7 +87,7 @@ class Run:
         self.folder = folder
         self.command = command
         self.yes, self.extend = yes, extend
-        self._is_buildable = False
+        self._is_buildable, self._has_training = False, False
         self.values = recipe.model_dump(mode="json")
         self._check_folder()
 
@@ -166,10 +166,18 @@ class Run:
         if "train" in stages:
             self._check_start()
         if not self._is_buildable and not self._has_recipe():
-            check_buildable(self.recipe)
+            check_buildable(self.recipe, [s for s in STAGES if self._is_recorded(s)])
             self._is_buildable = True
         if "collect" in stages:
             self._check_destination()
+        trained = [s for s in stages if s in TRAINED]
+        if self.extend and trained and not self._has_training:
+            if not any(s in read_stages(self.folder) for s in trained):
+                raise InputError(
+                    f"There is no {trained[-1]} stage in {self.folder} to extend; leave out "
+                    "--extend."
+                )
+            self._has_training = True  # of the later stages of a whole run there may be none yet
         changed = {}
         for stage in stages:
             record = read_stages(self.folder).get(stage)
@@ -240,10 +248,7 @@ class Run:
 
     def _check_moved(self, storage: StorageDir) -> None:
         """Refuse a destination without trajectories where the finished ones lie elsewhere."""
-        record = read_stages(self.folder).get("collect")
-        if record is None or not record["finished"]:
-            return
-        if record["fingerprint"] != self.fingerprint("collect"):
+        if not self._is_recorded("collect"):
             return
         last = trajectories_storage(saved_recipe(self.folder), self.folder)
         if str(last) != str(storage) and has_manifest(last):
@@ -253,17 +258,13 @@ class Run:
             )
 
     def _extension(self, stage: str, record: StageRecord | None) -> Extension | None:
-        """The training to go on from; None if the stage's own part of the recipe is as it was.
+        """The training to go on from; None if there is none, or its recipe is as it was.
 
         Raises:
             InputError: if more has changed than `steps`, or there is no checkpoint.
         """
-        if stage == "teacher" and self.recipe.teacher.source:
+        if record is None or (stage == "teacher" and self.recipe.teacher.source):
             return None
-        if record is None:
-            raise InputError(
-                f"There is no {stage} stage in {self.folder} to extend; leave out --extend."
-            )
         changed = self._changes(stage, record)
         if not changed:
             return None
@@ -272,6 +273,8 @@ class Run:
         steps = inputs[stage]["steps"]
         inputs[stage] = {**inputs[stage], "steps": before}
         is_all = fingerprint([self._fingerprint_before(stage), inputs]) == record["fingerprint"]
+        if not is_all and all(reason.startswith(f"{stage}.steps ") for reason in changed):
+            changed = [*changed, "an earlier stage changed too"]
         if not is_all or not isinstance(before, int) or steps < before:
             raise InputError(
                 f"--extend goes on with more `{stage}.steps` and nothing else changed, but "
@@ -425,11 +428,17 @@ class Run:
             return not manifest.missing and not damaged_shards(storage, manifest)
         return files.items() <= self._checksums(stage).items()
 
-    def _finished(self, stage: str) -> bool:
+    def _is_recorded(self, stage: str) -> bool:
+        """Whether this recipe's stage was finished, by the record alone."""
         record = read_stages(self.folder).get(stage)
         if record is None or record["fingerprint"] != self.fingerprint(stage):
             return False
-        return record["finished"] and self._whole(stage, record["files"])
+        return record["finished"]
+
+    def _finished(self, stage: str) -> bool:
+        if not self._is_recorded(stage):
+            return False
+        return self._whole(stage, read_stages(self.folder)[stage]["files"])
 
     def require(self, stage: str) -> None:
         """Raise `InputError` unless the stage, and all before it, are finished by this recipe."""
