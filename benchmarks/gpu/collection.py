@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from dsno.diffusion.denoisers import Denoiser, DenoiserProtocol
-from dsno.diffusion.solvers import solve
 from dsno.evaluation.samplers import Draws
 from dsno.recipes import Recipe
 from dsno.runs.build import conditions_of
@@ -22,7 +21,7 @@ from dsno.teachers.store import Teacher
 from dsno.trajectories.collect import collect, exact_arithmetic
 from gpu import quality
 from gpu.models import Half, arithmetic, placed, trained_teacher
-from gpu.trajectories import manifest_of, solving_rate
+from gpu.trajectories import manifest_of, solved_by, solving_rate
 from gpu.work import Work
 
 SHARE = 2.0
@@ -91,19 +90,8 @@ def _differences(work: Work, recipe: Recipe, teacher: Teacher) -> None:
 
 def _solved(denoiser: DenoiserProtocol, recipe: Recipe, draws: Draws, count: int) -> Tensor:
     """The last states of so many trajectories, on the CPU."""
-    spec, found = recipe.collect, []
-    for items in draws.batches(count):
-        noise, condition = draws.batch(items)
-        solution = solve(
-            denoiser,
-            noise,
-            method=spec.solver,
-            steps=spec.steps,
-            spacing=spec.spacing,
-            condition=condition,
-        )
-        found.append(solution.states[:, -1].cpu())
-    return torch.cat(found)
+    batches = (draws.batch(items) for items in draws.batches(count))
+    return torch.cat([solved_by(recipe, denoiser, *batch)[:, -1].cpu() for batch in batches])
 
 
 def _to_disk(

@@ -6,6 +6,9 @@ import copy
 import time
 from collections.abc import Sequence
 
+from torch import Tensor
+
+from dsno.diffusion.conditions import Condition
 from dsno.diffusion.denoisers import DenoiserProtocol
 from dsno.diffusion.solvers import evaluations, solve
 from dsno.diffusion.time_grids import Spacing, grid_times
@@ -52,27 +55,34 @@ def manifest_of(recipe: Recipe, teacher: Teacher, count: int, tag: str) -> Manif
     )
 
 
+def solved_by(
+    recipe: Recipe, denoiser: DenoiserProtocol, noise: Tensor, condition: Condition | None
+) -> Tensor:
+    """The states (batch, M, *shape) that the recipe's solver makes of a batch of noise."""
+    spec = recipe.collect
+    return solve(
+        denoiser,
+        noise,
+        method=spec.solver,
+        steps=spec.steps,
+        spacing=spec.spacing,
+        condition=condition,
+    ).states
+
+
 def solving_rate(work: Work, denoiser: DenoiserProtocol, recipe: Recipe, draws: Draws) -> float:
     """Trajectories a second, once everything is warm."""
-    spec = recipe.collect
-    noise, condition = draws.batch(range(spec.batch_size))
+    size = recipe.collect.batch_size
+    noise, condition = draws.batch(range(size))
 
     def solved() -> None:
-        solution = solve(
-            denoiser,
-            noise,
-            method=spec.solver,
-            steps=spec.steps,
-            spacing=spec.spacing,
-            condition=condition,
-        )
-        float(solution.states.sum())  # until it is done
+        float(solved_by(recipe, denoiser, noise, condition).sum())  # until it is done
 
     solved()
     start = time.perf_counter()
     for _ in range(repeats := work.scaled(3, 1)):
         solved()
-    return repeats * spec.batch_size / (time.perf_counter() - start)
+    return repeats * size / (time.perf_counter() - start)
 
 
 def made(work: Work, recipe: Recipe, teacher: Teacher, seconds: float) -> TrajectoryStore:

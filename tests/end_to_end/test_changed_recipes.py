@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.checksums import contents
 
 from dsno.cli import main
 from dsno.recipes import load_recipe
@@ -44,14 +45,6 @@ WEIGHTS = "model/diffusion_pytorch_model.safetensors"
 
 def run(command: str, out: Path, *more: str) -> int:
     return main([command, "digits", *RECIPE, *more, "--out", str(out)])
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

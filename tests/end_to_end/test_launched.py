@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.checksums import contents
 
 from dsno.cli import main
-from dsno.support.files import sha256
 from dsno.trajectories.manifest import load_manifest
 from launched.processes import Child, Launch, command, launched_command, wait
 
@@ -58,14 +58,6 @@ class Torchrun(subprocess.Popen[str]):
 
     def is_alive(self) -> bool:
         return self.poll() is None
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

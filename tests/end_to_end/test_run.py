@@ -15,12 +15,12 @@ import pytest
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from tests.checksums import contents
 
 from dsno.cli import main
 from dsno.evaluation.features import train_classifier
 from dsno.pipeline import DSNOPipeline
 from dsno.recipes import load_recipe
-from dsno.support.files import sha256
 from dsno.trajectories.manifest import load_manifest
 
 # Whatever the shipped recipe says of them, the tests below rely on these.
@@ -69,14 +69,6 @@ STAGES = ("teacher", "collect", "train", "evaluate", "report")
 
 def run(command: str, out: Path, *overrides: str) -> int:
     return main([command, "digits", *TINY, *overrides, "--out", str(out)])
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
