@@ -79,7 +79,7 @@ def test_a_run_says_and_records_what_is_too_few(
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Warning: ")]
     assert len(said) == 3
     assert "in pixel features is not meaningful: the covariance of 4 samples in 4" in said[0]
-    assert "60 items of the reference in 4 dimensions are few; use 100 or more." in said[1]
+    assert "60 items of the reference in 4 dimensions are too few; use 100 or more." in said[1]
     assert "between halves of the reference in pixel features" in said[2]
 
 

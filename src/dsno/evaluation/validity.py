@@ -47,15 +47,15 @@ class Shortage:
     @property
     def sentence(self) -> str:
         """What it means and what to do."""
+        wanted = f"{self.enough:,} or more"
+        if self.of == "half":
+            wanted = f"{2 * self.enough:,} or more items of the reference"
         what = "between halves of the reference " if self.of == "half" else ""
         words = f"{self.count:,} {_WORDS[self.of]} in {self.dimension:,} dimensions"
         lead = f"The Frechet distance {what}in {singular(self.features)} features"
         if self.count <= self.dimension:
-            return (
-                f"{lead} is not meaningful: the covariance of {words} is singular; use "
-                f"{self.enough:,} or more."
-            )
-        return f"{lead} is too large by its bias: {words} are few; use {self.enough:,} or more."
+            return f"{lead} is not meaningful: the covariance of {words} is singular; use {wanted}."
+        return f"{lead} is biased upwards: {words} are too few; use {wanted}."
 
 
 def enough(dimension: int) -> int:

@@ -111,7 +111,8 @@ def require_variant(folder: Path, wanted: str, present: Collection[str | None]) 
     if wanted not in present:
         names = sorted({"plain ones" if v is None else repr(v) for v in present}) or ["none"]
         raise InputError(
-            f"{folder} has no weights of the variant {wanted!r}; there are {', '.join(names)}."
+            f"{folder} has no weights of the variant {wanted!r}; there are {', '.join(names)}; "
+            "give one of these, or leave variant out."
         )
 
 

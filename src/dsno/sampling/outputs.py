@@ -45,7 +45,7 @@ def convert(samples: Tensor, output_type: str) -> list[Image.Image] | np.ndarray
     | `pil`         | a list of 8-bit images                                    |
     | `np`, `numpy` | float32 (batch, H, W, C) in [0, 1]                        |
     | `pt`          | (batch, C, H, W) in [0, 1]                                |
-    | `raw`         | (batch, C, H, W) as it is: about [-1, 1], nothing clamped |
+    | `raw`         | (batch, C, H, W) as it is: about [-1, 1]                  |
 
     Samples that are not images come as they are, whatever the type.
     """

@@ -79,7 +79,7 @@ def load_text_encoder(tokenizer: Path, encoder: Path) -> TextEncoder:
         import transformers  # seconds
     except ImportError:
         raise InputError(
-            "A text-conditional teacher needs the package transformers; install dsno[text]."
+            "A text-conditional teacher needs transformers; run pip install 'dsno[text]'."
         ) from None
     name = check_text_encoder(encoder)
     try:

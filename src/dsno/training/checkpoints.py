@@ -112,7 +112,10 @@ class Checkpoints:
 
     def say_damaged(self, path: Path) -> None:
         """Say that a checkpoint is not used."""
-        say(f"Checkpoint {path} is damaged and is not used; going back to the one before.")
+        say(
+            f"Checkpoint {path} is damaged and is not used; going on from an older one or from the "
+            "start."
+        )
 
 
 def _checksum_of(path: Path) -> Path:
