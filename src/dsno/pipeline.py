@@ -282,7 +282,7 @@ class DSNOPipeline(DiffusionPipeline):
                 f"{folder} is not a trained model (no model_index.json); give the folder that "
                 "`dsno train` wrote, such as runs/digits/student."
             )
-        kwargs.setdefault("low_cpu_mem_usage", False)  # the other way needs accelerate
+        kwargs.setdefault("low_cpu_mem_usage", False)  # as for the model itself
         kwargs["variant"] = choose_variant(path, kwargs.get("variant"))
         names = Names(cls.__name__, DSNOModel.__module__, DSNOModel.__name__)
         with loading(folder):

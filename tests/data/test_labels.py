@@ -83,6 +83,7 @@ def test_the_option_says_how_many_classes_there_are_and_in_which_order(
         ([0, "a"], {}, "are int, str"),
         ([[0.5, 0.5], [1, 0]], {}, r"float64 of shape \(2, 2\)"),
         ([-1, -1], {}, "is -1; classes are numbered from 0"),
+        (np.array([-5.0, 1.0]), {}, "is -5; classes are numbered from 0"),
         ([0.5, 1], {}, "float64 of shape"),
     ],
 )

@@ -202,7 +202,7 @@ def _of_numbers(
     if array.dtype.kind == "b" and array.ndim == 1:
         array, least, names = array.astype(np.int64), 2, names or ("false", "true")
     if array.dtype.kind == "f" and array.ndim == 1 and bool((array == np.floor(array)).all()):
-        array = array.clip(-1, MAX_CLASSES).astype(np.int64)
+        array = array.clip(-(2**31), MAX_CLASSES).astype(np.int64)
     if array.dtype.kind not in "iu" or array.ndim != 1:
         raise InputError(
             f"The labels in {origin} are {array.dtype} of shape {array.shape}, and one whole "

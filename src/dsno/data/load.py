@@ -44,7 +44,7 @@ OPTIONS: dict[DataSource, tuple[str, ...]] = {
     "npz": ("path", "image_column", "label_column", "labels", "range", "layout", "background"),
 }
 """What each source takes besides `_COMMON`."""
-_LABELS = {"digits": (), "huggingface": ("none",), "npz": ("none", "file")}
+_LABELS = {"huggingface": ("none",), "npz": ("none", "file")}
 """What `labels` may be where not everything makes sense."""
 
 

@@ -47,7 +47,7 @@ def load_component(folder: Path, known: tuple[str, ...], what: str) -> nn.Module
                 variant=best_variant(folder, DIFFUSERS_STEM),
                 local_files_only=True,
                 torch_dtype=torch.float32,
-                low_cpu_mem_usage=False,  # the other way needs accelerate
+                low_cpu_mem_usage=False,  # nothing stays on the meta device
                 ignore_mismatched_sizes=True,  # reported below, with the missing and the extra
                 output_loading_info=True,
             )
