@@ -96,13 +96,13 @@ def _layout(path: Path) -> Literal["png", "npz", "folder"]:
         InputError: if it is called like another kind of file.
     """
     suffix = path.suffix.lower()
-    if suffix in _OTHER_FILES and not path.is_dir():
+    if suffix in _OTHER_FILES:
         raise InputError(
             f"Samples are written to a .png or .npz file or a folder, not to {path.name!r}."
         )
-    if suffix == ".png" and not path.is_dir():
+    if suffix == ".png":
         return "png"
-    return "npz" if suffix == ".npz" and not path.is_dir() else "folder"
+    return "npz" if suffix == ".npz" else "folder"
 
 
 def _require_own(folder: Path) -> None:
