@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,14 @@ def test_an_item_does_not_depend_on_its_batch_or_order() -> None:
     assert together.dtype == torch.float32
     for items in ([7], [9, 0, 4], range(3, 6)):
         assert torch.equal(seeds.item_noise(3, items, (2, 4)), together[list(items)])
+
+
+def test_an_items_noise_is_that_of_a_generator_of_its_own() -> None:
+    items = [3, 0, 2**40, 2**63, 3]  # odd numbers of floats leave half a draw behind
+    made = seeds.item_noise(2**70 + 9, items, (5,), stream=seeds.SAMPLE)
+    for row, item in zip(made, items, strict=True):
+        own = np.random.Philox(key=[9, seeds.SAMPLE], counter=[0, item, 0, 0])
+        assert row.tolist() == np.random.Generator(own).standard_normal(5, np.float32).tolist()
 
 
 def test_an_items_label_does_not_depend_on_its_batch() -> None:
