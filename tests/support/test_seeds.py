@@ -100,7 +100,7 @@ def test_a_draw_at_the_edge_of_two_classes_is_of_the_upper_one(
         def random(self) -> float:
             return draw
 
-    monkeypatch.setattr(seeds, "generator", lambda *_: Drawn())
+    monkeypatch.setattr(seeds, "_generators", lambda *_: [Drawn()])
     assert seeds.item_labels(0, [0], [0.0, 0.5, 0.25, 0.0, 0.25]).tolist() == [label]
 
 
