@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import authors
 import speed as bench
@@ -36,7 +36,7 @@ AGAINST = ((256, 1), (128, 1), (128, 4))
 
 
 def run(work: Work) -> None:
-    """Each section is kept when it is finished; the order is that of what is most wanted."""
+    """Each section is kept when it is finished; what compiles, which takes longest, comes last."""
     width = work.scaled(WIDTH, TOY_WIDTH)
     options = options_of(work)
     changes = options.changes
@@ -44,14 +44,17 @@ def run(work: Work) -> None:
     def rows(make: Callable[[], list[bench.Row]]) -> Callable[[], None]:
         return lambda: _keep(work, make())
 
-    work.section("CUDA graphs", rows(lambda: [bench.graph_row(width, options, *changes)]), 60)
-    for batch in BATCHES if not work.toy else (1,):
-        work.section(
-            f"forward, batch {batch}", lambda b=batch: _forward(work, width, b, changes), 40
-        )
-    work.section("training step", lambda: _training(work, width, changes), 60)
+    batches = BATCHES if not work.toy else (1,)
+    work.section("forward", lambda: _forward(work, width, batches, changes), 20)
+    work.section("training step", lambda: _training(work, width, changes, UNCOMPILED), 20)
     work.section("solvers", lambda: _solvers(work, width, changes), 30)
-    work.section("collection", rows(lambda: bench.collection_rows(options)), 40)
+    work.section("collection", rows(lambda: bench.collection_rows(options)), 20)
+    work.section("lift", rows(lambda: bench.lift_rows(options)), 20)
+    work.section("CUDA graphs", rows(lambda: [bench.graph_row(width, options, *changes)]), 60)
+    work.section("training step", lambda: _training(work, width, changes, COMPILED), 50)
+    for batch in batches:
+        name = f"forward, compiled, batch {batch}"
+        work.section(name, lambda b=batch: _compiled(work, width, b, changes), 50)
     if authors.available():
         for own in AGAINST if not work.toy else ((TOY_WIDTH, 1),):
             one = argparse.Namespace(**{**vars(options), "against": [list(own)]})
@@ -65,7 +68,6 @@ def run(work: Work) -> None:
             work.record(
                 "beside the authors' network", setting, None, why=results.MISSING, reason=why
             )
-    work.section("lift", rows(lambda: bench.lift_rows(options)), 20)
 
 
 def options_of(work: Work) -> argparse.Namespace:
@@ -97,35 +99,59 @@ def _times(work: Work, named: str, works: dict[str, Callable[[], object]], rows:
         work.record(named, name, 1e3 * spent, "ms", samples_per_second=rows / spent)
 
 
-def _forward(work: Work, width: int, batch: int, changes: tuple[str, ...]) -> None:
+def _within(work: Work, name: str, call: Callable[[], object]) -> Callable[[], object]:
+    """A call without gradients in one of the arithmetics."""
+
+    def run() -> object:
+        with torch.no_grad(), arithmetic(name, work.device):
+            return call()
+
+    return run
+
+
+def _forward(work: Work, width: int, batches: Sequence[int], changes: tuple[str, ...]) -> None:
     """The student's sample and trajectory beside the bare network, in each arithmetic."""
     operator, denoiser = bench.student(width, *changes)
-    x, one = bench.noise(batch), torch.ones((), dtype=torch.float64, device=work.device)
+    one = torch.ones((), dtype=torch.float64, device=work.device)
+    for batch in batches:
+        x = bench.noise(batch)
+        calls: dict[str, Callable[[], object]] = {
+            "evaluation": lambda x=x: denoiser(x, one),
+            "sample": lambda x=x: operator.sample(x),
+            "trajectory": lambda x=x: operator(x),
+        }
+        works = {
+            f"{n}, {a}": _within(work, a, call) for n, call in calls.items() for a in PRECISIONS
+        }
+        _times(work, f"forward pass, {_setting(width, operator.slices, batch)}", works, batch)
 
-    def within(name: str, call: Callable[[], object]) -> Callable[[], object]:
-        def run() -> object:
-            with torch.no_grad(), arithmetic(name, work.device):
-                return call()
 
-        return run
-
-    calls: dict[str, Callable[[], object]] = {
-        "evaluation": lambda: denoiser(x, one),
-        "sample": lambda: operator.sample(x),
-        "trajectory": lambda: operator(x),
-    }
-    works = {f"{n}, {a}": within(a, call) for n, call in calls.items() for a in PRECISIONS}
+def _compiled(work: Work, width: int, batch: int, changes: tuple[str, ...]) -> None:
+    """The student's sample and trajectory, compiled."""
+    operator, x = bench.student(width, *changes)[0], bench.noise(batch)
     quick = torch.compile(operator.sample)
-    works["sample, bf16, compiled"] = within("bf16", lambda: quick(x))
-    works["trajectory, bf16, compiled, CUDA graphs"] = bench.fast(copy.deepcopy(operator), x)
-    setting = f"{width} channels, M = {operator.slices}, batch {batch}"
-    _times(work, f"forward pass, {setting}", works, batch)
+    works = {
+        "sample, bf16, compiled": _within(work, "bf16", lambda: quick(x)),
+        "trajectory, bf16, compiled, CUDA graphs": bench.fast(copy.deepcopy(operator), x),
+    }
+    _times(work, f"forward pass, {_setting(width, operator.slices, batch)}", works, batch)
 
 
-def _training(work: Work, width: int, changes: tuple[str, ...]) -> None:
+def _setting(width: int, slices: int, batch: int) -> str:
+    return f"{width} channels, M = {slices}, batch {batch}"
+
+
+UNCOMPILED = (("float32", False), ("tf32", False), ("bf16", False))
+COMPILED = (("bf16", True),)
+"""Arithmetic of a training step, and whether it is compiled."""
+
+
+def _training(
+    work: Work, width: int, changes: tuple[str, ...], kinds: Sequence[tuple[str, bool]]
+) -> None:
     """A step in each arithmetic, one network at a time in memory."""
     batch, options = work.scaled(TRAINING, 2), options_of(work)
-    for kind, compiled in (("float32", False), ("tf32", False), ("bf16", False), ("bf16", True)):
+    for kind, compiled in kinds:
         name = kind + (", compiled" if compiled else "")
         operator = bench.student(width, *changes)[0]
         if compiled:
@@ -135,7 +161,7 @@ def _training(work: Work, width: int, changes: tuple[str, ...]) -> None:
         step = bench.our_step(operator, batch, bf16=kind == "bf16")
         with arithmetic("float32" if kind == "float32" else "tf32", work.device):
             taken = interleaved({"step": step}, options.rounds, work.device)["step"]
-        setting = f"{name}, {width} channels, M = {operator.slices}, batch {batch}"
+        setting = f"{name}, {_setting(width, operator.slices, batch)}"
         work.record("training step", setting, 1e3 * taken, "ms", samples_per_second=batch / taken)
         if work.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated() / 1e9

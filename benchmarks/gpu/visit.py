@@ -39,6 +39,8 @@ from gpu.images import as_npz, made_up
 from gpu.work import Work
 
 HERE = Path(__file__).resolve().parent
+if str(HERE) in sys.path:
+    sys.path.remove(str(HERE))  # its `models` would hide the one of the authors' code
 ROOT = HERE.parents[1]
 PARTS = ("ceilings", "speed", "teacher", "collection", "student", "ablations", "imagenet64")
 NEED_IMAGES = {"teacher", "collection", "student", "ablations"}
