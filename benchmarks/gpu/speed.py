@@ -100,7 +100,7 @@ def _times(work: Work, named: str, works: dict[str, Callable[[], object]], rows:
 
 
 def _within(work: Work, name: str, call: Callable[[], object]) -> Callable[[], object]:
-    """A call without gradients in one of the arithmetics."""
+    """A call without gradients in one of `PRECISIONS`."""
 
     def run() -> object:
         with torch.no_grad(), arithmetic(name, work.device):
