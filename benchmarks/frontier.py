@@ -34,15 +34,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import consistency
-import diffusers
 import torch
 from safetensors.torch import load_file, save_file
 from timing import interleaved
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsno.cli import main as dsno
-from dsno.diffusion.conditions import Condition
 from dsno.diffusion.denoisers import Denoiser
 from dsno.evaluation.reference import build_reference
 from dsno.evaluation.samplers import Draws, Sampler, draw, student_sampler, teacher_sampler
@@ -238,29 +235,6 @@ def make_all(work: Work, seeds: Sequence[int], jobs: int) -> None:
 # ---- measuring ---------------------------------------------------------------------------------
 
 
-def unipc(denoiser: Denoiser, steps: int) -> Callable[[Tensor, Condition | None], Tensor]:
-    """diffusers' UniPC on this teacher: its schedule in a thousand steps, samples predicted."""
-    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
-    kept = denoiser.schedule.alpha(t).square()
-    betas = 1 - kept / torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
-
-    def generate(noise: Tensor, condition: Condition | None) -> Tensor:
-        scheduler = diffusers.UniPCMultistepScheduler(
-            trained_betas=betas.clamp(max=1 - 1e-9).numpy(),
-            prediction_type="sample",
-            timestep_spacing="linspace",
-            final_sigmas_type="zero",
-        )
-        scheduler.set_timesteps(steps)
-        x = noise
-        for step in scheduler.timesteps:
-            clean = denoiser(x, t[int(step)], condition)
-            x = scheduler.step(clean, step, x, return_dict=False)[0]
-        return x
-
-    return generate
-
-
 def samplers(work: Work, seed: int) -> tuple[Teacher, dict[str, tuple[Sampler, float]]]:
     """Every sampler of a seed by name, with its multiply-adds in evaluations of the network."""
     teacher = load_teacher(work.out / f"seed-{seed}" / "teacher")
@@ -279,10 +253,7 @@ def samplers(work: Work, seed: int) -> tuple[Teacher, dict[str, tuple[Sampler, f
         found[name] = Sampler(name, KINDS[name].label, 1, None, sampler.generate), cost
     for method, every in SOLVERS.items():
         for steps in every:
-            if method == "unipc":
-                made = Sampler(method, "UniPC", steps, "uniform", unipc(denoiser, steps))
-            else:
-                made = teacher_sampler(denoiser, method, steps, "uniform")
+            made = teacher_sampler(denoiser, method, steps, "uniform")
             found[f"{method}-{steps}"] = made, float(made.nfe)
     return teacher, found
 

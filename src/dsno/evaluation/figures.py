@@ -23,7 +23,13 @@ from dsno.support.images import to_pil
 Row = Mapping[str, Any]
 Curve = tuple[str, Any, Sequence[int], Sequence[float]]
 """Label, colour, x, y."""
-COLOURS = {STUDENT: "#D55E00", "ddim": "#0072B2", "dpm++2m": "#009E73", "heun": "#CC79A7"}
+COLOURS = {
+    STUDENT: "#D55E00",
+    "ddim": "#0072B2",
+    "dpm++2m": "#009E73",
+    "unipc": "#E69F00",
+    "heun": "#CC79A7",
+}
 OTHER, GREY = "#7A5BA6", "#777777"
 MARKERS = {None: "o", "uniform": "o", "quadratic": "s", "karras": "^"}
 STYLE: Any = {  # matplotlib spells out every key as a type

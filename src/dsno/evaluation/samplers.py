@@ -20,7 +20,13 @@ from dsno.recipes.schema import Curve, Evaluate
 from dsno.support import seeds
 
 STUDENT = "dsno"
-SAMPLER_NAMES = {"ddim": "DDIM", "heun": "Heun", "dpm++2m": "DPM-Solver++(2M)", STUDENT: "DSNO"}
+SAMPLER_NAMES = {
+    "ddim": "DDIM",
+    "heun": "Heun",
+    "dpm++2m": "DPM-Solver++(2M)",
+    "unipc": "UniPC",
+    STUDENT: "DSNO",
+}
 """Names of the solvers and the student in tables and figures."""
 
 Generate = Callable[[Tensor, Condition | None], Tensor]

@@ -1,0 +1,101 @@
+"""The solution of the ODE at the asked times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dsno.diffusion.conditions import Condition
+from dsno.diffusion.denoisers import CountingDenoiser, DenoiserProtocol
+from dsno.diffusion.solvers.methods import METHODS
+from dsno.diffusion.solvers.step_grid import step_times
+from dsno.diffusion.solvers.steps import Step, nodes
+from dsno.diffusion.time_grids import Spacing
+from dsno.support.errors import InputError, one_of
+from dsno.support.scalars import whole
+
+MERGE = 1e-6
+"""Asked times closer than this share one state: multistep ratios explode over tiny steps."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """States of the ODE at the asked times.
+
+    Attributes:
+        times: (M,), float64, as asked.
+        states: (batch, M, *shape).
+        nfe: network evaluations spent per sample.
+    """
+
+    times: Tensor
+    states: Tensor
+    nfe: int
+
+
+@torch.no_grad()
+def solve(
+    denoiser: DenoiserProtocol,
+    noise: Float[Tensor, "batch *shape"],
+    times: Float[Tensor, " M"] | None = None,
+    *,
+    method: str = "dpm++2m",
+    steps: int = 16,
+    spacing: str = "uniform",
+    condition: Condition | None = None,
+) -> Solution:
+    """Solve the probability-flow ODE from x_1 = sigma(1) noise and return it at `times`.
+
+    Args:
+        denoiser: the teacher.
+        noise: unit normal, (batch, *shape). The state is kept in float64 if the noise is, and in
+            float32 otherwise, whatever precision the network runs in.
+        times: (M,) in [0, 1], in any order; the sample alone (t = 0) if None.
+        method: one of `METHODS`.
+        steps: number of steps from t = 1 to the smallest asked time.
+        spacing: how the steps are spread, see `Spacing`.
+        condition: passed to the denoiser.
+
+    Raises:
+        InputError: for an unknown method or spacing, times outside [0, 1], or a number of steps
+            that is too small or no whole number.
+    """
+    rule = METHODS[one_of(method, METHODS, "solver")]
+    steps = whole(steps, "number of solver steps")
+    schedule = denoiser.schedule
+    asked = torch.zeros(1, dtype=torch.float64) if times is None else times.double().cpu()
+    if asked.ndim != 1 or len(asked) == 0 or not bool(((asked >= 0) & (asked <= 1)).all()):
+        raise InputError("The times to solve for must be a non-empty list of numbers in [0, 1].")
+
+    distinct: list[float] = []
+    merged = {}
+    for t in sorted(asked.tolist(), reverse=True):  # equal or nearly equal times share one state
+        near = [d for d in (1.0, *distinct[-1:]) if d - t < MERGE]
+        merged[t] = near[-1] if near else t
+        if not near:
+            distinct.append(t)
+    if distinct and 0 < distinct[-1] < MERGE:
+        merged = {t: 0.0 if s == distinct[-1] else s for t, s in merged.items()}
+        distinct[-1] = 0.0
+
+    dtype = torch.float64 if noise.dtype == torch.float64 else torch.float32
+    start = nodes(schedule, torch.ones(1))[0]
+    x = noise.to(dtype) * start.sigma
+    saved = {1.0: x}
+    counting = CountingDenoiser(denoiser)
+    if distinct:
+        grid = step_times(
+            torch.tensor(distinct, dtype=torch.float64), steps, Spacing(spacing, schedule)
+        )
+        step = Step(lambda y, node: counting(y, node.t, condition).to(dtype), start, start)
+        ends = set(distinct)
+        for node in nodes(schedule, grid)[1:]:
+            step.start, step.end = step.end, node
+            x = rule.step(x, step)
+            if float(node.t) in ends:
+                saved[float(node.t)] = x
+    states = torch.stack([saved[merged[t]] for t in asked.tolist()], dim=1)
+    return Solution(asked, states, counting.nfe)
