@@ -47,6 +47,15 @@ def test_a_perfect_student_has_no_paired_error_and_beats_ddim(
     assert rows["dpm++2m", 32]["paired_l1"] is None  # it is the reference of the others
     assert rows["ddim", 1]["paired_l1"] > rows["ddim", 4]["paired_l1"] > 0
     assert rows["dsno", 1]["frechet_distance"] == rows["dpm++2m", 32]["frechet_distance"]
+    assert rows["dsno", 1]["precision"] == rows["dpm++2m", 32]["precision"]
+    assert rows["ddim", 1]["recall"]["pixels"] < 0.5 < rows["dsno", 1]["recall"]["pixels"]
+    distance = rows["dsno", 1]["kernel_distance"]["pixels"]
+    assert distance["value"] < 0.1 * rows["ddim", 1]["kernel_distance"]["pixels"]["value"]
+    assert all("inception_score" not in row for row in rows.values())  # pixels have no logits
+    assert metrics["step_equivalence"] == [
+        {"solver": "ddim", "features": "pixels", "relation": ">=", "evaluations": 4},
+        {"solver": "dpm++2m", "features": "pixels", "relation": "=", "evaluations": 32},
+    ]
     assert metrics["samples"] == 400
     assert metrics["verdict"] == {
         "student": rows["dsno", 1]["frechet_distance"]["pixels"],

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
+
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 from torch import Tensor
 
-from dsno.evaluation.frechet import Moments, frechet_distance, moments
+from dsno.evaluation.frechet import Moments, frechet_distance, frechet_error, moments
 from dsno.support.errors import InputError
 
 
@@ -82,6 +84,50 @@ def test_a_shift_costs_its_square() -> None:
     features = torch.randn(500, 6)
     a, b = moments(features), moments(features + 2)
     assert frechet_distance(a, b) == pytest.approx(24, rel=1e-5)
+
+
+def test_the_standard_error_is_the_spread_over_repeated_draws() -> None:
+    """200 draws tell it to 5 %; a heavy tail would show an error taken from a Gaussian formula."""
+    d, n = 4, 500
+    real = made(torch.zeros(d).double(), covariance(d))
+    drawn = []
+    for _ in range(200):
+        x = torch.randn(n, d) * torch.exp(0.3 * torch.randn(n, 1)) * 1.2 + 0.3
+        drawn.append((frechet_distance(moments(x), real), frechet_error(x, moments(x), real)))
+    values, errors = zip(*drawn, strict=True)
+    assert statistics.fmean(errors) == pytest.approx(statistics.stdev(values), rel=0.2)
+
+
+def test_the_standard_error_is_the_bootstraps() -> None:
+    real = made(torch.zeros(3).double(), covariance(3))
+    x = torch.randn(2000, 3) * 1.3 + 0.5
+    again = [
+        frechet_distance(moments(x[torch.randint(len(x), (len(x),))]), real) for _ in range(200)
+    ]
+    assert frechet_error(x, moments(x), real) == pytest.approx(statistics.stdev(again), rel=0.2)
+
+
+@pytest.mark.parametrize("rank", [40, 7])
+def test_the_standard_error_is_that_of_the_derivative(rank: int) -> None:
+    """By differences in each sample's weight; also where pixels of the data never vary."""
+    real = made(torch.randn(40).double(), covariance(40, rank))
+    x = torch.randn(60, 40).double()
+
+    def weighted(weights: Tensor) -> float:
+        p = weights / weights.sum()
+        mean = p @ x
+        unbiased = len(x) / (len(x) - 1)
+        cov = (x - mean).T @ ((x - mean) * p[:, None]) * unbiased
+        return frechet_distance(Moments(mean, cov, len(x)), real)
+
+    step, ones = 1e-4, torch.ones(len(x)).double()
+    slopes = []
+    for i in range(len(x)):
+        nudge = torch.zeros(len(x)).double()
+        nudge[i] = step
+        slopes.append((weighted(ones + nudge) - weighted(ones - nudge)) / (2 * step))
+    expected = statistics.stdev(slopes) * len(x) ** 0.5
+    assert frechet_error(x, moments(x), real) == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

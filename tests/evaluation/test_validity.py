@@ -25,6 +25,19 @@ def test_the_authors_of_the_distance_recommend_10_000_for_2_048_features() -> No
     assert enough(1) == 100
 
 
+def test_published_distances_of_inception_features_are_of_50_000_samples() -> None:
+    assert shortages({"inception": 2048}, samples=50_000, reference=50_000) == []
+    found = shortages({"inception": 2048}, samples=49_999, reference=50_000)
+    assert [s.of for s in found] == ["samples"]
+    assert found[0].sentence == (
+        "The Frechet distance in inception features is not comparable with published ones: 49,999 "
+        "samples in 2,048 dimensions bias it upwards; the protocol has 50,000."
+    )
+    few = shortages({"inception": 2048}, samples=9000, reference=9000)
+    assert [s.enough for s in few] == [50_000, 10_240, 10_240]
+    assert "9,000 samples in 2,048 dimensions are too few; use 50,000 or more." in few[0].sentence
+
+
 def test_every_set_is_judged_in_every_space() -> None:
     dimensions = {"pixels": 768, "classifier": 64}
     assert shortages(dimensions, samples=10_000, reference=10_000) == []

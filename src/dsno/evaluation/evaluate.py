@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsno.diffusion.denoisers import DenoiserProtocol
+from dsno.diffusion.denoisers import DenoiserProtocol, evaluations_per_call
+from dsno.evaluation.equivalence import step_equivalence
 from dsno.evaluation.reference import Reference
 from dsno.evaluation.samplers import (
     Decode,
@@ -52,32 +53,35 @@ def evaluate(
         exact = draw(truth, draws, spec.samples, advance)
         made = {truth.key: exact[: spec.pictures]}
         rows: dict[Any, dict[str, Any]] = {
-            truth.key: {"frechet_distance": reference.distances(exact), "paired_l1": None}
+            truth.key: {**reference.measure(exact), "paired_l1": None}
         }
         for sampler in others:
             samples = draw(sampler, draws, spec.samples, advance)
             made[sampler.key] = samples[: spec.pictures]
             rows[sampler.key] = {
-                "frechet_distance": reference.distances(samples),
+                **reference.measure(samples),
                 "paired_l1": float((samples - exact).abs().mean()),
             }
     seconds = seconds_per_sample(samplers, draws, spec.timing_rounds, min(64, spec.samples))
     feature = list(reference.spaces)[-1]
     student = rows[samplers[0].key]["frechet_distance"][feature]
+    measured = [
+        {
+            "name": s.name,
+            "label": s.label,
+            "nfe": s.nfe,
+            "spacing": s.spacing,
+            **rows[s.key],
+            "seconds_per_sample": t,
+            "relative_time": t / seconds[0],
+        }
+        for s, t in zip(samplers, seconds, strict=True)
+    ]
+    equivalence = step_equivalence(measured, reference.spaces, calls=evaluations_per_call(denoiser))
     metrics = {
         "samples": spec.samples,
-        "samplers": [
-            {
-                "name": s.name,
-                "label": s.label,
-                "nfe": s.nfe,
-                "spacing": s.spacing,
-                **rows[s.key],
-                "seconds_per_sample": t,
-                "relative_time": t / seconds[0],
-            }
-            for s, t in zip(samplers, seconds, strict=True)
-        ],
+        "samplers": measured,
+        "step_equivalence": [dataclasses.asdict(e) for e in equivalence],
         "reference": {
             "name": reference.data.name,
             "count": len(reference.data),

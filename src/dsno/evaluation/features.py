@@ -77,6 +77,12 @@ class Classifier(nn.Module):
         """Features (n, width) of images clamped to [-1, 1]."""
         return torch.cat([self.body(some.clamp(-1, 1)) for some in torch.split(x, 1000)])
 
+    @torch.no_grad()
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits (n, classes) of features (n, width)."""
+        found: Tensor = self.head(features)
+        return found
+
 
 @dataclass(frozen=True)
 class TrainedClassifier:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dsno.evaluation.equivalence import Equivalence
+from dsno.evaluation.estimate import Estimate
 from dsno.evaluation.samplers import STUDENT
 from dsno.evaluation.validity import Shortage
 from dsno.support.errors import InputError
@@ -15,22 +18,39 @@ from dsno.support.files import read_json
 METRICS = "metrics.json"
 REMEDY = "run `dsno evaluate` again"
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
 
 
 class SamplerRecord(_Record):
-    """What was measured of one sampler."""
+    """What was measured of one sampler; distances and the like by feature space.
+
+    All but the Frechet distance may be missing in some spaces: they need the reference's features,
+    enough samples or a classifier, and records of earlier versions lack them.
+    """
 
     name: str
     label: str
     nfe: int = Field(ge=1)
     spacing: str | None = None
     frechet_distance: dict[str, float]
+    frechet_error: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Standard error of the Frechet distance."""
+    kernel_distance: dict[str, Estimate] = {}
+    precision: dict[str, Share] = {}
+    recall: dict[str, Share] = {}
+    inception_score: dict[str, Estimate] = {}
     seconds_per_sample: float = Field(ge=0)
     relative_time: float | None = None
     paired_l1: float | None = None
+
+    def frechet(self, space: str) -> Estimate:
+        """The Frechet distance with its error; an error that is not known is NaN."""
+        error = self.frechet_error.get(space, math.nan)
+        return Estimate(self.frechet_distance[space], error)
 
 
 class _Reference(_Record):
@@ -109,6 +129,7 @@ class Metrics(_Record):
     spectrum: _Spectrum | None = None
     parameters: dict[str, int]
     trajectories: _Trajectories
+    step_equivalence: list[Equivalence] = []
     warnings: list[Shortage] = []
     durations: dict[str, float]
     recipe: dict[str, Any]
@@ -121,6 +142,8 @@ class Metrics(_Record):
         for row in [*distances, self.reference.split_half_distance]:
             if row.keys() != self.features.keys() or self.verdict.features not in row:
                 raise ValueError("every distance and the verdict must use the features listed")
+        if not {row.features for row in self.step_equivalence} <= self.features.keys():
+            raise ValueError("every step equivalence must use the features listed")
         if STUDENT not in (row.name for row in self.samplers):
             raise ValueError(f"no sampler is named {STUDENT!r}")
         known = [row.per_time for row in self.student_history if row.per_time is not None]
@@ -133,6 +156,10 @@ class Metrics(_Record):
     def feature_names(self) -> list[str]:
         """The feature spaces, the verdict's first."""
         return sorted(self.features, key=lambda name: name != self.verdict.features)
+
+    def equivalences(self) -> list[Equivalence]:
+        """The step equivalence in the verdict's features, one for each solver."""
+        return [row for row in self.step_equivalence if row.features == self.verdict.features]
 
 
 def read_metrics(path: Path) -> Metrics:

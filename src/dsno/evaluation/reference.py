@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from dsno.evaluation.features import (
     train_classifier,
 )
 from dsno.evaluation.frechet import Moments, frechet_distance, moments
+from dsno.evaluation.measures import KEPT, ReferenceSpace, by_metric
 from dsno.evaluation.samplers import Decode, Draws, as_is, draw, teacher_sampler
 from dsno.evaluation.validity import Shortage, shortages
 from dsno.support import seeds
@@ -41,6 +42,7 @@ class Reference:
         real: moments of the real data in each.
         records: the entry of each space in metrics.json.
         floor: distance between two halves of the real data in each.
+        by_space: the real data in each, with all that measuring samples fully needs.
     """
 
     data: Dataset
@@ -48,6 +50,13 @@ class Reference:
     real: Mapping[str, Moments]
     records: Mapping[str, Mapping[str, Any]]
     floor: Mapping[str, float]
+    by_space: Mapping[str, ReferenceSpace] = field(default_factory=dict)
+
+    def measure(self, samples: Tensor) -> dict[str, dict[str, Any]]:
+        """All that is measured of samples: of each metric, its value in each space that has it."""
+        return by_metric(
+            {name: rule.measure(self.spaces[name](samples)) for name, rule in self.by_space.items()}
+        )
 
     def distances(self, samples: Tensor) -> dict[str, float]:
         """Frechet distance of samples to the real data in each space."""
@@ -77,6 +86,7 @@ def build_reference(data: Dataset, names: Sequence[str], *, seed: int) -> Refere
         InputError: if classifier features are asked for of data without labels.
     """
     spaces: dict[str, Features] = {}
+    heads: dict[str, Features] = {}
     records: dict[str, Mapping[str, Any]] = {}
     for name in names or usual_spaces(data):
         if name in PLAIN_SPACES:
@@ -93,19 +103,21 @@ def build_reference(data: Dataset, names: Sequence[str], *, seed: int) -> Refere
                 data.rows, data.labels, data.num_classes, seed=seed
             )
             spaces[name] = trained.network.features
+            heads[name] = trained.network.logits
             records[name] = trained.record(seed)
     order = torch.from_numpy(seeds.generator(seed, seeds.SPLIT, 1).permutation(len(data)))
-    floor, real = {}, {}
+    floor, real, by_space = {}, {}, {}
     for name, space in spaces.items():
         features = torch.cat(
             [space(data.rows(r)) for r in torch.split(torch.arange(len(data)), CHUNK)]
         )
         real[name] = moments(features)
+        by_space[name] = ReferenceSpace(real[name], features[order[:KEPT]], heads.get(name))
         half = len(order) // 2
         floor[name] = frechet_distance(
             moments(features[order[:half]]), moments(features[order[half:]])
         )
-    return Reference(data, spaces, real, records, floor)
+    return Reference(data, spaces, real, records, floor, by_space)
 
 
 def samples_of_teacher(

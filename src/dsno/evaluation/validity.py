@@ -15,6 +15,10 @@ the distance recommend (Heusel et al., github.com/bioinf-jku/TTUR)."""
 FEWEST = 100
 """Samples that are enough in any dimension: a variance of so many is off by sqrt(2 / n) = 14 %."""
 
+PROTOCOL: Mapping[str, int] = {"inception": 50_000}
+"""Samples that the field's protocol has in some features, whose published figures are of so many
+(github.com/NVlabs/edm, fid.py)."""
+
 Role = Literal["samples", "reference", "half"]
 _WORDS: Mapping[Role, str] = {
     "samples": "samples",
@@ -42,7 +46,7 @@ class Shortage:
     @property
     def enough(self) -> int:
         """How many would do."""
-        return enough(self.dimension)
+        return enough(self.dimension, self.features if self.of == "samples" else "")
 
     @property
     def sentence(self) -> str:
@@ -55,12 +59,22 @@ class Shortage:
         lead = f"The Frechet distance {what}in {singular(self.features)} features"
         if self.count <= self.dimension:
             return f"{lead} is not meaningful: the covariance of {words} is singular; use {wanted}."
+        if self.count >= enough(self.dimension):
+            return (
+                f"{lead} is not comparable with published ones: {words} bias it upwards; the "
+                f"protocol has {self.enough:,}."
+            )
         return f"{lead} is biased upwards: {words} are too few; use {wanted}."
 
 
-def enough(dimension: int) -> int:
-    """Samples that are enough for a distance in so many dimensions."""
-    return max(PER_DIMENSION * dimension, FEWEST)
+def enough(dimension: int, features: str = "") -> int:
+    """Samples that are enough for a distance in so many dimensions, and as the protocol has it.
+
+    Args:
+        dimension: of the features.
+        features: their name, if it is the samples that are judged: the protocol speaks of those.
+    """
+    return max(PER_DIMENSION * dimension, FEWEST, PROTOCOL.get(features, 0))
 
 
 def shortages(dimensions: Mapping[str, int], samples: int, reference: int) -> list[Shortage]:
@@ -73,10 +87,10 @@ def shortages(dimensions: Mapping[str, int], samples: int, reference: int) -> li
     """
     counts: dict[Role, int] = {"samples": samples, "reference": reference, "half": reference // 2}
     return [
-        Shortage(features, of, count, dimension)
+        short
         for features, dimension in dimensions.items()
         for of, count in counts.items()
-        if count < enough(dimension)
+        if (short := Shortage(features, of, count, dimension)).count < short.enough
     ]
 
 

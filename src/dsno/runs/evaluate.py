@@ -96,7 +96,7 @@ def evaluate_model(folder: Path, data: Data, spec: Evaluate, *, seed: int) -> di
         "nfe": 1,
         "samples": spec.samples,
         "seed": seed,
-        "frechet_distance": reference.distances(made),
+        **reference.measure(made),
         "reference": {
             "name": real.name,
             "count": len(real),

@@ -34,6 +34,7 @@ LABEL_DROPOUT: Final = 13
 TEACHER_NOISE: Final = 14
 TEACHER_TIME: Final = 15
 PREVIEW: Final = 16
+SUBSET: Final = 17
 
 
 def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:

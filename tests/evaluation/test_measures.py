@@ -1,0 +1,79 @@
+"""All metrics together: what is measured where, and what is left out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsno.evaluation import measures
+from dsno.evaluation.frechet import moments
+from dsno.evaluation.kernel import kernel_distance
+from dsno.evaluation.manifold import manifold
+from dsno.evaluation.measures import ReferenceSpace, by_metric
+
+FRECHET = ["frechet_distance", "frechet_error"]
+FULL = [*FRECHET, "kernel_distance", "precision", "recall", "inception_score"]
+
+
+def space(count: int = 300, *, features: bool = True, head: bool = True) -> ReferenceSpace:
+    real = torch.randn(count, 4)
+    return ReferenceSpace(
+        moments(real), real if features else None, (lambda x: 2 * x) if head else None
+    )
+
+
+def test_precision_and_recall_compare_equally_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "COMPARED", 120)
+    judged, samples = space(), torch.randn(200, 4) * 1.2
+    found = judged.measure(samples)
+    assert list(found) == FULL
+    assert judged.features is not None
+    real, made = judged.features[:120], samples[:120]
+    assert found["precision"] == manifold(real).share(made)
+    assert found["recall"] == manifold(made).share(real)
+    assert found["precision"] != found["recall"]
+    distance = kernel_distance(samples, judged.features)
+    assert found["kernel_distance"] == {
+        "value": distance.value,
+        "standard_error": distance.standard_error,
+    }
+
+
+@pytest.mark.parametrize(
+    ("judged", "count", "metrics"),
+    [
+        (space(features=False, head=False), 50, FRECHET),  # a file of statistics
+        (space(features=False), 50, [*FRECHET, "inception_score"]),
+        (space(head=False), 50, FULL[:-1]),
+        (space(), 9, FULL[:-1]),
+        (space(), 3, FRECHET),
+        (space(3), 50, [*FRECHET, "inception_score"]),
+    ],
+)
+def test_what_cannot_be_measured_is_left_out(
+    judged: ReferenceSpace, count: int, metrics: list[str]
+) -> None:
+    assert list(judged.measure(torch.randn(count, 4))) == metrics
+
+
+def test_values_are_listed_by_metric_and_then_by_space() -> None:
+    found = {"pixels": {"recall": 0.5}, "classifier": {"recall": 0.25, "inception_score": 3}}
+    assert by_metric(found) == {
+        "recall": {"pixels": 0.5, "classifier": 0.25},
+        "inception_score": {"classifier": 3},
+    }
+
+
+def test_the_supports_of_the_reference_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def counted(features: Tensor) -> object:
+        sizes.append(len(features))
+        return manifold(features)
+
+    monkeypatch.setattr(measures, "manifold", counted)
+    judged = space(50)
+    for _ in range(3):
+        judged.measure(torch.randn(60, 4))
+    assert sizes == [50] * 4
