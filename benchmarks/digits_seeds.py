@@ -22,6 +22,7 @@ CURVES = [
     {"solver": "ddim", "steps": [16], "spacing": "quadratic"},
     {"solver": "ddim", "steps": [16], "spacing": "karras"},
     {"solver": "dpm++2m", "steps": [4, 8, 16, 32]},
+    {"solver": "unipc", "steps": [4, 6, 8, 16]},
 ]
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dsno.evaluation import measures
+from dsno.evaluation.class_score import inception_score
 from dsno.evaluation.frechet import moments
 from dsno.evaluation.kernel import kernel_distance
 from dsno.evaluation.manifold import manifold
@@ -16,17 +17,15 @@ FRECHET = ["frechet_distance", "frechet_error"]
 FULL = [*FRECHET, "kernel_distance", "precision", "recall", "inception_score"]
 
 
-def space(count: int = 300, *, features: bool = True, head: bool = True) -> ReferenceSpace:
+def space(count: int = 300) -> ReferenceSpace:
     real = torch.randn(count, 4)
-    return ReferenceSpace(
-        moments(real), real if features else None, (lambda x: 2 * x) if head else None
-    )
+    return ReferenceSpace(moments(real), real)
 
 
 def test_precision_and_recall_compare_equally_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "COMPARED", 120)
     judged, samples = space(), torch.randn(200, 4) * 1.2
-    found = judged.measure(samples)
+    found = judged.measure(samples, 2 * samples)
     assert list(found) == FULL
     assert judged.features is not None
     real, made = judged.features[:120], samples[:120]
@@ -38,23 +37,28 @@ def test_precision_and_recall_compare_equally_many(monkeypatch: pytest.MonkeyPat
         "value": distance.value,
         "standard_error": distance.standard_error,
     }
+    assert found["inception_score"]["value"] == inception_score(2 * samples).value
 
 
 @pytest.mark.parametrize(
-    ("judged", "count", "metrics"),
+    ("count", "of_reference", "logits", "metrics"),
     [
-        (space(features=False, head=False), 50, FRECHET),  # a file of statistics
-        (space(features=False), 50, [*FRECHET, "inception_score"]),
-        (space(head=False), 50, FULL[:-1]),
-        (space(), 9, FULL[:-1]),
-        (space(), 3, FRECHET),
-        (space(3), 50, [*FRECHET, "inception_score"]),
+        (50, None, False, FRECHET),  # a file of statistics
+        (50, None, True, [*FRECHET, "inception_score"]),
+        (50, 300, False, FULL[:-1]),
+        (9, 300, True, FULL[:-1]),
+        (3, 300, True, FRECHET),
+        (50, 3, True, [*FRECHET, "inception_score"]),
     ],
 )
 def test_what_cannot_be_measured_is_left_out(
-    judged: ReferenceSpace, count: int, metrics: list[str]
+    count: int, of_reference: int | None, logits: bool, metrics: list[str]
 ) -> None:
-    assert list(judged.measure(torch.randn(count, 4))) == metrics
+    judged = space(of_reference or 300)
+    if of_reference is None:
+        judged = ReferenceSpace(judged.moments)
+    samples = torch.randn(count, 4)
+    assert list(judged.measure(samples, samples if logits else None)) == metrics
 
 
 def test_values_are_listed_by_metric_and_then_by_space() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -39,18 +40,39 @@ def sampler(name: str, label: str, nfe: int, distance: float, **others: Any) -> 
     }
 
 
+def measured(distance: float, precision: float, recall: float) -> dict[str, Any]:
+    """The other metrics of a sampler, and the errors."""
+
+    def estimates(value: float) -> dict[str, Any]:
+        return {"classifier": {"value": value, "standard_error": value / 20}}
+
+    return {
+        "frechet_error": {"pixels": distance / 200, "classifier": distance / 20},
+        "kernel_distance": estimates(distance / 100),
+        "precision": {"classifier": precision},
+        "recall": {"classifier": recall},
+        "inception_score": estimates(8 * precision),
+    }
+
+
 def example() -> dict[str, Any]:
-    """What `dsno evaluate` would write."""
+    """What `dsno evaluate` would write; one sampler as an earlier version measured it."""
     return {
         "name": "digits",
         "samples": 5000,
         "samplers": [
-            sampler("dpm++2m", "DPM-Solver++(2M)", 16, 1.8),
+            sampler("dpm++2m", "DPM-Solver++(2M)", 16, 1.8, **measured(1.8, 0.875, 0.75)),
             sampler("ddim", "DDIM", 16, 4.5),
-            sampler("ddim", "DDIM", 1, 1611.0),
+            sampler("ddim", "DDIM", 1, 1611.0, **measured(1611, 0.25, 0.0)),
             sampler("ddim", "DDIM", 16, 5.6, spacing="quadratic", paired_l1=None),
             sampler("ddim", "DDIM", 32, 2.6),
-            sampler("dsno", "DSNO", 1, 3.9),
+            sampler("dsno", "DSNO", 1, 3.9, **measured(3.9, 0.75, 0.625)),
+        ],
+        "step_equivalence": [
+            {"solver": "ddim", "features": "pixels", "relation": "=", "evaluations": 3.0},
+            {"solver": "ddim", "features": "classifier", "relation": "=", "evaluations": 19.3},
+            {"solver": "dpm++2m", "features": "classifier", "relation": "<", "evaluations": 16},
+            {"solver": "unipc", "features": "classifier", "relation": ">=", "evaluations": 8},
         ],
         "reference": {
             "name": "digits",
@@ -81,7 +103,10 @@ def example() -> dict[str, Any]:
 
 def example_arrays() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    arrays = {name: torch.rand(8, 1, 8, 8, generator=generator) * 2 - 1 for name in report.SAMPLES}
+    arrays = {
+        name: torch.rand(8, 1, 8, 8, generator=generator) * 2 - 1
+        for name in (report.REAL, *report.SAMPLES)
+    }
     arrays["trajectory_times"] = torch.tensor([1.0, 0.5625, 0.0])
     for name in report.TRAJECTORIES:
         arrays[name] = torch.randn(2, 3, 1, 8, 8, generator=generator)
@@ -211,17 +236,85 @@ def test_table_lists_every_sampler_student_first_then_by_method_spacing_and_eval
     made: Path,
 ) -> None:
     html = (made / "report.html").read_text()
-    table = html[html.index("All samplers") : html.index("How it was made")]
-    rows = re.findall(r"(?s)<tr.*?</tr>", table)[1:]
-    cells = [re.sub(r"<.*?>", "", "|".join(re.findall(r"<t[hd].*?>(.*?)</t", row))) for row in rows]
-    assert cells == [
-        "DSNO (student)|–|1|3.90|0.390|0.400|0.100|0.700",
-        "DDIM|uniform|1|1,610|161|0.400|0.100|0.700",
+    first, second = re.findall(r"(?s)<tbody>.*?</tbody>", html[html.index("All samplers") :])[:2]
+    assert cells(first) == [
+        "DSNO (student)|–|1|3.90 ± 0.38|0.390 ± 0.038|0.400|0.100|0.700",
+        "DDIM|uniform|1|1,610 ± 1.6e+02|161 ± 16|0.400|0.100|0.700",
         "DDIM|uniform|16|4.50|0.450|0.0250|1.60|11.2",
         "DDIM|uniform|32|2.60|0.260|0.0125|3.20|22.4",
         "DDIM|quadratic|16|5.60|0.560|–|1.60|11.2",
-        "DPM-Solver++(2M)|uniform|16|1.80|0.180|0.0250|1.60|11.2",
+        "DPM-Solver++(2M)|uniform|16|1.80 ± 0.18|0.180 ± 0.018|0.0250|1.60|11.2",
     ]
+    assert cells(second)[:3] == [
+        "DSNO (student)|–|1|0.0390 ± 0.0038|0.750|0.625|6.00 ± 0.59",
+        "DDIM|uniform|1|16.1 ± 1.6|0.250|0.000|2.00 ± 0.2",
+        "DDIM|uniform|16|–|–|–|–",
+    ]
+
+
+def cells(table: str) -> list[str]:
+    """The cells of a table's rows, with bars between them."""
+    rows = re.findall(r"(?s)<tr.*?</tr>", table)
+    return [re.sub(r"<.*?>", "", "|".join(re.findall(r"<t[hd].*?>(.*?)</t", r))) for r in rows]
+
+
+def test_the_first_screen_has_the_intervals_and_what_the_student_is_worth(made: Path) -> None:
+    html = (made / "report.html").read_text()
+    first = text_of(html[: html.index("<h2>Samples")])
+    for part in (
+        "student, one evaluation 3.90 ± 0.38",
+        "DDIM, 16 evaluations 4.50 Frechet",  # its error is not known
+        "Evaluations of the teacher by DDIM with the student&rsquo;s distance 19 ",
+        "by DPM-Solver++(2M) with the student&rsquo;s distance &lt; 16 ",
+        "by UniPC with the student&rsquo;s distance ≥ 8 ",
+        "real data among the samples 0.750, 0.625",
+        "&plusmn; is half of a 95 % interval",
+    ):
+        assert part in first
+
+
+def test_a_record_of_an_earlier_version_is_still_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_drawing(monkeypatch)
+    metrics = example()
+    del metrics["step_equivalence"]
+    for row in metrics["samplers"]:
+        for name in measured(1, 1, 1):
+            row.pop(name, None)
+    text = text_of(write_report(write(tmp_path, metrics)).read_text())
+    assert "student, one evaluation 3.90 Frechet" in text
+    for absent in ("±", "&plusmn;", "Kernel", "recall", "Evaluations of the teacher"):
+        assert absent not in text
+
+
+def test_a_reference_known_by_its_statistics_has_no_halves_and_no_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_drawing(monkeypatch)
+    metrics, arrays = example(), example_arrays()
+    del metrics["reference"]["split_half_distance"], arrays["real"]
+    folder = write(tmp_path, metrics, arrays)
+    text = text_of(write_report(folder).read_text())
+    assert "two halves" not in text
+    assert "Student, one evaluation." in text
+    assert {path.stem for path in (folder / "figures").iterdir()} == (FIGURES | PLOTS) - {"real"}
+
+
+def test_intervals_are_drawn_as_bars_of_their_length() -> None:
+    """DDIM's alone are blue; two Heun rows hold the axis from 1 to 100."""
+    others = [sampler("heun", "Heun", nfe, distance) for nfe, distance in ((1, 100.0), (4, 1.0))]
+
+    def height(error: float) -> int:
+        row = sampler("ddim", "DDIM", 2, 10.0, frechet_error={"classifier": error})
+        picture = figures.quality([row, *others], {"classifier": 0}, by="nfe")
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+        panel = pixels[: len(pixels) * 4 // 5]  # without the legend
+        return int((np.abs(panel - [0x00, 0x72, 0xB2]).sum(2) < 40).any(1).sum())
+
+    scale = height(4) / height(2)  # from 2.16 to 17.84, and from 6.08 to 13.92: 2.11 to 0.83
+    assert scale == pytest.approx(math.log(17.84 / 2.16) / math.log(13.92 / 6.08), rel=0.1)
+    assert height(0.01) < height(2) / 2
 
 
 @pytest.mark.parametrize(
@@ -298,7 +391,9 @@ def test_colour_images_of_any_size_are_drawn(
 ) -> None:
     with monkeypatch.context() as patch:
         without_drawing(patch)
-        arrays = {name: torch.zeros(20, channels, side, side) for name in report.SAMPLES}
+        arrays = {
+            name: torch.zeros(20, channels, side, side) for name in (report.REAL, *report.SAMPLES)
+        }
         write_report(write(tmp_path, example(), arrays))
     with Image.open(tmp_path / "figures" / "student.png") as image:
         assert len(image.getbands()) == channels

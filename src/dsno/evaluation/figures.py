@@ -16,6 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from PIL import Image
 from torch import Tensor
 
+from dsno.evaluation.estimate import Z95
 from dsno.evaluation.features import singular
 from dsno.evaluation.samplers import STUDENT
 from dsno.support.images import to_pil
@@ -78,7 +79,8 @@ def quality(
 
     Args:
         samplers: rows of metrics.json; uniform steps are joined by a line, others are markers.
-        floors: for each panel's features, the distance between two halves of the reference.
+        floors: for each panel's features, the distance between two halves of the reference; 0
+            where it is not known.
         reference: what the samples are compared with.
         by: "nfe", or "time" for milliseconds per sample, with DDIM's evaluations written beside.
     """
@@ -131,8 +133,13 @@ def _draw_series(
         return
     x = [row["nfe"] if by == "nfe" else 1e3 * row["seconds_per_sample"] for row in rows]
     y = [row["frechet_distance"][features] for row in rows]
+    half = [Z95 * row.get("frechet_error", {}).get(features, 0) for row in rows]
     colour, label = COLOURS.get(name, OTHER), rows[0]["label"]
+    if any(half):
+        low = [min(h, 0.9 * v) for h, v in zip(half, y, strict=True)]  # the axis is logarithmic
+        panel.errorbar(x, y, [low, half], fmt="none", ecolor=colour, elinewidth=1.1, capsize=2)
     if name == STUDENT:
+        panel.axhline(y[0], color=colour, ls=":", lw=1.1, zorder=1)
         panel.plot(
             x,
             y,

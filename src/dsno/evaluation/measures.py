@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dsno.evaluation.class_score import SPLITS, inception_score
 from dsno.evaluation.estimate import Estimate
-from dsno.evaluation.features import Features
 from dsno.evaluation.frechet import Moments, frechet_distance, frechet_error, moments
 from dsno.evaluation.kernel import kernel_distance
 from dsno.evaluation.manifold import NEIGHBOURS, Manifold, manifold
@@ -30,19 +29,21 @@ class ReferenceSpace:
         moments: of all of it.
         features: of some of its items, (k, d), in random order; None where only the moments are
             known.
-        head: from features to a classifier's logits, where there is one.
     """
 
     moments: Moments
     features: Tensor | None = None
-    head: Features | None = None
     _manifolds: dict[int, Manifold] = field(default_factory=dict, init=False, repr=False)
 
-    def measure(self, samples: Tensor) -> dict[str, Any]:
-        """The entries of metrics.json of samples, given their features (n, d).
+    def measure(self, samples: Tensor, logits: Tensor | None = None) -> dict[str, Any]:
+        """The entries of metrics.json of samples.
 
-        What the samples are too few for, or the reference's features are needed for and not known,
-        is left out.
+        What the samples are too few for, or what needs features of the reference that are not
+        known, is left out.
+
+        Args:
+            samples: their features, (n, d).
+            logits: (n, classes), where the features have a classifier.
 
         Raises:
             InputError: for fewer than two samples, or features that are not finite.
@@ -59,8 +60,8 @@ class ReferenceSpace:
                 real, student = self._manifold(compared), manifold(samples[:compared])
                 found["precision"] = real.share(student.points)
                 found["recall"] = student.share(real.points)
-        if self.head is not None and len(samples) >= SPLITS:
-            found["inception_score"] = _entry(inception_score(self.head(samples)))
+        if logits is not None and len(logits) >= SPLITS:
+            found["inception_score"] = _entry(inception_score(logits))
         return found
 
     def _manifold(self, count: int) -> Manifold:

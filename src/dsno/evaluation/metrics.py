@@ -56,7 +56,8 @@ class SamplerRecord(_Record):
 class _Reference(_Record):
     name: str
     count: int
-    split_half_distance: dict[str, float]
+    split_half_distance: dict[str, float] = {}
+    """Empty where only statistics of the data are known."""
     real: bool = True
     """Whether it is real data, or samples of the teacher."""
 
@@ -139,7 +140,7 @@ class Metrics(_Record):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         distances = [row.frechet_distance for row in self.samplers]
-        for row in [*distances, self.reference.split_half_distance]:
+        for row in [*distances, self.reference.split_half_distance or distances[0]]:
             if row.keys() != self.features.keys() or self.verdict.features not in row:
                 raise ValueError("every distance and the verdict must use the features listed")
         if not {row.features for row in self.step_equivalence} <= self.features.keys():

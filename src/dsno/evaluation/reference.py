@@ -43,6 +43,7 @@ class Reference:
         records: the entry of each space in metrics.json.
         floor: distance between two halves of the real data in each.
         by_space: the real data in each, with all that measuring samples fully needs.
+        heads: from features to a classifier's logits, in spaces that have one.
     """
 
     data: Dataset
@@ -51,12 +52,16 @@ class Reference:
     records: Mapping[str, Mapping[str, Any]]
     floor: Mapping[str, float]
     by_space: Mapping[str, ReferenceSpace] = field(default_factory=dict)
+    heads: Mapping[str, Features] = field(default_factory=dict)
 
     def measure(self, samples: Tensor) -> dict[str, dict[str, Any]]:
         """All that is measured of samples: of each metric, its value in each space that has it."""
-        return by_metric(
-            {name: rule.measure(self.spaces[name](samples)) for name, rule in self.by_space.items()}
-        )
+        found = {}
+        for name, space in self.by_space.items():
+            features = self.spaces[name](samples)
+            logits = self.heads[name](features) if name in self.heads else None
+            found[name] = space.measure(features, logits)
+        return by_metric(found)
 
     def distances(self, samples: Tensor) -> dict[str, float]:
         """Frechet distance of samples to the real data in each space."""
@@ -112,12 +117,12 @@ def build_reference(data: Dataset, names: Sequence[str], *, seed: int) -> Refere
             [space(data.rows(r)) for r in torch.split(torch.arange(len(data)), CHUNK)]
         )
         real[name] = moments(features)
-        by_space[name] = ReferenceSpace(real[name], features[order[:KEPT]], heads.get(name))
+        by_space[name] = ReferenceSpace(real[name], features[order[:KEPT]])
         half = len(order) // 2
         floor[name] = frechet_distance(
             moments(features[order[:half]]), moments(features[order[half:]])
         )
-    return Reference(data, spaces, real, records, floor, by_space)
+    return Reference(data, spaces, real, records, floor, by_space, heads)
 
 
 def samples_of_teacher(

@@ -23,7 +23,9 @@ from dsno.support.files import write_text
 from dsno.support.images import CELL, MODES, grid, save_png
 
 ARRAYS, PAGE = "arrays.safetensors", "report.html"
-SAMPLES = ("real", "teacher", "ddim", "student")
+REAL = "real"
+"""Missing where only statistics of the data are known."""
+SAMPLES = ("teacher", "ddim", "student")
 TRAJECTORIES = ("teacher_trajectory", "student_trajectory")
 
 
@@ -62,7 +64,8 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
         raise InputError(f"There is no arrays file at {path}; {REMEDY}.") from None
     except (OSError, SafetensorError) as error:
         raise InputError(f"The arrays file {path} cannot be read ({error}); {REMEDY}.") from None
-    for group, ndim in ((SAMPLES, 4), (TRAJECTORIES, 5)):
+    samples = (REAL, *SAMPLES) if REAL in arrays else SAMPLES
+    for group, ndim in ((samples, 4), (TRAJECTORIES, 5)):
         if reason := _problem(arrays, group, ndim):
             raise InputError(f"The arrays file {path} is malformed ({reason}); {REMEDY}.")
     return arrays
@@ -83,7 +86,7 @@ def _problem(arrays: Mapping[str, Tensor], group: tuple[str, ...], ndim: int) ->
         shape = tuple(array.shape)
         if array.ndim != ndim or shape[-3] not in MODES or not array.numel():
             return f"{name!r} has shape {shape}"
-        if shape[1:] != last.shape[1:] or (name != "real" and len(array) != len(last)):
+        if shape[1:] != last.shape[1:] or (name != REAL and len(array) != len(last)):
             return f"the shapes of {name!r} and {group[-1]!r} differ"
         if array.isnan().any():
             return f"{name!r} holds NaN"
@@ -95,10 +98,10 @@ def _problem(arrays: Mapping[str, Tensor], group: tuple[str, ...], ndim: int) ->
 def _draw(metrics: Metrics, arrays: Mapping[str, Tensor]) -> dict[str, Image.Image]:
     """The figures by name; those without data are left out."""
     pictures: dict[str, Image.Image] = {}
-    if SAMPLES[0] in arrays:
-        side = max(arrays["real"].shape[-2:])
-        columns, rows = (6, 8) if side <= 64 else (4, 4)
-        for name in SAMPLES:
+    for name in (REAL, *SAMPLES):
+        if name in arrays:
+            side = max(arrays[name].shape[-2:])
+            columns, rows = (6, 8) if side <= 64 else (4, 4)
             pictures[name] = grid(
                 arrays[name][: columns * rows], columns, scale=math.ceil(2 * CELL / side), gap=4
             )
@@ -108,7 +111,8 @@ def _draw(metrics: Metrics, arrays: Mapping[str, Tensor]) -> dict[str, Image.Ima
         pictures["trajectories"] = figures.trajectories(
             arrays["trajectory_times"].tolist(), teacher, student, times
         )
-    floors = {name: metrics.reference.split_half_distance[name] for name in metrics.feature_names()}
+    halves = metrics.reference.split_half_distance
+    floors = {name: halves.get(name, 0.0) for name in metrics.feature_names()}
     for name, by in (("quality", "nfe"), ("time", "time")):
         pictures[name] = figures.quality(
             data["samplers"], floors, by=by, reference=metrics.reference.what

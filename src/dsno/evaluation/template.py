@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from importlib import resources
 
 import yaml
 from jinja2 import Environment, StrictUndefined
 
+from dsno.evaluation.estimate import Estimate
 from dsno.evaluation.features import singular
 from dsno.evaluation.figures import number, order
 from dsno.evaluation.metrics import Metrics, SamplerRecord
 from dsno.evaluation.samplers import SAMPLER_NAMES, STUDENT
+from dsno.evaluation.table import MEASURES
 
 TEMPLATE = "template.html.j2"
 
@@ -23,6 +26,10 @@ def render(metrics: Metrics, uris: Mapping[str, str]) -> str:
     )
     environment.filters |= {"number": number, "duration": _duration}
     environment.filters |= {"evaluations": _evaluations, "singular": singular}
+    environment.filters |= {"interval": _interval, "share": _share, "symbol": _symbol}
+    environment.filters |= {
+        "measured": lambda x: _share(x) if isinstance(x, float) else _interval(x)
+    }
     text = (resources.files("dsno.evaluation") / TEMPLATE).read_text(encoding="utf-8")
     sentence, remarks = verdict(metrics)
     return environment.from_string(text).render(
@@ -32,6 +39,11 @@ def render(metrics: Metrics, uris: Mapping[str, str]) -> str:
         rows=_ordered(metrics),
         names=metrics.feature_names(),
         labels=SAMPLER_NAMES,
+        measures={
+            name: title
+            for name, title in MEASURES.items()
+            if any(getattr(row, name) for row in metrics.samplers)
+        },
         uris=uris,
         recipe=yaml.safe_dump(metrics.recipe, sort_keys=False, allow_unicode=True),
     )
@@ -67,6 +79,21 @@ def _ordered(metrics: Metrics) -> list[SamplerRecord]:
 
 def _evaluations(count: int) -> str:
     return "one evaluation" if count == 1 else f"{count:,} evaluations"
+
+
+def _interval(estimate: Estimate) -> str:
+    """0.385 ± 0.011, half of a 95 % interval; the value alone if its error is not known."""
+    known = not math.isnan(estimate.standard_error)
+    return number(estimate.value) + (f" ± {estimate.half_width:.2g}" if known else "")
+
+
+def _share(share: float) -> str:
+    return f"{share:.3f}"
+
+
+def _symbol(text: str) -> str:
+    """Inequalities as they are printed."""
+    return text.replace(">=", "\u2265").replace("< ", "<\u2009")
 
 
 def _duration(seconds: float) -> str:
