@@ -131,6 +131,8 @@ def test_identical_sets_cover_each_other_and_disjoint_ones_not_at_all() -> None:
     """Also where rows repeat, so that balls have no radius and rounding would decide."""
     doubled = normal(100, 8).repeat_interleave(5, 0) + 1000
     assert precision_and_recall(doubled, doubled) == (1, 1)
+    exact = doubled.double()
+    assert precision_and_recall(exact, torch.nextafter(exact, exact + 1)) == (1, 1)
     assert precision_and_recall(normal(100), normal(100) + 100) == (0, 0)
 
 

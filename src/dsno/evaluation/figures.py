@@ -152,7 +152,7 @@ def _draw_series(
             label=f"{label} (student)",
         )
         for point in zip(x, y, strict=True):
-            _note(panel, short(point[1]), point, 11, -4, color=colour, weight="bold")
+            _note(panel, short(point[1]), point, 9, 5, color=colour, weight="bold")
         return
     line = spacing in (None, "uniform")
     panel.plot(

@@ -76,7 +76,7 @@ def frechet_error(features: Float[Tensor, "n d"], samples: Moments, real: Moment
     root = _root(real.covariance)
     values, vectors = torch.linalg.eigh(root @ samples.covariance @ root)
     kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
-    inverse_root = torch.where(kept, values, 1).rsqrt() * kept
+    inverse_root = torch.where(kept, values, 1).rsqrt()  # where 0, nothing of z is left to scale
     transport = root @ (vectors * inverse_root) @ vectors.T @ root
     z = features.double() - samples.mean
     influence = z @ (2 * (samples.mean - real.mean)) + (z * (z - z @ transport)).sum(1)

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from dsno.evaluation.estimate import Estimate
 from dsno.evaluation.features import singular
-from dsno.evaluation.figures import number, order
+from dsno.evaluation.figures import number, order, short
 from dsno.evaluation.metrics import Metrics, SamplerRecord
 from dsno.evaluation.samplers import SAMPLER_NAMES, STUDENT
 from dsno.evaluation.table import MEASURES
@@ -84,7 +84,9 @@ def _evaluations(count: int) -> str:
 def _interval(estimate: Estimate) -> str:
     """0.385 ± 0.011, half of a 95 % interval; the value alone if its error is not known."""
     known = not math.isnan(estimate.standard_error)
-    return number(estimate.value) + (f" ± {estimate.half_width:.2g}" if known else "")
+    return number(estimate.value) + (
+        f" ± {short(float(f'{estimate.half_width:.2g}'))}" if known else ""
+    )
 
 
 def _share(share: float) -> str:
