@@ -20,7 +20,7 @@ _HOMES = {
     "DSNOPipeline": "dsno.pipeline",
     "Denoiser": "dsno.diffusion.denoisers",
     "LiftConfig": "dsno.operator.lift",
-    "solve": "dsno.diffusion.solvers",
+    "solve": "dsno.diffusion.solvers.solution",
 }
 
 

@@ -312,9 +312,10 @@ def test_intervals_are_drawn_as_bars_of_their_length() -> None:
         panel = pixels[: len(pixels) * 4 // 5]  # without the legend
         return int((np.abs(panel - [0x00, 0x72, 0xB2]).sum(2) < 40).any(1).sum())
 
-    scale = height(4) / height(2)  # from 2.16 to 17.84, and from 6.08 to 13.92: 2.11 to 0.83
+    short = height(2)
+    scale = height(4) / short  # from 2.16 to 17.84, and from 6.08 to 13.92: 2.11 to 0.83
     assert scale == pytest.approx(math.log(17.84 / 2.16) / math.log(13.92 / 6.08), rel=0.1)
-    assert height(0.01) < height(2) / 2
+    assert height(0.01) < short / 2
 
 
 @pytest.mark.parametrize(
