@@ -110,6 +110,23 @@ def test_as_many_batches_are_made_at_a_time_as_there_are_threads() -> None:
         assert take(prefetched, 9) == list(range(9))
 
 
+def test_torch_divides_the_work_of_one_of_several_threads_no_further() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with Prefetcher(
+            lambda _: {"threads": torch.get_num_threads()}, range(6), pin=False, threads=3
+        ) as made:
+            assert [b["threads"] for b in made] == [1] * 6
+            assert torch.get_num_threads() == 2
+        with Prefetcher(
+            lambda _: {"threads": torch.get_num_threads()}, range(2), pin=False
+        ) as made:
+            assert [b["threads"] for b in made] == [2] * 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("device", "cores", "processes", "threads"),
     [

@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from dsno.support.files import sha256
 from dsno.training import watch
 from dsno.training.checkpoints import Checkpoints
 from dsno.training.learning_rate import LearningRate
+from dsno.training.loggers import Log
 from dsno.training.losses import Objective
 from dsno.training.prefetch import Batch
 from dsno.training.trainer import train
@@ -235,6 +237,26 @@ def test_history_holds_the_mean_at_each_time_of_the_steps_that_have_it(tmp_path:
 
 def test_training_lowers_the_loss(whole: tuple[nn.Module, nn.Module, list[Any]]) -> None:
     assert whole[2][-1]["loss"] < whole[2][0]["loss"]
+
+
+def test_the_time_spent_waiting_for_data_is_logged_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged: list[float] = []
+    monkeypatch.setattr(
+        Log, "values", lambda _, values, step: logged.append(values["waiting_for_data"])
+    )
+
+    def slow(step: int, places: range) -> Batch:
+        time.sleep(0.03)
+        return {"items": torch.tensor(places), "step": step}
+
+    plan = plan_of(steps=6, learning_rate=0.1, log_every=2)
+    train(Given(network(), loss), slow, plan, tmp_path, seed=0, tag="a", label="a training")
+    assert len(logged) == 3
+    assert all(0.1 < share < 1 for share in logged)
+    assert "a training: " in (said := capsys.readouterr().err)
+    assert "% of the time was spent waiting for data" in said
 
 
 # -------------------------------------------------------------------------------- resuming

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -53,7 +54,7 @@ class Prefetcher(Iterator[Batch]):
         self, make: Callable[[Any], Batch], keys: Iterable[Any], *, pin: bool, threads: int = 1
     ) -> None:
         self._make, self._keys, self._pin = make, iter(keys), pin
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
+        self._threads = _pool(threads)
         self._most = threads + AHEAD
         self._ahead: deque[Future[Batch]] = deque()
         self._ask()
@@ -79,6 +80,25 @@ class Prefetcher(Iterator[Batch]):
 
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(cancel_futures=True)
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads; torch's own do not divide the work of one of several further."""
+    if threads == 1:
+        return ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+    before, begun = torch.get_num_threads(), threading.Barrier(threads + 1)
+
+    def begin() -> None:
+        torch.get_num_threads()  # takes the number there is, and would later overwrite ours
+        torch.set_num_threads(1)
+        begun.wait()
+
+    pool = ThreadPoolExecutor(threads, "prefetch", begin)
+    for _ in range(threads):
+        pool.submit(int)  # starts a thread, as none is idle
+    begun.wait()
+    torch.set_num_threads(before)  # of threads that begin later
+    return pool
 
 
 def _pinned(value: Any) -> Any:

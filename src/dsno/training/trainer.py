@@ -144,7 +144,7 @@ def train(
 
     Args:
         objective: the model with its loss; changed in place and moved to the device.
-        batches: makes the data, in a thread of its own; must draw from `seeds` only.
+        batches: makes the data, in threads of their own; must draw from `seeds` only.
         options: how; its steps, batch_size and learning_rate must be given.
         checkpoints: folder of checkpoints, the same for all processes.
         seed: of every random draw.
