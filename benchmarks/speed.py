@@ -46,9 +46,9 @@ from dsno.support import distributed
 from dsno.support.files import write_json
 from dsno.teachers.store import Teacher, denoiser_of, load_teacher
 from dsno.teachers.unet import build_unet
+from dsno.training.average import average_of, update_average
 from dsno.training.engine import Engine, checkpoint_activations
 from dsno.training.losses import TrajectoryObjective
-from dsno.training.trainer import ema_of
 
 SHAPE = (3, 32, 32)
 HERE = Path(__file__).parent
@@ -249,7 +249,7 @@ def our_step(
     objective = TrajectoryObjective(operator, torch.ones(m), torch.ones(m)).train()
     engine = Engine(mixed_precision="bf16" if bf16 else "no")
     objective.to(engine.device)
-    average = ema_of(operator, 0.9999)
+    average = average_of(operator)
     optimizer = engine.optimizer(operator, lr=2e-4)
     shape, device = operator.sample_shape, engine.device
     rows: dict[str, Any] = {
@@ -266,7 +266,7 @@ def our_step(
         engine.backward(loss)
         engine.clip(operator, float("inf"), optimizer)
         engine.step(optimizer)
-        average.update_parameters(operator)
+        update_average(average, operator, int(average.n_averaged), 0.9999)
 
     return step
 

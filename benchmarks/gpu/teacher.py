@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
 import torch
+from feed import images_per_second
 from torch import Tensor, nn
 
 from dsno.diffusion.denoisers import Denoiser
@@ -17,9 +17,10 @@ from dsno.runs.build import load_recipe_data
 from dsno.teachers.store import Teacher
 from dsno.training.batches import teacher_batches
 from dsno.training.losses import DenoisingObjective
+from dsno.training.prefetch import threads_for
 from gpu import quality, weights
 from gpu.models import TEACHER, fresh_or_kept_teacher
-from gpu.training import images_per_second, spread, train_for
+from gpu.training import train_for
 from gpu.work import Work
 
 SHARE = 8.0
@@ -43,22 +44,19 @@ def _train(work: Work, recipe: Recipe, teacher: Teacher, about: dict[str, Any]) 
     spec, data = recipe.teacher, load_recipe_data(recipe)
     assert spec.batch_size is not None
     before = int(about.get("images", 0))
-    threads = os.cpu_count() or 1
+    threads = threads_for(work.device)
     # another visit goes on with other noise and another order
     seed = recipe.seed + before
-    batches = spread(
-        teacher_batches(
-            data,
-            spec.batch_size,
-            seed=seed,
-            flips=recipe.data is not None and recipe.data.random_flip,
-            conditional=spec.conditional,
-            label_dropout=spec.label_dropout,
-            null_class=teacher.null_class,
-        ),
-        threads,
+    batches = teacher_batches(
+        data,
+        spec.batch_size,
+        seed=seed,
+        flips=recipe.data is not None and recipe.data.random_flip,
+        conditional=spec.conditional,
+        label_dropout=spec.label_dropout,
+        null_class=teacher.null_class,
     )
-    feed = images_per_second(batches, spec.batch_size, work.scaled(2, 0))
+    feed = images_per_second(batches, spec.batch_size, work.scaled(2, 0), threads=threads)
     work.record("images made", f"{threads} threads, batches of {spec.batch_size}", feed, "1/s")
     if work.device.type == "cuda":
         teacher.denoiser.network.to(memory_format=torch.channels_last)

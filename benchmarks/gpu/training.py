@@ -6,18 +6,15 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dsno.recipes.schema import Optimisation
 from dsno.training.losses import Objective
-from dsno.training.prefetch import Batch
 from dsno.training.trainer import Batches, Preview, train
 
 ENDLESS = 10**9
@@ -144,34 +141,3 @@ def train_for(
     done = options.model_copy(update={"steps": steps, "compile": False})
     model, history = train(objective, batches, done, folder, **given)
     return Trained(model, list(history), steps, clock.rate)
-
-
-def spread(batches: Batches, threads: int) -> Batches:
-    """The same batches, each made by several threads: a batch is a function of its places."""
-    if threads < 2:
-        return batches
-    pool = ThreadPoolExecutor(threads)
-
-    def batch(step: int, places: range) -> Batch:
-        cuts = [places.start + len(places) * i // threads for i in range(threads + 1)]
-        shares = [range(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
-        return _joined(list(pool.map(lambda share: batches(step, share), shares)))
-
-    return batch
-
-
-def _joined(found: list[Any]) -> Any:
-    if isinstance(found[0], Tensor):
-        return torch.cat(found)
-    assert isinstance(found[0], Mapping)
-    return {key: _joined([f[key] for f in found]) for key in found[0]}
-
-
-def images_per_second(batches: Batches, size: int, seconds: float = 2.0) -> float:
-    """How fast batches can be made, with nothing to use them."""
-    batches(0, range(size))
-    start, step = time.perf_counter(), 0
-    while (spent := time.perf_counter() - start) < seconds or step == 0:
-        step += 1
-        batches(step, range(size))
-    return step * size / spent

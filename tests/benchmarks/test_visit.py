@@ -304,18 +304,6 @@ def test_data_that_are_no_images_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "all.npz").exists()
 
 
-def test_threads_make_the_batch_that_one_makes() -> None:
-    def batches(step: int, places: range) -> dict[str, Any]:
-        rows = torch.tensor(places)
-        return {"items": rows + 100 * step, "condition": {"labels": rows % 3}}
-
-    alone, together = batches(4, range(3, 13)), training.spread(batches, 4)(4, range(3, 13))
-    assert torch.equal(together["items"], alone["items"])
-    assert torch.equal(together["condition"]["labels"], alone["condition"]["labels"])
-    # fewer rows than threads
-    assert training.spread(batches, 4)(0, range(5, 7))["items"].tolist() == [5, 6]
-
-
 def test_a_view_of_trajectories_has_the_states_of_its_times() -> None:
     class Manifest:
         times = (0.5625, 0.25, 0.0625, 0.0)

@@ -1,4 +1,4 @@
-"""Batches made ahead in a thread: their order, their errors and their end."""
+"""Batches made ahead in threads: their order, their errors and their end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import time
 import pytest
 import torch
 
-from dsno.training.prefetch import AHEAD, Batch, Prefetcher
+from dsno.training import prefetch
+from dsno.training.prefetch import AHEAD, Batch, Prefetcher, threads_for
 
 
 def batch(key: int) -> Batch:
@@ -43,10 +44,10 @@ def test_batches_come_in_order_and_few_are_made_ahead() -> None:
     with Prefetcher(make, range(100), pin=False) as prefetched:
         assert take(prefetched, 5) == [0, 1, 2, 3, 4]
         deadline = time.monotonic() + 5
-        while len(made) < 5 + AHEAD and time.monotonic() < deadline:
+        while len(made) < 6 + AHEAD and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.05)  # for more than there may be
-        assert made == list(range(5 + AHEAD))  # nobody asked for the last ones yet
+        assert made == list(range(6 + AHEAD))  # nobody asked for the last ones yet
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
@@ -73,11 +74,12 @@ def test_the_batches_end_with_their_keys() -> None:
 
 
 def test_the_thread_ends_with_the_block_and_makes_no_more() -> None:
-    before, made, gate = running(), [], threading.Event()
+    before, made, gate, begun = running(), [], threading.Event(), threading.Event()
 
     def make(key: int) -> Batch:
         made.append(key)
         if key == 1:
+            begun.set()
             assert gate.wait(5)
         return batch(key)
 
@@ -88,17 +90,57 @@ def test_the_thread_ends_with_the_block_and_makes_no_more() -> None:
 
     with Prefetcher(make, range(10**9), pin=False) as prefetched:
         take(prefetched, 1)
+        assert begun.wait(5)
         assert len(running()) == len(before) + 1
         threading.Thread(target=open_the_gate, daemon=True).start()
     assert running() == before
     assert made == [0, 1]  # those that waited for the thread are dropped
 
 
-def test_the_time_waited_is_counted() -> None:
+def test_as_many_batches_are_made_at_a_time_as_there_are_threads() -> None:
+    together = threading.Barrier(3, timeout=5)
+
     def make(key: int) -> Batch:
-        time.sleep(0.1)
+        together.wait()  # an error unless three are being made
+        if key % 3 == 0:
+            time.sleep(0.02)  # those after it are there first
         return batch(key)
 
-    with Prefetcher(make, range(1), pin=False) as prefetched:
-        next(prefetched)
-        assert 0.05 < prefetched.waited < 5
+    with Prefetcher(make, range(9), pin=False, threads=3) as prefetched:
+        assert take(prefetched, 9) == list(range(9))
+
+
+def test_torch_divides_the_work_of_one_of_several_threads_no_further() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with Prefetcher(
+            lambda _: {"threads": torch.get_num_threads()}, range(6), pin=False, threads=3
+        ) as made:
+            assert [b["threads"] for b in made] == [1] * 6
+            assert torch.get_num_threads() == 2
+        with Prefetcher(
+            lambda _: {"threads": torch.get_num_threads()}, range(2), pin=False
+        ) as made:
+            assert [b["threads"] for b in made] == [2] * 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "processes", "threads"),
+    [
+        ("cpu", 64, 1, 1),
+        ("cuda", 1, 1, 1),
+        ("cuda", 4, 1, 3),
+        ("cuda", 16, 4, 3),
+        ("cuda", 64, 1, 8),
+    ],
+)
+def test_a_gpus_batches_are_made_on_the_cores_that_are_free(
+    monkeypatch: pytest.MonkeyPatch, device: str, cores: int, processes: int, threads: int
+) -> None:
+    monkeypatch.setattr(prefetch.sys, "platform", "linux")
+    monkeypatch.setattr(prefetch.os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert threads_for(torch.device(device)) == threads

@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from dsno.recipes.schema import Optimisation
 from dsno.support import seeds
 from dsno.support.errors import InputError, WorkError
 from dsno.support.files import sha256
+from dsno.training import watch
 from dsno.training.checkpoints import Checkpoints
 from dsno.training.learning_rate import LearningRate
+from dsno.training.loggers import Log
 from dsno.training.losses import Objective
 from dsno.training.prefetch import Batch
 from dsno.training.trainer import train
@@ -234,6 +237,26 @@ def test_history_holds_the_mean_at_each_time_of_the_steps_that_have_it(tmp_path:
 
 def test_training_lowers_the_loss(whole: tuple[nn.Module, nn.Module, list[Any]]) -> None:
     assert whole[2][-1]["loss"] < whole[2][0]["loss"]
+
+
+def test_the_time_spent_waiting_for_data_is_logged_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged: list[float] = []
+    monkeypatch.setattr(
+        Log, "values", lambda _, values, step: logged.append(values["waiting_for_data"])
+    )
+
+    def slow(step: int, places: range) -> Batch:
+        time.sleep(0.03)
+        return {"items": torch.tensor(places), "step": step}
+
+    plan = plan_of(steps=6, learning_rate=0.1, log_every=2)
+    train(Given(network(), loss), slow, plan, tmp_path, seed=0, tag="a", label="a training")
+    assert len(logged) == 3
+    assert all(0.1 < share < 1 for share in logged)
+    assert "a training: " in (said := capsys.readouterr().err)
+    assert "% of the time was spent waiting for data" in said
 
 
 # -------------------------------------------------------------------------------- resuming
@@ -481,7 +504,55 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(
     assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["step-00000004.pt", "step-00000008.pt"]
 
 
-def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path) -> None:
+class Bad(Given):
+    """A loss that is infinite for some items at step 9; all others, later ones too, are finite."""
+
+    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        value, _ = super().forward(batch)
+        return (value + math.inf if batch["step"] == 9 and batch["is_bad"] else value), None
+
+
+def test_an_infinite_loss_between_two_looks_is_found_before_anything_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch.time, "perf_counter", lambda: 0.0)  # so quick that looks are rare
+    made: list[int] = []
+
+    def batches(step: int, places: range) -> Batch:
+        made.append(step)
+        rows = torch.arange(100, 116)[places.start : places.stop]
+        return {"items": rows, "step": step, "is_bad": places.start == 12}
+
+    model = network()
+    plan = PLAN.model_copy(update={"accumulation": 4})
+    with pytest.raises(WorkError) as caught:
+        train(Bad(model, loss), batches, plan, tmp_path, seed=0, tag="a")
+    assert str(caught.value).startswith(
+        "The loss became inf at step 9 (items 112, 113, 114, 115 of the data); the last good "
+        f"checkpoint is {tmp_path / 'step-00000008.pt'}; "
+    )
+    assert max(made) >= 11  # two more steps were done, whose losses are finite
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["step-00000004.pt", "step-00000008.pt"]
+    assert Checkpoints(tmp_path, "a").has_any()
+
+
+def test_what_a_bad_step_makes_fail_before_the_next_look_is_laid_to_that_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch.time, "perf_counter", lambda: 0.0)
+
+    def fragile(model: nn.Module, step: int) -> tuple[Tensor, None]:
+        weights = model.get_parameter("0.weight")
+        if not weights.isfinite().all():
+            raise ValueError("no number")
+        return weights.sum() * (math.nan if step == 9 else 1), None
+
+    with pytest.raises(WorkError, match="The loss became nan at step 9 "):
+        fit(network(), fragile, PLAN.model_copy(update={"checkpoint_every": 20}), tmp_path, tag="a")
+
+
+def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     def root(model: nn.Module, step: int) -> tuple[Tensor, None]:
         return model(torch.zeros(1, 4)).square().sum() * 0 + model(DATA).sum().mul(0).sqrt(), None
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from dsno.support.errors import DsnoError, InputError
 from dsno.support.storage import StorageDir
+from dsno.trajectories import dataset
 from dsno.trajectories.dataset import TrajectoryStore, _Cache
 from dsno.trajectories.manifest import (
     MANIFEST,
@@ -498,6 +502,28 @@ def test_the_shard_used_last_stays_open(folder: Path, monkeypatch: pytest.Monkey
     for item in (0, 4, 0, 8):
         store.rows(torch.tensor([item]))
     assert list(store._open) == [0, 2]
+
+
+def test_threads_that_read_at_once_open_one_shard_at_a_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, opening = TrajectoryStore(folder), threading.Lock()
+    whole = store.rows(torch.arange(10))[1]
+    store._open.clear()
+    monkeypatch.setattr("dsno.trajectories.dataset.MAX_OPEN", 1)
+    load = dataset.load_file
+
+    def slow(path: Path) -> dict[str, Tensor]:
+        assert opening.acquire(blocking=False)
+        time.sleep(0.005)
+        opening.release()
+        return load(path)
+
+    monkeypatch.setattr(dataset, "load_file", slow)
+    items = [torch.tensor(rows) for rows in ([0, 4], [8, 1], [5, 9], [4, 0]) * 2]
+    with ThreadPoolExecutor(4) as pool:
+        for rows, (_, states, _) in zip(items, pool.map(store.rows, items), strict=True):
+            assert torch.equal(states, whole[rows])
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1] + b"\x11", lambda b: b[:-7], None])

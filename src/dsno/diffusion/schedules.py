@@ -195,11 +195,22 @@ class BetaSchedule(_Angular):
         sigma = (1 - alpha**2).sqrt()
         return torch.atan2(sigma, alpha), torch.atan2(alpha, sigma)
 
+    @functools.cached_property
+    def _copies(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
+
+    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`_tables`, copied to a device once: a copy makes the host wait for it."""
+        if device not in self._copies:
+            angle, complement = self._tables
+            self._copies[device] = angle.to(device), complement.to(device)
+        return self._copies[device]
+
     def _angles(self, t: Tensor) -> tuple[Tensor, Tensor]:
         index = t.double() * (self.timesteps - 1)
         low = index.floor().clamp(0, self.timesteps - 2).long()
         fraction = index - low
-        angle, complement = (table.to(t.device) for table in self._tables)
+        angle, complement = self._tables_on(t.device)
         return (
             torch.lerp(angle[low], angle[low + 1], fraction).to(t.dtype),
             torch.lerp(complement[low], complement[low + 1], fraction).to(t.dtype),
@@ -207,7 +218,7 @@ class BetaSchedule(_Angular):
 
     @override
     def time_of(self, log_snr: Tensor) -> Tensor:
-        table = self._tables[0].to(log_snr.device)
+        table = self._tables_on(log_snr.device)[0]
         angle = torch.atan(torch.exp(-log_snr.double() / 2))
         high = torch.searchsorted(table, angle.contiguous()).clamp(1, self.timesteps - 1)
         fraction = (angle - table[high - 1]) / (table[high] - table[high - 1])

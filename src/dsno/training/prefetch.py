@@ -1,13 +1,16 @@
-"""Batches made ahead of need, in a thread, so that reading data does not hold up training.
+"""Batches made ahead of need, in threads, so that making them does not hold up training.
 
-A thread, and not the processes of torch's `DataLoader`: what the batches are cut from is one memory
-map and one cache for all, and an error reaches the trainer as it was raised.
+Threads, and not the processes of torch's `DataLoader`: what the batches are cut from is one memory
+map and one cache for all, and an error reaches the trainer as it was raised. Most of the work,
+drawing noise and copying rows, is done without Python's lock.
 """
 
 from __future__ import annotations
 
 import itertools
-import time
+import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,8 +21,21 @@ import torch
 Batch = Mapping[str, Any]
 """Tensors, or mappings of tensors, with a leading batch dimension."""
 
-AHEAD = 3
-"""Batches that are made or waiting while one is in use."""
+AHEAD = 2
+"""Batches that may wait while one is in use, besides those that are being made."""
+MOST_THREADS = 8
+"""More would hold more batches in memory than any card needs."""
+
+
+def threads_for(device: torch.device) -> int:
+    """How many threads make batches: one if training needs the cores, else one a free core."""
+    if device.type == "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    own = cores // int(
+        os.environ.get("LOCAL_WORLD_SIZE", "1")
+    )  # each process of a machine does this
+    return min(MOST_THREADS, max(1, own - 1))
 
 
 class Prefetcher(Iterator[Batch]):
@@ -28,25 +44,25 @@ class Prefetcher(Iterator[Batch]):
     An error that making a batch raised is raised again where the batch is asked for.
 
     Args:
-        make: from a key to its batch; called in the thread.
+        make: from a key to its batch; called in the threads, in several at once.
         keys: of the batches.
         pin: whether to move them to page-locked memory, which reaches a GPU without waiting.
-
-    Attributes:
-        waited: seconds that `next` has waited for a batch so far.
+        threads: batches made at a time.
     """
 
-    def __init__(self, make: Callable[[Any], Batch], keys: Iterable[Any], *, pin: bool) -> None:
-        self.waited = 0.0
+    def __init__(
+        self, make: Callable[[Any], Batch], keys: Iterable[Any], *, pin: bool, threads: int = 1
+    ) -> None:
         self._make, self._keys, self._pin = make, iter(keys), pin
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._threads = _pool(threads)
+        self._most = threads + AHEAD
         self._ahead: deque[Future[Batch]] = deque()
         self._ask()
 
     def _ask(self) -> None:
-        """Have batches made until `AHEAD` are."""
-        for key in itertools.islice(self._keys, AHEAD - len(self._ahead)):
-            self._ahead.append(self._thread.submit(self._batch, key))
+        """Have batches made until enough are."""
+        for key in itertools.islice(self._keys, self._most - len(self._ahead)):
+            self._ahead.append(self._threads.submit(self._batch, key))
 
     def _batch(self, key: Any) -> Batch:
         batch: Batch = _pinned(self._make(key)) if self._pin else self._make(key)
@@ -57,17 +73,32 @@ class Prefetcher(Iterator[Batch]):
             raise StopIteration
         batch = self._ahead.popleft()
         self._ask()
-        start = time.perf_counter()
-        try:
-            return batch.result()
-        finally:
-            self.waited += time.perf_counter() - start
+        return batch.result()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads; torch's own do not divide the work of one of several further."""
+    if threads == 1:
+        return ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+    before, begun = torch.get_num_threads(), threading.Barrier(threads + 1)
+
+    def begin() -> None:
+        torch.get_num_threads()  # takes the number there is, and would later overwrite ours
+        torch.set_num_threads(1)
+        begun.wait()
+
+    pool = ThreadPoolExecutor(threads, "prefetch", begin)
+    for _ in range(threads):
+        pool.submit(int)  # starts a thread, as none is idle
+    begun.wait()
+    torch.set_num_threads(before)  # of threads that begin later
+    return pool
 
 
 def _pinned(value: Any) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,6 @@ import torch
 from accelerate.utils import send_to_device
 from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from typing_extensions import TypedDict
 
 from dsno.recipes.schema import Optimisation
@@ -29,12 +27,15 @@ from dsno.support.console import progress, say
 from dsno.support.environment import peak_memory
 from dsno.support.errors import InputError, WorkError
 from dsno.support.signals import interruption_delayed
+from dsno.training.average import average_of, update_average
 from dsno.training.checkpoints import Checkpoints
 from dsno.training.learning_rate import LearningRate
 from dsno.training.loggers import Log, check_trackers
 from dsno.training.losses import Objective
-from dsno.training.prefetch import Batch, Prefetcher
+from dsno.training.prefetch import Batch, Prefetcher, threads_for
 from dsno.training.split import micro_batches
+from dsno.training.waiting import Waiting
+from dsno.training.watch import Watch
 
 Value = TypeVar("Value")
 ITEMS = "items"
@@ -91,7 +92,7 @@ class _State:
         return state
 
     def add(self, loss: float, per_time: list[float], norm: float) -> None:
-        self.step += 1
+        """Note the results of a step, once they are looked at."""
         self.losses.append(loss)
         self.since_checkpoint.append(loss)
         self.norms.append(norm)
@@ -122,16 +123,6 @@ def _mean(values: list[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def ema_of(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average with warm-up: min(decay, (1 + n) / (10 + n)) at update n."""
-
-    def average(averaged: Any, current: Any, updates: Tensor | int) -> None:
-        n = int(updates)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=False)
-
-
 def train(
     objective: Objective,
     batches: Batches,
@@ -153,7 +144,7 @@ def train(
 
     Args:
         objective: the model with its loss; changed in place and moved to the device.
-        batches: makes the data, in a thread of its own; must draw from `seeds` only.
+        batches: makes the data, in threads of their own; must draw from `seeds` only.
         options: how; its steps, batch_size and learning_rate must be given.
         checkpoints: folder of checkpoints, the same for all processes.
         seed: of every random draw.
@@ -238,7 +229,7 @@ class _Training:
         if options.gradient_checkpointing:
             checkpoint_activations(objective.network)
         self.template = self.engine.template(self.model)
-        self.average = ema_of(self.model, options.ema_decay)
+        self.average = average_of(self.model)
         first = batches(0, self.places[0])
         self.worker = self.engine.spread(objective, [self.average], _without_items(first))
         if options.compile:
@@ -252,7 +243,7 @@ class _Training:
         self.state = self._resume([checkpoints, *earlier])
         name = "" if log_folder is None else log_folder.name
         self.log = Log(self.engine.accelerator, name, self.state.step)
-        self.window_start, self.window_waited = time.perf_counter(), 0.0
+        self.watch, self.waiting = Watch(), Waiting(self.engine.device)
 
     def run(self) -> tuple[nn.Module, list[Row]]:
         options, state = self.options, self.state
@@ -263,14 +254,24 @@ class _Training:
         with (
             progress(self.label, self.steps, done=state.step, unit="step") as advance,
             interruption_delayed() as interrupted,
-            Prefetcher(self._batch, pieces, pin=self.engine.device.type == "cuda") as prefetched,
+            Prefetcher(
+                self._batch,
+                pieces,
+                pin=self.engine.device.type == "cuda",
+                threads=threads_for(self.engine.device),
+            ) as prefetched,
         ):
             while state.step < self.steps:
-                stop = self._step(prefetched, interrupted)
-                if state.step % options.log_every == 0 or state.step == self.steps:
-                    self._close_window(prefetched)
-                advance(1, note=f"loss {state.history[-1]['loss']:.4f}" if state.history else "")
+                try:
+                    is_asked = self._step(prefetched, interrupted)
+                except Exception:
+                    self._look()  # what failed may be the consequence of an earlier step's loss
+                    raise
+                stop = self._is_look_due(is_asked) and self._look()
                 is_last = state.step == self.steps
+                if is_last or state.step % options.log_every == 0:
+                    self._close_window()
+                advance(1, note=self._note())
                 if stop or is_last or state.step % options.checkpoint_every == 0:
                     self._save()
                 if options.log_images_every and state.step % options.log_images_every == 0:
@@ -279,6 +280,8 @@ class _Training:
                     say(f"Interrupted at step {state.step:,}; the same command goes on from there.")
                     raise KeyboardInterrupt
         self.log.finish()
+        if (line := self.waiting.line(self.label)) is not None:
+            say(line)
         averaged = self.engine.whole(self.template, self.average.module)
         return averaged.cpu().eval(), state.history
 
@@ -289,32 +292,49 @@ class _Training:
     # ------------------------------------------------------------------------------ one step
 
     def _step(self, prefetched: Prefetcher, interrupted: Callable[[], bool]) -> bool:
-        """Do one step; return whether any process was asked to stop."""
-        state, pieces = self.state, len(self.places)
+        """Do one step, without waiting for the device; return whether this process is to stop."""
+        state, options, pieces = self.state, self.options, len(self.places)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(state.step)
         self.optimizer.zero_grad(set_to_none=True)
-        total: Tensor | None = None
-        bad: list[int] = []
+        values, items = [], []
         for index in range(pieces):
-            batch = next(prefetched)
-            values = self._piece(batch, index)
-            if not bool(torch.isfinite(values[0])):
-                bad += _items(batch)
-            total = values if total is None else total + values
-        assert total is not None
-        limit = math.inf if self.options.clip_norm is None else self.options.clip_norm
+            batch = self.waiting.next(prefetched)
+            values.append(self._piece(batch, index))
+            items.append(batch.get(ITEMS, ()))
+        limit = math.inf if options.clip_norm is None else options.clip_norm
         norm = self.engine.clip(self.model, limit, self.optimizer)
-        flag = total.new_full((1,), float(interrupted()))
-        sums = distributed.summed(torch.cat([total / pieces, flag]))
-        loss, *per_time = (sums[:-1] / distributed.world_size()).tolist()
-        self._require_finite("loss", loss, bad)
-        if not self.engine.scales_loss:
-            self._require_finite("gradient's norm", float(norm), [])
+        is_asked = interrupted()
+        self.watch.keep(state.step, values, items, norm, is_asked=is_asked)
         self.engine.step(self.optimizer)
-        self.average.update_parameters(self.model)
-        state.add(loss, per_time, float(norm))
-        return bool(sums[-1] > 0)
+        update_average(self.average, self.model, state.step, options.ema_decay)
+        state.step += 1
+        return is_asked
+
+    def _is_look_due(self, is_asked: bool) -> bool:
+        """Whether to look at the results now: in time, and before anything of them is kept."""
+        options, step = self.options, self.state.step
+        every = (options.log_every, options.checkpoint_every, options.log_images_every)
+        return (
+            self.watch.is_due
+            or step == self.steps
+            or any(n and step % n == 0 for n in every)
+            or (is_asked and distributed.world_size() == 1)  # many have to agree on the step
+        )
+
+    def _look(self) -> bool:
+        """Note the results so far; return whether any process was asked to stop.
+
+        Raises:
+            WorkError: if one of them is not finite.
+        """
+        seen = self.watch.look()
+        for result in seen:
+            self._require_finite("loss", result.loss, result.step, result.bad)
+            if not self.engine.scales_loss:
+                self._require_finite("gradient's norm", result.norm, result.step, [])
+            self.state.add(result.loss, result.per_time, result.norm)
+        return any(result.is_asked for result in seen)
 
     def _piece(self, batch: Batch, index: int) -> Tensor:
         """Add the gradients of one piece of the batch; return its loss and losses by time."""
@@ -330,7 +350,7 @@ class _Training:
         found = [loss.detach().reshape(1).double()]
         return torch.cat(found if per_time is None else [*found, per_time.double()])
 
-    def _require_finite(self, what: str, value: float, bad: list[int]) -> None:
+    def _require_finite(self, what: str, value: float, step: int, bad: list[int]) -> None:
         if math.isfinite(value):
             return
         items = [item for part in distributed.gathered(bad) for item in part]
@@ -338,29 +358,35 @@ class _Training:
             f" and {len(items) - 8} more" if len(items) > 8 else ""
         )
         raise WorkError(
-            f"The {what} became {value} at step {self.state.step}"
+            f"The {what} became {value} at step {step}"
             f"{f' (items {named} of the data)' if items else ''}; {self.checkpoints.last_good()}; "
             "lower the learning rate or the gradient norm limit (`clip_norm`) and run again."
         )
 
     # --------------------------------------------------------------------------- what is kept
 
-    def _close_window(self, prefetched: Prefetcher) -> None:
+    def _close_window(self) -> None:
         state, last = self.state, self.state.history[-1]["step"] if self.state.history else 0
         state.close_window(self.rate(state.step - 1))
-        now, row = time.perf_counter(), state.history[-1]
-        seconds = max(now - self.window_start, 1e-9)
+        row, (seconds, waited) = state.history[-1], self.waiting.close_window()
         values = {
             "loss": row["loss"],
             "learning_rate": row["learning_rate"],
             "gradient_norm": row["gradient_norm"],
             "samples_per_second": (state.step - last) * self.batch_size / seconds,
-            "waiting_for_data": (prefetched.waited - self.window_waited) / seconds,
+            "waiting_for_data": waited / seconds,
             "memory_gb": peak_memory(self.engine.device) / 1e9,
         }
         values |= {f"loss_at_slice/{i}": v for i, v in enumerate(row.get("per_time", []))}
         self.log.values(values, state.step)
-        self.window_start, self.window_waited = now, prefetched.waited
+
+    def _note(self) -> str:
+        """What stands beside the progress bar."""
+        if not self.state.history:
+            return ""
+        share = self.waiting.share
+        waiting = "" if share is None else f", {share:.0%} waiting for data"
+        return f"loss {self.state.history[-1]['loss']:.4f}{waiting}"
 
     def _log_images(self) -> None:
         if self.preview is None or self.options.shard or not distributed.is_main():
@@ -408,10 +434,6 @@ def _given(value: Value | None, name: str) -> Value:
     if value is None:
         raise InputError(f"Training needs `{name}`; give it.")
     return value
-
-
-def _items(batch: Mapping[str, Any]) -> list[int]:
-    return [int(item) for item in batch.get(ITEMS, ())]
 
 
 def _without_items(batch: Batch) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,6 +86,7 @@ class TrajectoryStore:
         self.slots = [_slot(manifest.times, t, storage) for t in (times or manifest.times)]
         self._shards = {s.first // manifest.shard_size: s for s in manifest.shards}
         self._open: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
+        self._lock = threading.Lock()
         self._tensors(0)  # a shard of another shape is noticed now
 
     def __len__(self) -> int:
@@ -113,7 +115,11 @@ class TrajectoryStore:
         return noise, states, self._conditions.expand(found)
 
     def _tensors(self, index: int) -> dict[str, Tensor]:
-        """A shard's tensors, mapped into memory."""
+        """A shard's tensors, mapped into memory; for one thread at a time."""
+        with self._lock:
+            return self._opened(index)
+
+    def _opened(self, index: int) -> dict[str, Tensor]:
         if index in self._open:
             self._open.move_to_end(index)
             return self._open[index]
