@@ -430,9 +430,8 @@ def test_the_model_compiles_whole_and_once_and_makes_nothing_on_the_host(
 ) -> None:
     """What a CUDA graph of `pipeline.model.compile(mode="reduce-overhead")` needs."""
     teacher = unet_teacher(channels=(4,), norm_num_groups=2, middle_attention=False, num_classes=3)
-    operator = DSNO.from_teacher(
-        teacher, LiftConfig(["mid_block.resnets.0"]), condition={"class_labels": torch.zeros(1, dtype=torch.int64)}
-    )
+    labels = {"class_labels": torch.zeros(1, dtype=torch.int64)}
+    operator = DSNO.from_teacher(teacher, LiftConfig(["mid_block.resnets.0"]), condition=labels)
     model = DSNOModel.from_operator(operator, class_frequencies=FREQUENCIES)
     pipeline, devices = DSNOPipeline(model).to(DEVICE), []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,42 +32,50 @@ SECONDS = 15
 
 WAYS: dict[str, tuple[Arithmetic, bool]] = {
     "exact": ("exact", False),
-    "exact, compiled": ("exact", True),
     "tf32": ("tf32", False),
     "bf16": ("bf16", False),
     "bf16, compiled": ("bf16", True),
 }
 """`collect.precision` and `collect.compile`; the first is what the others are compared with."""
-TO_DISK = ("exact", "bf16", "bf16, compiled")
 
 
 def run(work: Work) -> None:
     """Compare the precisions, then collect to disk as the product does."""
     recipe = work.recipe()
     teacher = trained_teacher(work, recipe)
-    work.section("differences", lambda: _differences(work, recipe, teacher))
-    for name in TO_DISK:
-        work.section(
-            f"collection to disk, {name}",
-            lambda n=name: _to_disk(work, recipe, teacher, n),
-            work.scaled(SECONDS, 0),
-        )
+
+    def to_disk(*names: str) -> None:
+        for name in names:
+            work.section(
+                f"collection to disk, {name}",
+                lambda n=name: _to_disk(work, recipe, teacher, n),
+                work.scaled(SECONDS, 0),
+            )
+
+    plain = [name for name, (_, compiled) in WAYS.items() if not compiled]
+    work.section("differences", lambda: _differences(work, recipe, teacher, plain))
+    to_disk("exact", "bf16")
+    last = [name for name in WAYS if name not in plain]  # compiling takes longest
+    work.section("differences, compiled", lambda: _differences(work, recipe, teacher, last))
+    to_disk(*last)
 
 
-def _differences(work: Work, recipe: Recipe, teacher: Teacher) -> None:
+def _differences(work: Work, recipe: Recipe, teacher: Teacher, names: Sequence[str]) -> None:
+    """Rates and differences from `exact`, of which two halves say how little a distance can be."""
     using, draws = quality.ruler(work, recipe), quality.draws_of(work, recipe, teacher)
     spec, count = recipe.collect, work.scaled(PAIRS, 16)
     batch = quality.draws_of(work, recipe, teacher, spec.batch_size)
-    exact: Tensor | None = None
     on_device = placed(work, teacher)
-    for name, (precision, compiled) in WAYS.items():
+    with arithmetic("exact"):
+        exact = _solved(on_device, recipe, draws, count)
+    for name in names:
+        precision, compiled = WAYS[name]
         denoiser = network_in(on_device, precision, compiled=compiled)
         with arithmetic(precision), torch.no_grad():
             rate = solving_rate(work, denoiser, recipe, batch)
             found = _solved(denoiser, recipe, draws, count)
         work.record("trajectories solved", name, rate, "1/s", batch=spec.batch_size)
-        if exact is None:
-            exact = found
+        if name == "exact":
             half = count // 2
             for space, distance in using.between(exact[:half], exact[half:]).items():
                 work.record(f"Frechet distance, {space}", f"halves of {count:,}", distance)

@@ -362,8 +362,8 @@ class DSNOPipeline(DiffusionPipeline):
             batch_size: how many; by default as many as there are labels, prompts or noises, or 1.
             class_labels: one class for all, or one per sample; drawn with the frequencies of the
                 training data if the model is conditional and none are given.
-            generator: of the noise (and the labels), on any device; or one per sample, each of which
-                then gives what it would give alone.
+            generator: of the noise (and the labels), on any device; or one per sample, each of
+                which then gives what it would give alone.
             noise: unit normal (batch, *shape), instead of drawing it.
             output_type: `pil`; `np` (batch, H, W, C) or `pt` (batch, C, H, W), both in [0, 1];
                 `raw`, what the model gives, about [-1, 1]; or `latent`, that before decoding.
