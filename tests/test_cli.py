@@ -207,6 +207,8 @@ DRY_RUN = {
         "batch_size",
         "shard_size",
         "dtype",
+        "precision",
+        "compile",
         "guidance_scale",
         "prompts",
         "negative_prompt",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests import makers
+from tests.devices import DEVICE, Crossings
 from tests.hub import Hub
 
 from dsno.backbones.registry import backbone_of
@@ -363,6 +365,86 @@ def test_the_trajectory_may_be_asked_at_any_times(make: Any) -> None:
         torch.testing.assert_close(
             asked.trajectory[:, here], trained.trajectory[:, there], atol=1e-5, rtol=1e-4
         )
+
+
+# -------------------------------------------------------------------------------- devices
+
+
+def test_images_cross_to_the_host_once_and_as_bytes(make: Any) -> None:
+    pipeline = make((3, 8, 8), classes=3).to(DEVICE)
+    with Crossings() as crossings:
+        made = pipeline(batch_size=4, class_labels=1).images
+    assert len(made) == 4
+    assert crossings.up == [((4,), torch.int64)]  # noise is drawn where it is used
+    [(shape, dtype)] = crossings.down
+    assert (math.prod(shape), dtype) == (4 * 3 * 8 * 8 + 1, torch.uint8)  # and whether one is NaN
+    assert crossings.reads == 0
+
+
+def test_noise_that_is_on_the_device_stays_there(make: Any) -> None:
+    pipeline = make().to(DEVICE)
+    noise = torch.zeros(2, 1, 8, 8, device=DEVICE)
+    with Crossings() as crossings:
+        made = pipeline(noise=noise, output_type="pt", return_trajectory=True)
+    assert made.images.device == made.trajectory.device == DEVICE
+    assert (crossings.up, crossings.down, crossings.reads) == ([], [], 0)
+
+
+class OnDevice(torch.Generator):
+    """A generator of the device, which draws nothing."""
+
+    device = DEVICE
+
+
+def test_a_generator_of_the_device_draws_there(make: Any) -> None:
+    pipeline = make().to(DEVICE)
+    for generators in (OnDevice(), [OnDevice(), OnDevice()]):
+        with Crossings() as crossings:
+            made = pipeline(batch_size=2, generator=generators, output_type="raw").images
+        assert made.device == DEVICE
+        assert (crossings.up, crossings.down) == ([], [])
+
+
+@pytest.mark.parametrize("output_type", ["raw", "latent", "pt"])
+def test_samples_are_kept_though_a_cuda_graph_uses_its_memory_again(
+    output_type: str, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, memory = make(), torch.empty(2, 4, 1, 8, 8)
+    forward = pipeline.model.forward
+
+    def graph(*given: Any, **named: Any) -> torch.Tensor:
+        return memory.copy_(forward(*given, **named))
+
+    monkeypatch.setattr(pipeline.model, "forward", graph)
+    call = {"output_type": output_type, "return_trajectory": True, "batch_size": 2}
+    first = pipeline(generator=seeded(1), **call)
+    images, trajectory = first.images.clone(), first.trajectory.clone()
+    second = pipeline(generator=seeded(2), **call)
+    assert torch.equal(first.images, images)
+    assert torch.equal(first.trajectory, trajectory)
+    assert not torch.equal(second.images, images)
+
+
+def test_the_model_compiles_whole_and_once_and_makes_nothing_on_the_host(
+    unet_teacher: Any,
+) -> None:
+    """What a CUDA graph of `pipeline.model.compile(mode="reduce-overhead")` needs."""
+    teacher = unet_teacher(channels=(4,), norm_num_groups=2, middle_attention=False, num_classes=3)
+    labels = {"class_labels": torch.zeros(1, dtype=torch.int64)}
+    operator = DSNO.from_teacher(teacher, LiftConfig(["mid_block.resnets.0"]), condition=labels)
+    model = DSNOModel.from_operator(operator, class_frequencies=FREQUENCIES)
+    pipeline, devices = DSNOPipeline(model).to(DEVICE), []
+
+    def look(graph: Any, inputs: Any) -> Any:
+        values = [node.meta.get("example_value") for node in graph.graph.nodes]
+        devices.append({v.device.type for v in values if isinstance(v, torch.Tensor)})
+        return graph.forward
+
+    pipeline.model.compile(backend=look, fullgraph=True)
+    for label in (0, 2):
+        made = pipeline(class_labels=label, output_type="raw").images
+    assert made.shape == (1, 1, 8, 8)
+    assert devices == [{DEVICE.type}]
 
 
 def test_a_pipeline_runs_in_half_precision(make: Any) -> None:

@@ -362,8 +362,8 @@ class DSNOPipeline(DiffusionPipeline):
             batch_size: how many; by default as many as there are labels, prompts or noises, or 1.
             class_labels: one class for all, or one per sample; drawn with the frequencies of the
                 training data if the model is conditional and none are given.
-            generator: of the noise (and the labels); or one per sample, each of which then gives
-                what it would give alone.
+            generator: of the noise (and the labels), on any device; or one per sample, each of
+                which then gives what it would give alone.
             noise: unit normal (batch, *shape), instead of drawing it.
             output_type: `pil`; `np` (batch, H, W, C) or `pt` (batch, C, H, W), both in [0, 1];
                 `raw`, what the model gives, about [-1, 1]; or `latent`, that before decoding.
@@ -412,15 +412,15 @@ class DSNOPipeline(DiffusionPipeline):
             },
         )
         config, shape = self.model.config, self.model.operator.sample_shape
+        device = self._execution_device
         if noise is None:
-            noise = arguments.draw_noise(count, shape, generators)
+            noise = arguments.draw_noise(count, shape, generators, device)
         condition = {
             CLASS_LABELS: self._labels(class_labels, count, generators),
             EMBEDDINGS: self._embeddings(prompts, prompt_embeds, count, repeats),
             GUIDANCE_SCALE: arguments.check_guidance(guidance_scale, count, config.guidance_scale),
         }
         asked = None if times is None else arguments.check_times(times)
-        device = self._execution_device
         states = self._states(
             torch.as_tensor(noise).to(device=device, dtype=self.model.dtype),
             {k: None if v is None else v.to(device) for k, v in condition.items()},
@@ -453,7 +453,7 @@ class DSNOPipeline(DiffusionPipeline):
         """States of one evaluation, at the trained times or those given; the last is the sample."""
         every = None if times is None else torch.cat([times, times.new_zeros(1)])
         states: Tensor = self.model(noise, times=every, last_only=last_only, **condition)
-        return states
+        return states.clone()  # a CUDA graph puts the states of the next call where these are
 
     def _labels(self, given: Any, count: int, generators: arguments.Generators) -> Tensor | None:
         frequencies = self.model.config.class_frequencies

@@ -21,6 +21,7 @@ from dsno.runs.run import Run
 from dsno.support.errors import InputError
 from dsno.support.files import sha256
 from dsno.teachers.store import load_teacher
+from dsno.trajectories.manifest import load_manifest
 
 RECIPE = [
     "teacher.network.channels=[8]",
@@ -90,6 +91,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
     [
         ("teacher", "teacher.steps=3", "teacher: teacher.steps 2 -> 3"),
         ("collect", "collect.solver=ddim", "collect: collect.solver dpm++2m -> ddim"),
+        ("collect", "collect.precision=bf16", "collect: collect.precision exact -> bf16"),
         ("train", "train.learning_rate=0.5", "train: train.learning_rate 0.002 -> 0.5"),
         ("run", "student.modes=1", "train: student.modes 2 -> 1"),
     ],
@@ -183,6 +185,23 @@ def test_a_half_made_collection_goes_on_with_smaller_batches(
     found, expected = (load_file(run / "trajectories" / name) for run in (copy, made))
     assert torch.equal(found["noise"], expected["noise"])
     assert torch.allclose(found["states"].float(), expected["states"].float(), atol=2e-3)
+
+
+def test_a_half_made_collection_begins_anew_in_another_precision(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(copy / "trajectories")
+    stages = json.loads((copy / "stages.json").read_text())
+    assert "precision" not in stages["collect"]["inputs"]["collect"]  # as of older versions
+    (copy / "stages.json").write_text(json.dumps({"teacher": stages["teacher"]}))
+    assert run("collect", copy, "--shard-range", "0:2") == 0
+    assert run("collect", copy, "collect.precision=bf16") == 0
+    err = capsys.readouterr().err
+    assert "collect: the recipe changed (collect.precision exact -> bf16); starting it again" in err
+    precisions = [
+        load_manifest(copy / name).precision for name in ("trajectories.1", "trajectories")
+    ]
+    assert precisions == ["exact", "bf16"]
 
 
 def test_half_made_training_goes_on_when_a_key_of_rounding_changes(

@@ -358,6 +358,16 @@ def test_verdict_says_who_won_and_what_is_better_still(
         assert "The lowest distance measured: DPM-Solver++(2M) with 16 evaluations (1.80)." in text
 
 
+def test_the_precision_of_the_trajectories_is_said_unless_it_is_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_drawing(monkeypatch)
+    metrics = example()
+    metrics["trajectories"]["precision"] = "bf16"
+    text = text_of(write_report(write(tmp_path, metrics)).read_text())
+    assert "in 12 steps (12 evaluations in bf16) Times learnt" in text
+
+
 def test_text_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_drawing(monkeypatch)
     metrics, evil = example(), "<script>alert('1')</script>\"&"

@@ -14,9 +14,10 @@ from dsno.diffusion.denoisers import PREDICTION_TYPES
 from dsno.diffusion.solvers import METHODS
 from dsno.diffusion.time_grids import SPACINGS
 from dsno.operator.dsno import OUTPUTS
-from dsno.recipes import choices
+from dsno.recipes import choices, load_recipe
 from dsno.recipes.effects import (
     Effect,
+    LaterResult,
     Result,
     ResultOfFile,
     Rounding,
@@ -24,12 +25,15 @@ from dsno.recipes.effects import (
     map_files,
     result_values,
     section_of,
+    with_later,
 )
 from dsno.recipes.schema import Recipe, Section
 from dsno.training.losses import DISTANCES, LPIPS_VGG
 from dsno.trajectories.manifest import DTYPES
 
 LOGS = {"checkpoint_every", "keep", "log_every", "log_images_every", "log_with"}
+LATER = {"collect.precision": "exact"}
+"""Keys that recipes of recorded results may lack, and what those results were made with."""
 MEMORY = {"accumulation", "compile", "gradient_checkpointing", "shard"}
 NOTHING = {f"{s}.{key}" for s in ("teacher", "train") for key in LOGS} | {
     "name",
@@ -38,6 +42,7 @@ NOTHING = {f"{s}.{key}" for s in ("teacher", "train") for key in LOGS} | {
 }
 ROUNDING = {f"{s}.{key}" for s in ("teacher", "train") for key in MEMORY} | {
     "collect.batch_size",
+    "collect.compile",
     "evaluate.batch_size",
 }
 
@@ -96,6 +101,32 @@ def test_values_are_reduced_to_what_a_result_depends_on() -> None:
     expected = {"inner": {"path": "a", "of_old": 1}, "plain": "b", "gone": 2}
     assert result_values(Outer, values) == expected
     assert result_values(Outer, {"inner": None}) == {"inner": None}
+
+
+class Grown(Section):
+    """A section with a key that it did not have before."""
+
+    outer: Outer | None = None
+    steps: Result[int] = 1
+    mode: LaterResult[str] = "as before"
+
+
+def test_a_later_key_counts_once_it_is_not_at_its_default() -> None:
+    before, changed = {"steps": 3}, {"steps": 3, "mode": "fast"}
+    assert result_values(Grown, {"steps": 3, "mode": "as before"}) == before
+    assert result_values(Grown, changed) == changed
+    assert with_later(Grown, before) == {"steps": 3, "mode": "as before"}
+    assert with_later(Grown, changed) == changed
+
+
+def test_results_recorded_without_a_later_key_stay_valid() -> None:
+    recipe = load_recipe("digits")
+    values = recipe.model_dump(mode="json")
+    found = result_values(Recipe, values)
+    for key, default in LATER.items():
+        section, _, name = key.partition(".")
+        assert values[section][name] == default
+        assert name not in found[section]
 
 
 def test_names_of_files_are_found_and_nothing_else() -> None:

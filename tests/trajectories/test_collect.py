@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.devices import DEVICE, Crossings
 from torch import Tensor, nn
 
 from dsno.diffusion.analytic import GaussianMixture
@@ -22,14 +25,15 @@ from dsno.diffusion.schedules import CosineSchedule, EDMSchedule, NoiseSchedule
 from dsno.diffusion.solvers import solve
 from dsno.diffusion.time_grids import Spacing, grid_times
 from dsno.support import seeds
-from dsno.support.errors import InputError
+from dsno.support.errors import InputError, WorkError
 from dsno.support.files import sha256
 from dsno.support.storage import StorageDir
 from dsno.trajectories import manifest as trajectories
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
 from dsno.trajectories.manifest import MANIFEST, Manifest, load_manifest, save_manifest, shard_name
-from dsno.trajectories.shards import damaged_shards
+from dsno.trajectories.shards import damaged_shards, write_shard
+from dsno.trajectories.verify import describe
 
 FREQUENCIES = [0.5, 0.2, 0.3]
 
@@ -177,7 +181,9 @@ def test_what_is_solved_is_the_stored_noise_to_the_last_bit(tmp_path: Path) -> N
     assert torch.equal(torch.cat(denoiser.given), noise * sigma)
 
 
-def test_the_teacher_computes_exactly_and_the_setting_before_comes_back(tmp_path: Path) -> None:
+def test_the_teacher_computes_exactly_unless_asked_and_the_setting_before_comes_back(
+    tmp_path: Path,
+) -> None:
     denoiser = Watching(teacher(CosineSchedule()))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
@@ -189,6 +195,73 @@ def test_the_teacher_computes_exactly_and_the_setting_before_comes_back(tmp_path
     finally:
         torch.set_float32_matmul_precision(before)
     assert denoiser.arithmetic == {("highest", True, False, False)}
+    quick = Watching(denoiser.inner)
+    collect(quick, tmp_path / "tf32", plan(quick, count=2, **in_precision("tf32")), batch_size=2)
+    assert quick.arithmetic == {("high", False, True, True)}
+
+
+def in_precision(name: str) -> dict[str, Any]:
+    """A plan's solver with a network of another precision."""
+    solver = {"method": "dpm++2m", "steps": 6, "spacing": "uniform", "nfe": 6}
+    return {"solver": {**solver, "precision": name}}
+
+
+class Rounding(nn.Module):
+    """Predicts v = x / 3; notes the type of what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 1, bias=False)
+        nn.init.constant_(self.layer.weight, 1 / 3)
+        self.types: set[torch.dtype] = set()
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        product: Tensor = self.layer(x)
+        self.types.add(product.dtype)
+        return product
+
+
+def test_the_network_computes_in_the_precision_of_the_manifest(tmp_path: Path) -> None:
+    network = Rounding()
+    denoiser = Denoiser(
+        network, CosineSchedule(), prediction_type="v_prediction", sample_shape=(1, 2, 2)
+    )
+    states = {}
+    for name in ("exact", "bf16"):
+        network.types.clear()
+        changes = in_precision(name) if name != "exact" else {}
+        collect(denoiser, tmp_path / name, plan(denoiser, **changes), batch_size=5)
+        assert network.types == {torch.float32 if name == "exact" else torch.bfloat16}
+        states[name] = TrajectoryStore(tmp_path / name).rows(torch.arange(22))[1]
+    error = (states["bf16"] - states["exact"]).abs().max()
+    assert 1e-3 < error < 2**-6  # more than storage rounds (2^-11), about what bfloat16 does (2^-8)
+    assert describe(StorageDir(tmp_path / "bf16"))["solver"].endswith("nfe=6 precision=bf16")
+    assert "precision" not in (tmp_path / "exact" / MANIFEST).read_text()  # as by older versions
+
+
+def test_a_collection_in_another_precision_is_left_alone(whole: Path) -> None:
+    before, denoiser = contents(whole), teacher(CosineSchedule())
+    with pytest.raises(InputError, match="trajectories of another recipe; give another folder"):
+        collect(denoiser, whole, plan(denoiser, **in_precision("tf32")), batch_size=5)
+    assert contents(whole) == before
+
+
+def test_the_manifest_says_whether_a_compiled_network_made_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda call, **_: call)
+    denoiser = Denoiser(
+        Rounding(), CosineSchedule(), prediction_type="v_prediction", sample_shape=(1, 2, 2)
+    )
+    wanted = plan(denoiser)
+    collect(denoiser, tmp_path, wanted, batch_size=5, shards=range(1))
+    assert "compiled" not in load_manifest(tmp_path).solver
+    made = collect(denoiser, tmp_path, wanted, batch_size=5, compiled=True)
+    assert made == load_manifest(tmp_path)
+    assert made.solver["compiled"] == "yes"
+    assert made.missing == []
+    # what is finished is not made again, compiled or not
+    assert collect(denoiser, tmp_path, wanted, batch_size=5) == made
 
 
 def test_stored_states_are_divided_by_the_scale_of_their_time() -> None:
@@ -401,6 +474,99 @@ def test_a_part_cut_at_other_batches_is_solved_again(tmp_path: Path) -> None:
         collect(Signalled(denoiser, 1), tmp_path / "a", plan(denoiser), batch_size=5)
     collect(Stopping(denoiser, 36), tmp_path / "a", plan(denoiser), batch_size=4)
     assert contents(tmp_path / "a") == contents(tmp_path / "whole")
+
+
+# -------------------------------------------------------------------------------- overlap
+
+
+def test_a_shard_is_written_while_the_next_is_solved(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solving, seen = threading.Event(), []
+
+    class Next(Stopping):
+        def __call__(self, x: Tensor, t: Tensor, condition: Any = None, /) -> Tensor:
+            self.left -= 1
+            if self.left == 0:
+                solving.set()
+            return self.inner(x, t, condition)
+
+    def waiting(*given: Any) -> Any:
+        seen.append(solving.wait(30))
+        return write_shard(*given)
+
+    monkeypatch.setattr("dsno.trajectories.collect.write_shard", waiting)
+    denoiser = teacher(CosineSchedule())
+    collect(Next(denoiser, 13), tmp_path, plan(denoiser), batch_size=5)  # 12 evaluations a shard
+    assert seen == [True] * 3
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_an_error_of_the_writing_stops_the_solving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise WorkError("The disk is full.")
+
+    monkeypatch.setattr("dsno.trajectories.collect.write_shard", full)
+    denoiser = Stopping(teacher(CosineSchedule()), 24)  # not a third shard
+    with pytest.raises(WorkError, match=r"^The disk is full\.$"):
+        collect(denoiser, tmp_path, plan(denoiser.inner), batch_size=5)
+    assert load_manifest(tmp_path).shards == ()
+
+
+class Device:
+    """Stands in for a GPU: what it is asked for is there once it was waited for."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.asked = 0
+
+    def arrival(self, tensor: Tensor) -> Any:
+        number, self.asked = self.asked, self.asked + 1
+        self.done.append(f"ask {number}")
+        hidden = torch.full_like(tensor, math.nan)
+
+        class Arrival:
+            def wait(_) -> Tensor:
+                self.done.append(f"wait {number}")
+                return hidden.copy_(tensor)
+
+        return Arrival()
+
+
+def test_a_device_is_asked_for_a_batch_before_the_last_is_waited_for(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device()
+    monkeypatch.setattr("dsno.trajectories.collect.runs_ahead", lambda _: True)
+    monkeypatch.setattr("dsno.trajectories.collect.Arrival", device.arrival)
+    denoiser = teacher(CosineSchedule())
+    collect(denoiser, tmp_path / "whole", plan(denoiser), batch_size=5)
+    order = "ask 0, ask 1, wait 0, ask 2, wait 1, ask 3, wait 2, ask 4, wait 3, ask 5, wait 4"
+    assert ", ".join(device.done) == f"{order}, wait 5"  # from shard to shard too
+    assert contents(tmp_path / "whole") == contents(whole)
+    with pytest.raises(KeyboardInterrupt):
+        collect(Signalled(denoiser, 8), tmp_path / "two", plan(denoiser), batch_size=5)
+    assert load_manifest(tmp_path / "two").missing == [1, 2]  # both batches asked for were kept
+    collect(Stopping(denoiser, 24), tmp_path / "two", plan(denoiser), batch_size=5)
+    assert contents(tmp_path / "two") == contents(whole)
+
+
+def test_a_batch_crosses_to_the_device_and_back_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsno.support.distributed.device", lambda: DEVICE)
+    denoiser = Denoiser(
+        Labelled(), CosineSchedule(), prediction_type="sample", sample_shape=(1, 2, 2)
+    )
+    wanted = plan(denoiser, num_classes=3, count=10, shard_size=10)
+    with Crossings() as crossings:
+        collect(denoiser, tmp_path, wanted, batch_size=5, conditions=Conditions(FREQUENCIES))
+    noise, labels = ((5, 1, 2, 2), torch.float16), ((5,), torch.int64)
+    assert crossings.up == [noise, labels] * 2
+    assert crossings.down == [((5, 3, 1, 2, 2), torch.float16)] * 2
+    assert crossings.reads == 0
 
 
 # ---------------------------------------------------------------------- many jobs and places

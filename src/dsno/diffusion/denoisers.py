@@ -221,13 +221,13 @@ class Denoiser(nn.Module):
 
     def network_output(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """F(c_in(t) x, c_noise(t)), run in the network's dtype, returned in x's."""
-        c_noise = self.preconditioning.c_noise(t).to(x.device).expand(x.shape[0])
         dtype = next((p.dtype for p in self.network.parameters()), x.dtype)
+        c_noise = self.preconditioning.c_noise(t).to(torch.promote_types(dtype, torch.float32))
         scaled = expand(self.preconditioning.coefficients(t).into, x) * x
         output = self.call(
             self.network,
             scaled.to(dtype),
-            c_noise.to(torch.promote_types(dtype, torch.float32)),
+            _of_each_row(c_noise, x),
             {k: v.to(dtype) if v.is_floating_point() else v for k, v in (condition or {}).items()},
         ).to(x.dtype)
         if self.preconditioning.prediction_type == "sample_and_epsilon":
@@ -297,9 +297,26 @@ def both_halves(output: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def expand(coefficient: Tensor, like: Tensor) -> Tensor:
-    """Shape a scalar or (batch,) coefficient to multiply `like`, in its dtype and device."""
+    """Shape a scalar or (batch,) coefficient to multiply `like`, in its dtype and device.
+
+    A scalar on the CPU stays there: it multiplies tensors anywhere, and a copy of it would make the
+    host wait for a GPU.
+    """
+    if _is_of_host(coefficient):
+        return coefficient.to(like.dtype)
     c = coefficient.to(device=like.device, dtype=like.dtype)
     return c if c.ndim == 0 else c.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _is_of_host(value: Tensor) -> bool:
+    return value.ndim == 0 and value.device.type == "cpu"
+
+
+def _of_each_row(value: Tensor, like: Tensor) -> Tensor:
+    """A scalar or (batch,) value as (batch,), on `like`'s device; as `expand`, without a copy."""
+    if _is_of_host(value):
+        return value.new_zeros(len(like), device=like.device) + value
+    return value.to(like.device).expand(len(like))
 
 
 def _usual_time_input(schedule: NoiseSchedule) -> str:

@@ -111,6 +111,7 @@ class _Trajectories(_Record):
     solver: str
     steps: int
     nfe: int
+    precision: str = "exact"
 
 
 class Metrics(_Record):

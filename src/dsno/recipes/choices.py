@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+Arithmetic = Literal["exact", "tf32", "bf16"]
 DataSource = Literal["digits", "folder", "huggingface", "npz"]
 Decay = Literal["constant", "cosine", "milestones"]
 Loss = Literal["l1", "l2", "pseudo_huber", "lpips_vgg"]

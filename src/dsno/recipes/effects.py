@@ -1,9 +1,10 @@
 """What a recipe's keys do to a result: said in each field's type, read by whoever keeps results.
 
-steps: Result[int]        another value is another result
-compile: Rounding[bool]   the same result to rounding
-keep: Neutral[int]        the same result
-vgg16: ResultOfFile[str]  names a file; what is in the file is part of the result
+steps: Result[int]           another value is another result
+precision: LaterResult[str]  likewise; at its default the result is that of recipes without the key
+compile: Rounding[bool]      the same result to rounding
+keep: Neutral[int]           the same result
+vgg16: ResultOfFile[str]     names a file; what is in the file is part of the result
 """
 
 from __future__ import annotations
@@ -37,7 +38,12 @@ class _File:
     """Marks a key that names a file."""
 
 
+class _Later:
+    """Marks a key that earlier versions did not have, whose default does what they did."""
+
+
 Result = Annotated[Value, Effect.RESULT]
+LaterResult = Annotated[Value, Effect.RESULT, _Later()]
 ResultOfFile = Annotated[Value, Effect.RESULT, _File()]
 Rounding = Annotated[Value, Effect.ROUNDING]
 Neutral = Annotated[Value, Effect.NOTHING]
@@ -70,20 +76,33 @@ def section_of(field: FieldInfo) -> type[BaseModel] | None:
 def result_values(section: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a section's plain values that a result depends on.
 
-    Keys that the schema does not have (an older version's) are kept, as nothing is known of them.
+    Keys that the schema does not have (an older version's) are kept, as nothing is known of them. A
+    `LaterResult` at its default is left out, so that results recorded without it stay valid.
     """
 
-    def kept(name: str) -> bool:
+    def kept(name: str, value: Any) -> bool:
         field = section.model_fields.get(name)
         if field is None or section_of(field) is not None:
             return True
-        return effect(section, name) is Effect.RESULT
+        is_as_before = _is_later(field) and value == field.default
+        return effect(section, name) is Effect.RESULT and not is_as_before
 
     return {
         name: _within(section, name, value, result_values)
         for name, value in values.items()
-        if kept(name)
+        if kept(name, value)
     }
+
+
+def with_later(section: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `result_values` gave, with the defaults that it left out, to compare key by key."""
+    later = {k: f.default for k, f in section.model_fields.items() if _is_later(f)}
+    given = {k: _within(section, k, value, with_later) for k, value in values.items()}
+    return {**later, **given}
+
+
+def _is_later(field: FieldInfo) -> bool:
+    return any(isinstance(mark, _Later) for mark in field.metadata)
 
 
 def map_files(

@@ -13,6 +13,7 @@ from PIL import ImageColor
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dsno.recipes.choices import (
+    Arithmetic,
     DataSource,
     Decay,
     Loss,
@@ -28,6 +29,7 @@ from dsno.recipes.choices import (
 )
 from dsno.recipes.effects import (
     Effect,
+    LaterResult,
     Neutral,
     Result,
     ResultOfFile,
@@ -273,6 +275,12 @@ class Collect(Section):
     shard_size: Result[Count] = 4096
     """Trajectories in a file; `train.shuffle_shards` counts in it."""
     dtype: Result[StorageType] = "float16"
+    precision: LaterResult[Arithmetic] = "exact"
+    """Arithmetic of the network: `exact` is full float32 by deterministic kernels; `tf32` lets a
+    GPU's tensor cores round the factors of products to 10 bits, `bf16` computes in bfloat16. Both
+    take the fastest kernels found. The solver's states are float32 in any case."""
+    compile: Rounding[bool] = False
+    """Compile the network (`torch.compile`)."""
     guidance_scale: Result[Positive | tuple[Positive, Positive] | None] = None
     """Classifier-free guidance of the teacher (1 is the conditional model): a number is distilled
     into the student; a range is sampled from, and the scale becomes an input of the student."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from dsno.diffusion.arithmetic import arithmetic, network_in
 from dsno.diffusion.conditions import Conditions
 from dsno.diffusion.denoisers import DenoiserProtocol, evaluations_per_call, to_device
 from dsno.diffusion.solvers import evaluations
@@ -44,9 +45,12 @@ class CollectionEstimate:
         prompt_bytes: embeddings of all prompts, stored once; 0 without text.
         shards: files the trajectories will be in.
         memory_bytes: peak of the measurement: of this process on a CPU, on the device otherwise.
-        shard_bytes: memory of the largest shard while it is assembled, on top of that peak.
+        shard_bytes: memory of two shards, one being filled and one being written, on top of that
+            peak.
         device: where it was measured.
         threads: of the processor, that the measurement used.
+        precision: of the network, `collect.precision`.
+        compiled: whether the network was compiled.
     """
 
     teacher: str
@@ -62,6 +66,8 @@ class CollectionEstimate:
     shard_bytes: int
     device: str
     threads: int
+    precision: str = "exact"
+    compiled: bool = False
 
     @property
     def evaluations(self) -> int:
@@ -102,11 +108,14 @@ def estimate_collection(recipe: Recipe, folder: Path) -> CollectionEstimate:
     device = distributed.device()
     teacher, where = _teacher(recipe, folder)
     teacher.denoiser.eval()
-    denoiser = to_device(guided(recipe, teacher), device)
+    denoiser = network_in(
+        to_device(guided(recipe, teacher), device), spec.precision, compiled=spec.compile
+    )
     texts = prompt_texts(recipe, teacher)
     conditions = conditions_of(recipe, teacher, _one_prompt(recipe, teacher, texts))
     batch_size = min(spec.batch_size, spec.count)
-    measured, seconds = measure(denoiser, conditions, batch_size, device)
+    with arithmetic(spec.precision):
+        measured, seconds = measure(denoiser, conditions, batch_size, device)
     per_trajectory = trajectory_bytes(recipe, denoiser.sample_shape, conditions)
     shard = min(spec.shard_size, spec.count)
     embedding = conditions.prompts
@@ -123,9 +132,11 @@ def estimate_collection(recipe: Recipe, folder: Path) -> CollectionEstimate:
         prompt_bytes=0 if embedding is None or texts is None else len(texts) * embedding.nbytes,
         shards=-(-spec.count // shard),
         memory_bytes=peak_memory(device),
-        shard_bytes=2 * shard * per_trajectory,  # its batches, and then the whole beside them
+        shard_bytes=2 * shard * per_trajectory,  # one is filled while another is written
         device=distributed.device_name(),
         threads=torch.get_num_threads(),
+        precision=spec.precision,
+        compiled=spec.compile,
     )
 
 
@@ -184,6 +195,7 @@ def estimate_lines(estimate: CollectionEstimate) -> list[str]:
     is_cpu, is_whole = e.device == "cpu", e.measured_batch == e.batch_size
     where = f"the cpu with {_plural(e.threads, 'thread')}" if is_cpu else e.device
     shrunk = "" if is_whole else f"; the collection's {e.batch_size:,} were too slow to try"
+    how = " compiled" * e.compiled + f" in {e.precision}" * (e.precision != "exact")
     prompts = f", and {_bytes(e.prompt_bytes)} of prompts" if e.prompt_bytes else ""
     lines = [
         f"What this collection takes in all, by a short measurement of {e.teacher}:",
@@ -191,13 +203,13 @@ def estimate_lines(estimate: CollectionEstimate) -> list[str]:
         f"of {_plural(e.trajectories, 'trajectory', 'trajectories')}",
         f"time         about {_duration(e.hours)} in one process on {where}; N such processes "
         "divide it, a shard at a time",
-        f"             ({_figure(e.seconds_per_evaluation * 1e3)} ms an evaluation, in batches of "
-        f"{e.measured_batch:,}{shrunk})",
+        f"             ({_figure(e.seconds_per_evaluation * 1e3)} ms an evaluation{how}, in "
+        f"batches of {e.measured_batch:,}{shrunk})",
         f"disk         about {_bytes(e.total_bytes)} in {_plural(e.shards, 'shard')}: "
         f"{e.trajectory_bytes:,} bytes a trajectory{prompts}",
         f"memory       {'about' if is_whole else 'at least'} {_bytes(e.memory_bytes)} "
         f"{'of this process' if is_cpu else 'on the device'}, and "
-        f"{_bytes(e.shard_bytes)} of main memory while a shard is assembled",
+        f"{_bytes(e.shard_bytes)} of main memory for the shards in hand",
     ]
     return [f"# {line}" for line in lines]
 

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from dsno.recipes import Recipe, load_recipe
-from dsno.recipes.effects import map_files, result_values
+from dsno.recipes.effects import map_files, result_values, with_later
 from dsno.runs.build import check_buildable
 from dsno.runs.dependencies import changes, content_hash
 from dsno.runs.records import Extension, StageRecord, read_stages, write_stage
@@ -369,7 +369,8 @@ class Run:
 
     def _changes(self, stage: str, record: StageRecord) -> list[str]:
         """How the keys that change the stage's own result differ from the recorded ones."""
-        return changes(result_values(Recipe, record["inputs"]), self._inputs(stage))
+        before = result_values(Recipe, record["inputs"])
+        return changes(with_later(Recipe, before), with_later(Recipe, self._inputs(stage)))
 
     def _check_folder(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():

@@ -80,7 +80,7 @@ def sample_model(
             if not writers:  # once the first samples show that the request is sound
                 writers = [stack.enter_context(opened(path, num, raw=raw)) for path in files]
             for writer in writers:
-                writer.write(made.images.cpu(), made.class_labels)
+                writer.write(made.images, made.class_labels)
             advance(len(items))
     return list(files)
 

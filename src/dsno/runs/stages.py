@@ -197,6 +197,7 @@ def make_trajectories(task: Task) -> str:
         batch_size=spec.batch_size,
         conditions=conditions_of(task.recipe, teacher, read_prompts(storage, wanted)),
         shards=task.shards,
+        compiled=spec.compile,
     )
     size, made = sum(s.bytes for s in manifest.shards), sum(s.count for s in manifest.shards)
     waiting = f"; {len(manifest.missing):,} shards are still to be made" if manifest.missing else ""
@@ -230,6 +231,7 @@ def _wanted(task: Task, teacher: Teacher, denoiser: DenoiserProtocol) -> Manifes
             "steps": spec.steps,
             "spacing": spec.spacing,
             "nfe": evaluations(spec.solver, spec.steps) * evaluations_per_call(denoiser),
+            **({} if spec.precision == "exact" else {"precision": spec.precision}),
         },
         guidance_scale=spec.guidance_scale,
         prompts=None if prompts is None else len(prompts.texts),
@@ -394,6 +396,7 @@ def make_metrics(task: Task) -> str:
             "count": manifest.count,
             "solver": manifest.solver["method"],
             **{key: manifest.solver[key] for key in ("steps", "spacing", "nfe")},
+            "precision": manifest.precision,
         },
         "durations": {s: task.seconds[s] for s in ("teacher", "collect", "train")},
         "recipe": task.recipe.model_dump(mode="json"),

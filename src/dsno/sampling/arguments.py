@@ -78,15 +78,19 @@ def generator_list(generator: Any) -> Generators:
     return generators
 
 
-def draw_noise(count: int, shape: Sequence[int], generators: Generators) -> Tensor:
-    """Unit normal noise (count, *shape), float32, on the generators' device.
+def draw_noise(
+    count: int, shape: Sequence[int], generators: Generators, device: torch.device
+) -> Tensor:
+    """Unit normal noise (count, *shape), float32, on the generators' device; on `device` without.
 
     With a generator for each sample, sample i is what it would be alone with generator i, as in
     diffusers' `randn_tensor`.
     """
     rows = count // len(generators)
     drawn = [
-        torch.randn(rows, *shape, generator=g, device=_device(g), dtype=torch.float32)
+        torch.randn(
+            rows, *shape, generator=g, device=device if g is None else g.device, dtype=torch.float32
+        )
         for g in generators
     ]
     return torch.cat([part.to(drawn[0].device) for part in drawn])
@@ -97,13 +101,10 @@ def draw_labels(count: int, frequencies: Sequence[float], generators: Generators
     rows = count // len(generators)
     drawn = []
     for g in generators:
-        weights = torch.tensor(frequencies, dtype=torch.float32, device=_device(g))
+        device = torch.device("cpu") if g is None else g.device
+        weights = torch.tensor(frequencies, dtype=torch.float32, device=device)
         drawn.append(torch.multinomial(weights, rows, replacement=True, generator=g))
     return torch.cat([part.to(drawn[0].device) for part in drawn])
-
-
-def _device(generator: torch.Generator | None) -> torch.device:
-    return torch.device("cpu") if generator is None else generator.device
 
 
 def check_labels(given: Any, count: int, classes: int | None) -> Tensor:

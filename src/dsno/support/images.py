@@ -23,6 +23,8 @@ CELL = 48
 def to_uint8(images: Tensor) -> npt.NDArray[np.uint8]:
     """Round images to bytes: -1 becomes 0 and 1 becomes 255; values outside are clamped.
 
+    That is done where the images are, so that bytes are copied from a device, once.
+
     Args:
         images: (n, C, H, W), C in 1 .. 4.
 
@@ -36,12 +38,15 @@ def to_uint8(images: Tensor) -> npt.NDArray[np.uint8]:
         raise InputError(
             f"Expected images (n, C, H, W) with C in 1 .. 4, found {tuple(images.shape)}."
         )
-    values = images.detach().to("cpu", torch.float32)
-    if values.isnan().any():
+    values = images.detach().float()
+    levels = ((values + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    found = levels.new_empty(levels.numel() + 1)
+    found[:-1].view(levels.shape).copy_(levels)
+    found[-1] = values.isnan().any()
+    array: npt.NDArray[np.uint8] = found.cpu().numpy()
+    if array[-1]:
         raise InputError("The images hold NaN; they cannot be drawn.")
-    levels = ((values + 1) * 127.5).round().clamp(0, 255)
-    array: npt.NDArray[np.uint8] = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    return array
+    return array[:-1].reshape(levels.shape)
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:

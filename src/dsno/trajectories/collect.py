@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor
 
+from dsno.diffusion.arithmetic import arithmetic, network_in
 from dsno.diffusion.conditions import UNCONDITIONAL, Conditions
-from dsno.diffusion.denoisers import DenoiserProtocol, to_device
+from dsno.diffusion.denoisers import DenoiserProtocol
+from dsno.diffusion.denoisers import to_device as placed
 from dsno.diffusion.guidance import GuidedDenoiser
 from dsno.diffusion.schedules import signal_and_noise, state_scale
 from dsno.diffusion.solvers import solve
@@ -22,6 +25,7 @@ from dsno.support.console import progress, say
 from dsno.support.errors import InputError
 from dsno.support.signals import interruption_delayed
 from dsno.support.storage import StorageDir, as_storage
+from dsno.support.transfers import Arrival, runs_ahead, to_device
 from dsno.trajectories.manifest import (
     DTYPES,
     FORMAT,
@@ -35,6 +39,7 @@ from dsno.trajectories.manifest import (
 )
 from dsno.trajectories.partial_shards import drop_partial, load_partial, save_partial
 from dsno.trajectories.shards import damaged_shards, write_shard
+from dsno.trajectories.writer import Writer
 
 SAVE_EVERY = 300.0
 """Seconds after which the solved part of an unfinished shard is saved, in case of a crash."""
@@ -48,14 +53,15 @@ def collect(
     batch_size: int,
     conditions: Conditions = UNCONDITIONAL,
     shards: range | None = None,
+    compiled: bool = False,
 ) -> Manifest:
     """Make every shard of `manifest` that `folder` does not hold whole yet.
 
     Item i's noise and label depend on (seed, i) alone, batches are cut inside a shard, and a shard
     is listed only after it is on disk, so an interrupted collection goes on where it was and ends
-    with the same bytes. Under a launcher every process calls this, and each takes the next shard
-    when it has finished one; other jobs may make other `shards` in the same folder at the same
-    time.
+    with the same bytes; in another precision than `exact` it may round otherwise. Under a launcher
+    every process calls this, and each takes the next shard when it has finished one; other jobs may
+    make other `shards` in the same folder at the same time.
 
     Ctrl-C and SIGTERM finish the batch in hand, save the solved part of the shard and stop.
 
@@ -66,6 +72,7 @@ def collect(
         batch_size: noises solved at a time.
         conditions: how each trajectory's condition is drawn.
         shards: which of the shards to make; all if None.
+        compiled: whether the teacher's network is compiled, which changes rounding alone.
 
     Returns:
         The manifest with every shard listed that there is.
@@ -78,10 +85,11 @@ def collect(
     """
     storage = as_storage(folder)
     wanted = shards_within(manifest, shards)
-    found = distributed.on_main(lambda: _resume(storage, manifest, wanted, denoiser))
+    found = distributed.on_main(lambda: _resume(storage, manifest, wanted, denoiser, compiled))
     todo = [index for index in found.missing if index in wanted]
-    work = _Work(to_device(denoiser, distributed.device()), storage, found, batch_size, conditions)
-    with exact_arithmetic(), interruption_delayed() as interrupted:
+    teacher = network_in(placed(denoiser, distributed.device()), found.precision, compiled=compiled)
+    work = _Work(teacher, storage, found, batch_size, conditions)
+    with arithmetic(found.precision), interruption_delayed() as interrupted:
         work.make(todo, sum(len(manifest.items(i)) for i in wanted), interrupted)
     distributed.wait_for_everyone()
     return distributed.on_main(lambda: compact(storage))
@@ -104,14 +112,19 @@ def shards_within(manifest: Manifest, shards: range | None) -> range:
 
 
 def _resume(
-    storage: StorageDir, manifest: Manifest, wanted: range, denoiser: DenoiserProtocol
+    storage: StorageDir,
+    manifest: Manifest,
+    wanted: range,
+    denoiser: DenoiserProtocol,
+    compiled: bool,
 ) -> Manifest:
     """What is there already, without those of the wanted shards that are damaged."""
     if not has_manifest(storage):
-        save_manifest(storage, manifest)
-        return manifest
+        begun = manifest.as_compiled() if compiled else manifest
+        save_manifest(storage, begun)
+        return begun
     found = load_manifest(storage)
-    if found.tag != manifest.tag:
+    if found.tag != manifest.tag or found.precision != manifest.precision:
         raise InputError(
             f"{storage} holds trajectories of another recipe; give another folder or delete it."
         )
@@ -129,28 +142,58 @@ def _resume(
             )
         found = dataclasses.replace(found, format=FORMAT)
         save_manifest(storage, found)
+    if compiled and found.missing and "compiled" not in found.solver:
+        found = found.as_compiled()
+        save_manifest(storage, found)
     bad = damaged_shards(storage, found, wanted)
     for index, complaint in bad.items():
         say(f"{storage.at(shard_name(index))} {complaint}; making it again.")
     return forget(storage, bad) if bad else found
 
 
-@contextlib.contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """Full float32 and deterministic kernels, so that a trajectory does not depend on chance."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
+class _Shard:
+    """A shard whose trajectories arrive in order."""
+
+    def __init__(self, index: int, items: range) -> None:
+        self.index, self.items = index, items
+        self.filled = self.saved = 0
+        self.saved_at = time.monotonic()
+        self._tensors: dict[str, Tensor] = {}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every trajectory has arrived."""
+        return self.filled == len(self.items)
+
+    def put(self, rows: Mapping[str, Tensor]) -> None:
+        """Add the next trajectories."""
+        count = len(rows["noise"])
+        for name, tensor in rows.items():
+            if name not in self._tensors:
+                self._tensors[name] = tensor.new_empty(len(self.items), *tensor.shape[1:])
+            self._tensors[name][self.filled : self.filled + count] = tensor
+        self.filled += count
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What has arrived; not changed by what arrives later."""
+        return {name: tensor[: self.filled] for name, tensor in self._tensors.items()}
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Trajectories that are being solved."""
+
+    shard: _Shard
+    given: dict[str, Tensor]
+    states: Arrival
 
 
 class _Work:
-    """One process's share of a collection."""
+    """One process's share of a collection.
+
+    While the device solves a batch the host draws the next one, and a thread writes the shard
+    before; where the host is the device, batches follow one another.
+    """
 
     def __init__(
         self,
@@ -162,17 +205,18 @@ class _Work:
     ) -> None:
         self.denoiser, self.storage, self.manifest = denoiser, storage, manifest
         self.batch_size, self.conditions = batch_size, conditions
+        self.device = distributed.device()
         self.times = torch.tensor(manifest.times, dtype=torch.float64)
-        self.scales = torch.tensor(manifest.scales, device=distributed.device()).reshape(
+        self.scales = torch.tensor(manifest.scales, device=self.device).reshape(
             1, -1, *[1] * len(manifest.sample_shape)
         )
+        self.ahead = int(runs_ahead(self.device))
 
     def make(self, todo: list[int], total: int, interrupted: Callable[[], bool]) -> None:
         """Take shards, one after the other, until every one is taken."""
-        take = distributed.shared_total("shards")
         solved = distributed.shared_total("trajectories")
         done = shown = total - sum(len(self.manifest.items(i)) for i in todo)
-        with progress("collecting", total, done=done, unit="trajectory") as advance:
+        with progress("collecting", total, done=done, unit="trajectory") as advance, Writer() as to:
 
             def add(count: int) -> None:
                 nonlocal shown
@@ -180,62 +224,82 @@ class _Work:
                 advance(now - shown)
                 shown = now
 
-            while (index := take(1) - 1) < len(todo):
-                self._shard(todo[index], add, interrupted)
-
-    def _shard(
-        self, index: int, add: Callable[[int], None], interrupted: Callable[[], bool]
-    ) -> None:
-        items = self.manifest.items(index)
-        kept = load_partial(self.storage, self.manifest, index, self.batch_size)
-        batches = [] if kept is None else [kept]
-        solved = 0 if kept is None else len(kept["noise"])
-        if solved:
-            add(solved)
-        saved = time.monotonic()
-        for first in range(items.start + solved, items.stop, self.batch_size):
+            asked: deque[_Batch] = deque()
+            shard = None
+            for shard, items in self._batches(todo, add, interrupted):
+                to.check()
+                asked.append(self._solve(shard, items))
+                while len(asked) > self.ahead:
+                    self._take(asked.popleft(), to, add)
+            while asked:
+                self._take(asked.popleft(), to, add)
+            if interrupted() and shard is not None and not shard.is_whole:
+                self._save(shard, to)
+            to.finish()
             if interrupted():
-                self._stop(index, batches)
-            batch = range(first, min(first + self.batch_size, items.stop))
-            batches.append(self._solve(batch))
-            add(len(batch))
-            if time.monotonic() - saved > SAVE_EVERY and batch.stop < items.stop:
-                batches = [_joined(batches)]
-                save_partial(self.storage, self.manifest, index, batches[0])
-                saved = time.monotonic()
-        write_shard(self.storage, self.manifest, index, _joined(batches))
-        drop_partial(self.storage, index)
-        if interrupted():
-            raise KeyboardInterrupt
+                raise KeyboardInterrupt
 
-    def _stop(self, index: int, batches: list[dict[str, Tensor]]) -> None:
-        if batches:
-            save_partial(self.storage, self.manifest, index, _joined(batches))
-        raise KeyboardInterrupt
+    def _batches(
+        self, todo: list[int], add: Callable[[int], None], interrupted: Callable[[], bool]
+    ) -> Iterator[tuple[_Shard, range]]:
+        """What is still to be solved, until interrupted."""
+        take = distributed.shared_total("shards")
+        while not interrupted() and (number := take(1) - 1) < len(todo):
+            index = todo[number]
+            shard = _Shard(index, self.manifest.items(index))
+            kept = load_partial(self.storage, self.manifest, index, self.batch_size)
+            if kept is not None:
+                shard.put(kept)
+                shard.saved = shard.filled
+                add(shard.filled)
+            stop = shard.items.stop
+            for first in range(shard.items.start + shard.filled, stop, self.batch_size):
+                if interrupted():
+                    return
+                yield shard, range(first, min(first + self.batch_size, stop))
 
-    def _solve(self, items: range) -> dict[str, Tensor]:
+    def _solve(self, shard: _Shard, items: range) -> _Batch:
+        """Ask the device for the trajectories of some items."""
         manifest, dtype = self.manifest, DTYPES[self.manifest.dtype]
         # Rounded before solving, so that what is stored is exactly what was solved.
         noise = seeds.item_noise(manifest.seed, items, manifest.sample_shape).to(dtype)
         drawn = self.conditions.draw(manifest.seed, items)
-        device = distributed.device()
+        condition = self.conditions.expand(drawn)
         solution = solve(
             self.denoiser,
-            noise.to(device).float(),
+            to_device(noise, self.device).float(),
             self.times,
             method=str(manifest.solver["method"]),
             steps=int(manifest.solver["steps"]),
             spacing=str(manifest.solver["spacing"]),
-            condition=send_to_device(self.conditions.expand(drawn), device),
+            condition=condition and {k: to_device(v, self.device) for k, v in condition.items()},
         )
-        states = (solution.states / self.scales).to(dtype).cpu()
-        return {"noise": noise, "states": states, **drawn}
+        states = Arrival((solution.states / self.scales).to(dtype))
+        return _Batch(shard, {"noise": noise, **drawn}, states)
 
+    def _take(self, batch: _Batch, to: Writer, add: Callable[[int], None]) -> None:
+        """Put a solved batch into its shard, and begin to write what is to be written."""
+        shard = batch.shard
+        shard.put({**batch.given, "states": batch.states.wait()})
+        add(len(batch.given["noise"]))
+        if shard.is_whole:
+            to.start(functools.partial(self._write, shard.index, shard.tensors()))
+        elif time.monotonic() - shard.saved_at > SAVE_EVERY:
+            self._save(shard, to)
 
-def _joined(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    if len(batches) == 1:
-        return batches[0]
-    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    def _write(self, index: int, tensors: dict[str, Tensor]) -> None:
+        write_shard(self.storage, self.manifest, index, tensors)
+        drop_partial(self.storage, index)
+
+    def _save(self, shard: _Shard, to: Writer) -> None:
+        """Begin to save what an unfinished shard has, unless that is saved already."""
+        if shard.filled > shard.saved:
+            to.start(
+                functools.partial(
+                    save_partial, self.storage, self.manifest, shard.index, shard.tensors()
+                )
+            )
+        shard.saved, shard.saved_at = shard.filled, time.monotonic()
 
 
 def scales_at(denoiser: DenoiserProtocol, times: Tensor) -> tuple[float, ...]:

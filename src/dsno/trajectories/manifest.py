@@ -27,7 +27,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from dsno.diffusion.conditions import CLASS_LABELS, GUIDANCE_SCALE, PROMPT
-from dsno.recipes.choices import StorageType
+from dsno.recipes.choices import Arithmetic, StorageType
 from dsno.support.errors import InputError
 from dsno.support.files import read_json
 from dsno.support.storage import StorageDir, as_storage
@@ -71,7 +71,8 @@ class Manifest:
         dtype: storage precision, one of `DTYPES`.
         seed: of the noise and labels.
         num_classes: of the labels; None for an unconditional teacher.
-        solver: method, steps, spacing and nfe.
+        solver: method, steps, spacing and nfe; then, unless they are `exact` and no, the
+            network's `precision` and whether it was `compiled`.
         guidance_scale: of classifier-free guidance: one for all, or the range each trajectory's own
             was drawn from; None for none.
         prompts: how many prompts there are; None for a teacher without text.
@@ -112,6 +113,16 @@ class Manifest:
         if self.prompts is not None:
             found[PROMPT] = (count,)
         return found
+
+    @property
+    def precision(self) -> Arithmetic:
+        """Arithmetic of the network, see `dsno.diffusion.arithmetic`."""
+        found: Arithmetic = self.solver.get("precision", "exact")  # type: ignore[assignment]
+        return found
+
+    def as_compiled(self) -> Manifest:
+        """The same, saying that a compiled network solved some of it."""
+        return dataclasses.replace(self, solver={**self.solver, "compiled": "yes"})
 
     @property
     def may_be_clipped_first(self) -> bool:
@@ -212,6 +223,8 @@ def _complaint(manifest: Manifest) -> str:
         return f"has a tag or solver text beyond {MAX_TEXT} printable characters"
     if not {"method", "steps", "spacing", "nfe"} <= m.solver.keys():
         return "does not say how its solver worked"
+    if m.precision not in get_args(Arithmetic):
+        return f"has an unknown precision {m.precision!r}"
     for shard in m.shards:
         index = shard.first // m.shard_size
         if shard.file != shard_name(index) or not 0 <= index < m.shard_count:
