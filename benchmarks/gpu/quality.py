@@ -106,7 +106,8 @@ def judge(
     """Draw samples, record their distances, and return them, (count, C, H, W)."""
     with arithmetic("tf32", work.device):
         samples = draw(sampler, draws, count, lambda *_, **__: None)
-    setting = f"{sampler.label}, {sampler.nfe} evaluations, {count:,} samples"
+    spacing = f", {sampler.spacing}" if sampler.spacing else ""
+    setting = f"{sampler.label}{spacing}, {sampler.nfe} evaluations, {count:,} samples"
     for space, distance in using.distances(samples).items():
         work.record(f"Frechet distance, {space}", setting, distance, nfe=sampler.nfe, **more)
     return samples

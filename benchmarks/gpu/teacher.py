@@ -24,8 +24,15 @@ from gpu.training import train_for
 from gpu.work import Work
 
 SHARE = 8.0
-LADDER = (("dpm++2m", 16), ("dpm++2m", 8), ("ddim", 16), ("ddim", 8), ("dpm++2m", 32))
-"""Solvers and steps, the most wanted first."""
+LADDER = (
+    ("dpm++2m", 16, "karras"),
+    ("dpm++2m", 8, "karras"),
+    ("unipc", 8, "karras"),
+    ("ddim", 16, "uniform"),
+    ("dpm++2m", 32, "karras"),
+    ("dpm++2m", 16, "uniform"),
+)
+"""Solvers, steps and spacings, the most wanted first."""
 KEEP = 80
 """Seconds for the distances."""
 LOOK_EVERY = 1000
@@ -112,8 +119,8 @@ def _ladder(
 ) -> list[Tensor]:
     made: list[Tensor] = []
     each = 0.0  # seconds of an evaluation
-    for method, steps in LADDER:
-        sampler = teacher_sampler(denoiser, method, steps, "uniform")
+    for method, steps, spacing in LADDER:
+        sampler = teacher_sampler(denoiser, method, steps, spacing)
         if made and work.left() < 3 + each * sampler.nfe:
             continue
         begun = time.perf_counter()
