@@ -35,8 +35,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
 }
 """What each changes in the recipe."""
-BASELINES = (("dpm++2m", 16), ("ddim", 1), ("ddim", 4), ("ddim", 16))
-"""The teacher's solvers beside them; the first made the trajectories."""
+BASELINES = (("ddim", 1), ("ddim", 4), ("dpm++2m", 4), ("ddim", 16))
+"""The teacher's solvers beside them and beside the one that made the trajectories."""
 KEEP = 60
 """Seconds for the distances."""
 COLLECTING = 0.35
@@ -195,7 +195,9 @@ def _distances(work: Work, recipe: Recipe, teacher: Teacher, operators: dict[str
     using, draws = quality.ruler(work, recipe), quality.draws_of(work, recipe, teacher)
     count = recipe.evaluate.samples
     denoiser = placed(work, teacher)
-    target, *others = [teacher_sampler(denoiser, *b, "uniform") for b in BASELINES]
+    spec = recipe.collect
+    target = teacher_sampler(denoiser, spec.solver, spec.steps, spec.spacing)
+    others = [teacher_sampler(denoiser, *b, "uniform") for b in BASELINES]
     exact = quality.judge(work, using, target, draws, count)
     shown = [exact]
     for name, operator in operators.items():
