@@ -47,7 +47,9 @@ def test_the_classifier_reads_digits_it_has_not_seen(trained: TrainedClassifier)
         "dimension": 64,
         "held_out_accuracy": trained.held_out_accuracy,
         "seed": 3,
+        "weights_sha256": record["weights_sha256"],
     }
+    assert len(record["weights_sha256"]) == 64
 
 
 def test_features_are_the_last_hidden_layer_of_clamped_images(

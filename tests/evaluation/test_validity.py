@@ -30,7 +30,7 @@ def test_published_distances_of_inception_features_are_of_50_000_samples() -> No
     found = shortages({"inception": 2048}, samples=49_999, reference=50_000)
     assert [s.of for s in found] == ["samples"]
     assert found[0].sentence == (
-        "The Frechet distance in inception features is not comparable with published ones: 49,999 "
+        "The Frechet distance in Inception features is not comparable with published ones: 49,999 "
         "samples in 2,048 dimensions bias it upwards; the protocol has 50,000."
     )
     few = shortages({"inception": 2048}, samples=9000, reference=9000)

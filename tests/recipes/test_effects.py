@@ -27,6 +27,7 @@ from dsno.recipes.effects import (
     section_of,
     with_later,
 )
+from dsno.recipes.load import load_recipe
 from dsno.recipes.schema import Recipe, Section
 from dsno.training.losses import DISTANCES, LPIPS_VGG
 from dsno.trajectories.manifest import DTYPES
@@ -39,6 +40,8 @@ NOTHING = {f"{s}.{key}" for s in ("teacher", "train") for key in LOGS} | {
     "name",
     "collect.cache_gb",
     "collect.destination",
+    "evaluate.inception",  # one known file
+    "evaluate.more_curves",  # what is measured besides
 }
 ROUNDING = {f"{s}.{key}" for s in ("teacher", "train") for key in MEMORY} | {
     "collect.batch_size",
@@ -65,6 +68,17 @@ def test_every_key_changes_the_result_but_those_that_are_known_not_to() -> None:
     rest = found.keys() - NOTHING - ROUNDING
     assert {found[key] for key in rest} == {Effect.RESULT}
     assert {"seed", "data.path", "teacher.network.channels", "train.steps"} <= rest
+
+
+def test_a_later_key_at_its_default_leaves_older_records_valid() -> None:
+    digits = load_recipe("digits").model_dump(mode="json")
+    before = {
+        *("samples", "features", "classifier_seed", "curves"),
+        *("baseline_steps", "reference_steps", "pictures", "timing_rounds"),
+    }
+    assert result_values(Recipe, digits)["evaluate"].keys() == before
+    digits["evaluate"]["torchscript"] = "x.pt"
+    assert result_values(Recipe, digits)["evaluate"].keys() == {*before, "torchscript"}
 
 
 def test_a_key_that_says_nothing_of_its_effect_is_an_error_of_the_schema() -> None:

@@ -117,7 +117,7 @@ def test_an_unknown_key_names_the_closest(override: str, says: str) -> None:
         ("teacher.network=8", "teacher.network"),
         ("collect.solver=rk4", "collect.solver"),
         ("collect.dtype=float64", "collect.dtype"),
-        ("evaluate.features=[inception]", "evaluate.features.0"),
+        ("evaluate.features=[inceptoin]", "evaluate.features.0"),
         ("evaluate.samples=1", "evaluate.samples"),
         ("seed=-1", "seed"),
         ("name=../up", "name"),

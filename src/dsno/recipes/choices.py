@@ -11,6 +11,7 @@ from typing import Literal
 Arithmetic = Literal["exact", "tf32", "bf16"]
 DataSource = Literal["digits", "folder", "huggingface", "npz"]
 Decay = Literal["constant", "cosine", "milestones"]
+FeatureName = Literal["pixels", "thumbnail", "classifier", "imagenet", "inception", "torchscript"]
 Loss = Literal["l1", "l2", "pseudo_huber", "lpips_vgg"]
 OperatorOutput = Literal["denoised", "state"]
 Precision = Literal["no", "bf16", "fp16"]

@@ -45,6 +45,7 @@ class _Later:
 Result = Annotated[Value, Effect.RESULT]
 LaterResult = Annotated[Value, Effect.RESULT, _Later()]
 ResultOfFile = Annotated[Value, Effect.RESULT, _File()]
+LaterResultOfFile = Annotated[Value, Effect.RESULT, _File(), _Later()]
 Rounding = Annotated[Value, Effect.ROUNDING]
 Neutral = Annotated[Value, Effect.NOTHING]
 

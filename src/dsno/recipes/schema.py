@@ -16,6 +16,7 @@ from dsno.recipes.choices import (
     Arithmetic,
     DataSource,
     Decay,
+    FeatureName,
     Loss,
     OperatorOutput,
     Precision,
@@ -30,6 +31,7 @@ from dsno.recipes.choices import (
 from dsno.recipes.effects import (
     Effect,
     LaterResult,
+    LaterResultOfFile,
     Neutral,
     Result,
     ResultOfFile,
@@ -400,12 +402,18 @@ class Evaluate(Section):
 
     samples: Annotated[int, Field(ge=2)] = 5000
     batch_size: Rounding[Count] = 500
-    features: tuple[Literal["pixels", "thumbnail", "classifier"], ...] = ()
+    features: tuple[FeatureName, ...] = ()
     """Spaces distances are measured in; what the data allow if empty: pixels (thumbnails of larger
-    images), and a classifier's features where there are labels."""
+    images), and a classifier's features where there are labels. The last one gives the verdict."""
+    inception: Neutral[str] = ""
+    """File of the features `inception`, whose checksum is known; downloaded if empty."""
+    torchscript: LaterResultOfFile[str] = ""
+    """File of the features `torchscript`: a detector that takes bytes (n, 3, H, W)."""
     classifier_seed: int = 0
     """The classifier does not depend on the recipe's seed, so distances of all seeds compare."""
     curves: tuple[Curve, ...] = ()
+    more_curves: Neutral[tuple[Curve, ...]] = ()
+    """What `dsno evaluate --full` measures besides."""
     baseline_steps: Count = 16
     """The student is compared with DDIM of so many evaluations on a uniform grid."""
     reference_steps: Count = 32

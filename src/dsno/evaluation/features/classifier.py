@@ -1,7 +1,9 @@
-"""The features samples are compared in: pixels, thumbnails, or those of a small classifier."""
+"""Features of a small classifier that is trained on the labelled reference."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,36 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dsno.evaluation.features.space import Outputs, Space
 from dsno.support import seeds
 from dsno.support.console import progress
 from dsno.support.errors import InputError
 
-Features = Callable[[Tensor], Tensor]
-"""(n, *shape) -> (n, d)."""
-
-
-def pixels(x: Tensor) -> Tensor:
-    """The values themselves, (n, d): exact, for tiny samples."""
-    return x.flatten(1)
-
-
-def thumbnail(x: Tensor) -> Tensor:
-    """Images averaged down to at most 8x8, (n, d): coarse, for samples with many pixels."""
-    height, width = x.shape[-2:]
-    return functional.adaptive_avg_pool2d(x, (min(height, 8), min(width, 8))).flatten(1)
-
-
-PLAIN_SPACES: dict[str, Features] = {"pixels": pixels, "thumbnail": thumbnail}
-"""Spaces that need no training."""
-MAX_PIXELS = 1024
-"""A covariance of more numbers than this is slow and badly estimated."""
 MAX_CLASSIFIER_STEPS = 4000
 MAX_HELD_OUT = 5000
-
-
-def singular(features: str) -> str:
-    """The name of a feature space before "features": pixel, classifier."""
-    return features.removesuffix("s")
 
 
 class Classifier(nn.Module):
@@ -93,8 +72,31 @@ class TrainedClassifier:
 
     def record(self, seed: int) -> dict[str, Any]:
         """Its entry in metrics.json."""
-        width = self.network.head.in_features
-        return {"dimension": width, "held_out_accuracy": self.held_out_accuracy, "seed": seed}
+        return {
+            "dimension": self.network.head.in_features,
+            "held_out_accuracy": self.held_out_accuracy,
+            "seed": seed,
+            "weights_sha256": weights_hash(self.network),
+        }
+
+    def space(self, seed: int, device: torch.device) -> Space:
+        """Its hidden layer as a feature space."""
+        network = copy.deepcopy(self.network).to(device)
+
+        def outputs(images: Tensor) -> Outputs:
+            features = network.body(images.clamp(-1, 1))
+            return Outputs(features, network.head(features))
+
+        return Space("classifier", outputs, self.record(seed), device=device)
+
+
+def weights_hash(network: nn.Module) -> str:
+    """SHA-256 of a network's weights."""
+    found = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        found.update(name.encode())
+        found.update(value.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def train_classifier(
