@@ -34,6 +34,7 @@ from dsno.backbones.text_encoder import read_prompts
 from dsno.data import load
 from dsno.diffusion.denoisers import Preconditioning
 from dsno.diffusion.schedules import CosineSchedule
+from dsno.evaluation.statistics import load_statistics
 from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig
 from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
@@ -145,6 +146,13 @@ def _npz(folder: Path) -> Path:
     pixels = np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8)
     np.savez(folder / "set.npz", images=pixels, labels=np.array([0, 1, 1]))
     return folder / "set.npz"
+
+
+def _statistics(folder: Path) -> Path:
+    about = {"name": "a", "space": "pixels", "record": {"dimension": 2}, "identity": "b"}
+    arrays = {"mu": np.zeros(2), "sigma": np.eye(2), "count": np.int64(9)}
+    np.savez(folder / "statistics.npz", **arrays, features=np.array(json.dumps(about)))
+    return folder / "statistics.npz"
 
 
 def _image(folder: Path) -> Path:
@@ -393,6 +401,7 @@ TARGETS: dict[str, Target] = {
     "flax": Target(_flax, read_flax),
     "labels": Target(_labels, lambda path: lmdb_import._read_labels(path.parent, path)),
     "npz": Target(_npz, _read_data("npz")),
+    "statistics": Target(_statistics, load_statistics),
     "image": Target(_image, _read_data("folder"), "a.png"),
     "images in a zip file": Target(_zipped_images, _read_data("folder")),
     "dataset.json": Target(

@@ -100,6 +100,7 @@ def test_a_run_leaves_the_documented_layout(digits: Path) -> None:
     assert sorted(path.name for path in digits.iterdir()) == [
         ".lock",
         "checkpoints",
+        "evaluation",
         "logs",
         "recipe.yaml",
         "report",
@@ -387,7 +388,7 @@ def test_a_model_folder_is_evaluated(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hasty = functools.partial(train_classifier, epochs=2)
-    monkeypatch.setattr("dsno.evaluation.reference.train_classifier", hasty)
+    monkeypatch.setattr("dsno.evaluation.features.table.train_classifier", hasty)
     assert main(["evaluate", str(tiny / "student"), "--samples", "30"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result["frechet_distance"]) == {"pixels", "classifier"}

@@ -41,7 +41,7 @@ def test_more_steps_are_closer(teacher: GaussianMixture, reference: Reference) -
 
 def test_a_reference_describes_its_spaces(data: Dataset, reference: Reference) -> None:
     assert reference.records == {"pixels": {"dimension": 4}}
-    assert reference.real["pixels"].count == 3000
+    assert reference.by_space["pixels"].moments.count == 3000
     other = build_reference(data, ["pixels"], seed=1)
     assert other.floor != reference.floor  # other halves
     assert build_reference(data, ["pixels"], seed=0).floor == reference.floor

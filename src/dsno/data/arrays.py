@@ -49,8 +49,8 @@ def npz(path: Path, data: Data) -> Dataset:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             image = _image_key(names, path, data.image_column)
             label = _label_key(names, path, image, data)
-            images = _array(archive, f"{image}.npy")
-            labels = _array(archive, f"{label}.npy") if label else None
+            images = read_array(archive, f"{image}.npy")
+            labels = read_array(archive, f"{label}.npy") if label else None
     except InputError:
         raise
     except Exception as error:  # whatever damage makes of the readers of zip and npy
@@ -122,7 +122,7 @@ def _label_key(names: list[str], path: Path, image: str, data: Data) -> str:
     return found[0] if found else ""
 
 
-def _array(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
+def read_array(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
     """One array of an npz file, allocated once its header is known to be true.
 
     Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +25,10 @@ class EncodedImages(Protocol):
 
     def decode(self, items: Sequence[int]) -> Tensor:
         """Decode images: (len(items), C, H, W), uint8."""
+
+
+HASHED = 1000
+"""Images of which a hash is taken at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +62,22 @@ class Dataset:
         if isinstance(self.pixels, Tensor):
             return tuple(self.pixels.shape[1:])
         return self.pixels.shape
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the pixels in their order, their type and shape; not of labels and names.
+
+        Images that are decoded as they are asked for are all decoded once.
+        """
+        found = hashlib.sha256(str(self.sample_shape).encode())
+        for items in torch.split(torch.arange(len(self)), HASHED):
+            if isinstance(self.pixels, Tensor):
+                some = self.pixels[items]
+            else:
+                some = self.pixels.decode(items.tolist())
+            found.update(str(some.dtype).encode())
+            found.update(some.contiguous().numpy().tobytes())
+        return found.hexdigest()
 
     @property
     def label_frequencies(self) -> list[float] | None:

@@ -3,11 +3,12 @@
 A sampler is seen only as a callable from noise and condition to samples, so that the teacher and
 the student are measured by the same code. What measures or shows a measurement may enter.
 
-`samplers` makes samples, `reference` is what they are compared with, in the spaces of `features`.
-The metrics are pure functions of features: `frechet`, `kernel` (KID), `manifold` (precision and
-recall), `class_score` (inception score), each with its error as an `estimate` where it has one;
-`measures` takes them together. `evaluate` measures, `equivalence` says how many evaluations a
-student is worth, `trajectories` looks at whole trajectories, `validity` says whether there were
-enough samples. `metrics` is the record of it, which `table` prints and `report` draws with
-`figures` and the page of `template`.
+`samplers` makes samples, `reference` is what they are compared with, in the spaces of `features`
+(kept by `feature_cache`), or `statistics` of others. The metrics are pure functions of features:
+`frechet`, `kernel` (KID), `manifold` (precision and recall), `class_score` (inception score), each
+with its error as an `estimate` where it has one; `measures` takes them together. `evaluate`
+measures, in batches that all processes share (`batchwise`, `measured`), `equivalence` says how many
+evaluations a student is worth, `trajectories` looks at whole trajectories, `validity` says whether
+there were enough samples. `metrics` is the record of it, which `table` prints and `report` draws
+with `figures` and the page of `template`.
 """

@@ -64,6 +64,12 @@ class Sampler:
         """What distinguishes it from the others."""
         return self.name, self.nfe, self.spacing
 
+    @property
+    def slug(self) -> str:
+        """The same as the name of a file."""
+        words = (self.name.replace("+", "p"), str(self.nfe), self.spacing or "")
+        return "-".join(word for word in words if word)
+
 
 def student_sampler(operator: DSNO, decode: Decode = as_is) -> Sampler:
     """The operator's state at t = 0."""

@@ -16,6 +16,7 @@ from dsno.data.load import read_data
 from dsno.diffusion.conditions import Conditions
 from dsno.diffusion.denoisers import DenoiserProtocol, Preconditioning, to_device
 from dsno.diffusion.schedules import schedule_from_config
+from dsno.evaluation.batchwise import Desk
 from dsno.evaluation.reference import samples_of_teacher
 from dsno.evaluation.samplers import Decode, Draws, as_is
 from dsno.operator.dsno import DSNO
@@ -169,7 +170,7 @@ def decoder(teacher: Teacher) -> Decode:
     return as_is if teacher.latents is None else teacher.latents.decode
 
 
-def real_data(recipe: Recipe, teacher: Teacher, draws: Draws) -> Dataset:
+def real_data(recipe: Recipe, teacher: Teacher, draws: Draws, desk: Desk | None = None) -> Dataset:
     """What samples are compared with: the recipe's data or, without, samples of the teacher.
 
     Raises:
@@ -179,7 +180,7 @@ def real_data(recipe: Recipe, teacher: Teacher, draws: Draws) -> Dataset:
     if recipe.data is None:
         denoiser = to_device(guided(recipe, teacher), draws.device)
         return samples_of_teacher(
-            denoiser, draws, spec.samples, steps=spec.reference_steps, decode=decode
+            denoiser, draws, spec.samples, steps=spec.reference_steps, decode=decode, desk=desk
         )
     data = load_recipe_data(recipe)
     with torch.no_grad():

@@ -36,6 +36,8 @@ class StageRecord(TypedDict):
     finished: bool
     files: dict[str, str]
     """Checksums of what a finished stage left; of trajectories the manifest has them."""
+    full: NotRequired[list[dict[str, Any]]]
+    """What an evaluation measured besides its recipe's `curves`."""
     extends: NotRequired[Extension]
     """The training that this one goes on from."""
 

@@ -3,6 +3,7 @@
     runs/<name>/recipe.yaml        the resolved recipe
                /stages.json        finished stages, with what they depended on
                /teacher/  /trajectories/  /student/  /samples/  /report/
+               /evaluation/        what was measured of each sampler, to go on from
                /checkpoints/       the last of each finished training, to extend it from
                /student.1/         what was made by an earlier recipe, set aside
 
@@ -42,7 +43,7 @@ from dsno.trajectories.shards import damaged_shards
 
 STAGES = ("teacher", "collect", "train", "evaluate", "report")
 # Done by process 0 while the others wait.
-ALONE = ("evaluate", "report")
+ALONE = ("report",)
 # What `extend` goes on with; their sections have the same names.
 TRAINED = ("teacher", "train")
 # What a stage reads of the recipe besides what the stage before it did.
@@ -99,7 +100,7 @@ class Run:
         for stage in STAGES:
             self.stage(stage)
 
-    def stage(self, name: str, *, shards: range | None = None) -> None:
+    def stage(self, name: str, *, shards: range | None = None, full: bool = False) -> None:
         """One stage, skipped if it is finished.
 
         Under a launcher every process comes here; process 0 keeps the books.
@@ -107,6 +108,7 @@ class Run:
         Args:
             name: which.
             shards: of `collect`, the shards to make; other jobs may make the others meanwhile.
+            full: of `evaluate`, measure `evaluate.more_curves` too; what is measured is kept.
 
         Raises:
             InputError: if the stage before it is not finished, or was made by another recipe; if
@@ -114,7 +116,7 @@ class Run:
                 asked; or if there is no training to extend. Nothing is changed then.
             Declined: if the user does not want it set aside. Nothing is changed then either.
         """
-        if not distributed.on_main(lambda: self._prepare(name)):
+        if not distributed.on_main(lambda: self._prepare(name, full=full)):
             return
         if name in ALONE and not distributed.is_main():
             return
@@ -126,6 +128,7 @@ class Run:
             seconds={s: record["seconds"] for s, record in read_stages(self.folder).items()},
             command=self.command,
             shards=shards,
+            full=full,
             extends=self._extends(name),
         )
         finished, is_whole, outcome = False, False, ""
@@ -134,7 +137,7 @@ class Run:
             finished = True
         finally:  # an interrupted run's time counts too
             if distributed.is_main():
-                is_whole = self._close(name, time.monotonic() - start, finished)
+                is_whole = self._close(name, time.monotonic() - start, finished, full=full)
         say(f"{name}: {outcome} ({time.monotonic() - start:.0f} s)")
         aside = those_aside(self.folder, _output_name(name))
         if is_whole and aside:
@@ -143,7 +146,7 @@ class Run:
                 "once you do not need it."
             )
 
-    def _prepare(self, name: str) -> bool:
+    def _prepare(self, name: str, *, full: bool) -> bool:
         """Whether there is work to do; if so, it is begun in the books."""
         if name != STAGES[0]:
             self.require(STAGES[STAGES.index(name) - 1])
@@ -152,6 +155,8 @@ class Run:
             if not self._has_recipe():
                 write_text(self.folder / "recipe.yaml", self._text)
             if self._finished(name):
+                if full and not self._is_full(name):
+                    return True
                 say(f"{name}: finished already in {self._location(name)}.")
                 return False
             self._begin(name)
@@ -303,7 +308,16 @@ class Run:
         found = record["extends"]
         return Checkpoints(self.folder / found["folder"], found["tag"])
 
-    def _close(self, name: str, seconds: float, finished: bool) -> bool:
+    def _is_full(self, name: str) -> bool:
+        """Whether a finished evaluation has all that `full` asks for."""
+        return read_stages(self.folder)[name].get("full") == self._more_curves
+
+    @property
+    def _more_curves(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.values["evaluate"]["more_curves"]
+        return found
+
+    def _close(self, name: str, seconds: float, finished: bool, *, full: bool) -> bool:
         """Note how long the stage took and what it left; return whether that is whole now."""
         if name == "collect" and finished:  # other jobs may have shards to make yet
             finished = not load_manifest(self.trajectories).missing
@@ -312,6 +326,11 @@ class Run:
             record["seconds"] = round(record["seconds"] + seconds, 1)
             if finished:
                 record |= {"finished": True, "files": self._checksums(name)}
+            if finished and full:
+                record["full"] = self._more_curves
+                report = read_stages(self.folder).get("report")
+                if report is not None:  # it was of fewer samplers
+                    write_stage(self.folder, "report", {**report, "finished": False})
             write_stage(self.folder, name, record)
         return finished
 

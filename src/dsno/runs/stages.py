@@ -15,11 +15,14 @@ from accelerate.utils import send_to_device
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dsno.data.dataset import Dataset
 from dsno.diffusion.conditions import Condition
 from dsno.diffusion.denoisers import Denoiser, DenoiserProtocol, evaluations_per_call, to_device
 from dsno.diffusion.solvers import evaluations, solve
 from dsno.diffusion.time_grids import Spacing, grid_times
+from dsno.evaluation.batchwise import Desk
 from dsno.evaluation.evaluate import evaluate
+from dsno.evaluation.features import Wanted
 from dsno.evaluation.reference import build_reference
 from dsno.evaluation.samplers import Draws
 from dsno.evaluation.trajectories import power_spectrum, trajectory_arrays
@@ -42,9 +45,9 @@ from dsno.runs.build import (
     summary,
 )
 from dsno.support import distributed, seeds
-from dsno.support.environment import environment
+from dsno.support.environment import environment, versions
 from dsno.support.errors import InputError
-from dsno.support.files import filling, read_json, replacing, write_json
+from dsno.support.files import filling, fingerprint, read_json, replacing, write_json
 from dsno.support.storage import StorageDir
 from dsno.teachers.store import Teacher, load_teacher, save_teacher
 from dsno.training.batches import student_batches, teacher_batches
@@ -62,6 +65,8 @@ FOLDERS = {"teacher": "teacher", "collect": "trajectories", "train": "student"}
 """Where a stage's results are, in the folder of a run."""
 LAST = "checkpoints"
 """Where a run keeps the last checkpoint of each finished training, to extend it from."""
+KEPT = "evaluation"
+"""Where a run keeps what was measured of each sampler, for an evaluation that goes on."""
 PREVIEWS = 16
 """Samples in a logged picture."""
 
@@ -77,6 +82,7 @@ class Task:
         seconds: how long the earlier stages took.
         command: what the user typed.
         shards: of the trajectories, which this job makes; all if None.
+        full: measure `evaluate.more_curves` too.
         extends: checkpoints of an earlier training that this stage goes on from; None if it is not
             an extension.
     """
@@ -87,6 +93,7 @@ class Task:
     seconds: Mapping[str, float]
     command: str
     shards: range | None = None
+    full: bool = False
     extends: Checkpoints | None = None
 
     def checkpoints(self, stage: str) -> list[Checkpoints]:
@@ -363,6 +370,8 @@ def _student_preview(recipe: Recipe, teacher: Teacher, prompts: Prompts | None) 
 def make_metrics(task: Task) -> str:
     """Measure every sampler; return what was read and written."""
     spec, folder = task.recipe.evaluate, task.folder / "report"
+    if task.full:
+        spec = spec.model_copy(update={"curves": (*spec.curves, *spec.more_curves)})
     teacher = load_teacher(task.folder / "teacher")
     device = distributed.device()
     operator = load_operator(task.folder).to(device)
@@ -373,43 +382,83 @@ def make_metrics(task: Task) -> str:
     prompts = read_prompts(task.trajectories, manifest)
     conditions = conditions_of(task.recipe, teacher, prompts)
     draws = Draws(task.recipe.seed, denoiser.sample_shape, conditions, spec.batch_size, device)
-    data = real_data(task.recipe, teacher, draws)
-    reference = build_reference(data, spec.features, seed=spec.classifier_seed)
-    metrics, arrays = evaluate(denoiser, operator, reference, draws, spec, decode)
+    kept = task.folder / KEPT
+    now = kept / fingerprint([task.tags["train"], spec.samples, spec.reference_steps, versions()])
+    data = real_data(task.recipe, teacher, draws, Desk(now))
+    reference = build_reference(
+        data,
+        spec.features,
+        seed=spec.classifier_seed,
+        wanted=Wanted(
+            data.sample_shape,
+            inception=spec.inception,
+            torchscript=spec.torchscript,
+            device=device,
+        ),
+        desk=Desk(now),
+        batch_size=spec.batch_size,
+    )
+    spaces = [space.identity for space in reference.spaces.values()]
+    desk = Desk(now / fingerprint([data.digest, spaces, spec.pictures]))
+    metrics, arrays = evaluate(denoiser, operator, reference, draws, spec, decode, desk=desk)
     metrics["reference"]["real"] = task.recipe.data is not None
-    arrays |= trajectory_arrays(denoiser, operator, draws, decode)
-    spectrum = power_spectrum(denoiser, operator.spacing, draws)
-    record = {
-        "name": task.recipe.name,
-        "title": task.recipe.title,
-        **metrics,
-        "trained_times": operator.times.tolist(),
-        "teacher_history": _history(task.folder / "teacher"),
-        "student_history": _history(task.folder / "student"),
-        "spectrum": {**spectrum, "kept": operator.lifted.config.modes},
-        "parameters": {
-            "teacher": count(teacher.denoiser.network),
-            "student": count(operator),
-            "temporal": count(operator.lifted.temporal),
-        },
-        "trajectories": {
-            "count": manifest.count,
-            "solver": manifest.solver["method"],
-            **{key: manifest.solver[key] for key in ("steps", "spacing", "nfe")},
-            "precision": manifest.precision,
-        },
-        "durations": {s: task.seconds[s] for s in ("teacher", "collect", "train")},
-        "recipe": task.recipe.model_dump(mode="json"),
-        "environment": environment(),
-        "command": task.command,
-    }
-    with replacing(folder / "arrays.safetensors") as temporary:
-        save_file({k: v.float().contiguous() for k, v in arrays.items()}, temporary)
-    write_json(folder / "metrics.json", record)
+
+    def finish() -> None:
+        shown = arrays | trajectory_arrays(denoiser, operator, draws, decode)
+        spectrum = power_spectrum(denoiser, operator.spacing, draws)
+        record = {
+            "name": task.recipe.name,
+            "title": task.recipe.title,
+            **metrics,
+            "protocol": protocol(task, data),
+            "trained_times": operator.times.tolist(),
+            "teacher_history": _history(task.folder / "teacher"),
+            "student_history": _history(task.folder / "student"),
+            "spectrum": {**spectrum, "kept": operator.lifted.config.modes},
+            "parameters": {
+                "teacher": count(teacher.denoiser.network),
+                "student": count(operator),
+                "temporal": count(operator.lifted.temporal),
+            },
+            "trajectories": {
+                "count": manifest.count,
+                "solver": manifest.solver["method"],
+                **{key: manifest.solver[key] for key in ("steps", "spacing", "nfe")},
+                "precision": manifest.precision,
+            },
+            "durations": {s: task.seconds[s] for s in ("teacher", "collect", "train")},
+            "recipe": task.recipe.model_dump(mode="json"),
+            "environment": environment(),
+            "command": task.command,
+        }
+        with replacing(folder / "arrays.safetensors") as temporary:
+            save_file({k: v.float().contiguous() for k, v in shown.items()}, temporary)
+        write_json(folder / "metrics.json", record)
+        for other in kept.iterdir():
+            if other != now:  # of another recipe, or an older version
+                shutil.rmtree(other, ignore_errors=True)
+
+    distributed.on_main(finish)
     return (
         f"read {spec.samples:,} samples of each of {len(metrics['samplers'])} samplers and "
         f"{len(data):,} {data.name}; wrote {folder / 'metrics.json'}"
     )
+
+
+def protocol(task: Task, data: Dataset) -> dict[str, Any]:
+    """What decides the numbers of an evaluation and stands nowhere else in metrics.json."""
+    recipe = task.recipe
+    has_split = recipe.data is not None and recipe.data.source in ("folder", "huggingface")
+    return {
+        "split": recipe.data.split if has_split and recipe.data is not None else None,
+        "shape": list(data.sample_shape),
+        "ema_decay": {
+            "teacher": None if recipe.teacher.source else recipe.teacher.ema_decay,
+            "student": recipe.train.ema_decay,
+        },
+        "full": task.full,
+        "data_sha256": data.digest,
+    }
 
 
 def make_report(task: Task) -> str:

@@ -15,13 +15,20 @@ import torch
 from dsno.support import distributed
 
 
-def environment() -> dict[str, Any]:
-    """Versions and machine, by name."""
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
     return {
         "dsno": importlib.metadata.version("dsno"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": importlib.metadata.version("diffusers"),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, by name."""
+    return {
+        **versions(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -1,0 +1,157 @@
+"""What is computed of each of many items, shared by all processes, a batch at a time.
+
+Every finished batch is a file, so a kill costs each process the batch in hand and no more. Batches
+are the same whoever works, and they are read back in their order, so nothing depends on the number
+of processes. Files hold features, not images, but for the solutions that errors are measured from;
+they go when their owner has what it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dsno.support import distributed
+from dsno.support.console import Advance, progress
+from dsno.support.errors import InputError
+from dsno.support.files import replacing
+
+Results = Mapping[str, Tensor]
+"""Arrays by name, joined along their first dimension in the order of the items."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something to compute of items 0 .. count - 1.
+
+    Attributes:
+        name: of its folder.
+        label: for the progress bar.
+        count: items.
+        batch_size: items at a time.
+        run: from some items to an array of each result.
+        cost: of an item, in units of the progress bar.
+    """
+
+    name: str
+    label: str
+    count: int
+    batch_size: int
+    run: Callable[[range], Results]
+    cost: int = 1
+
+    @property
+    def batches(self) -> list[range]:
+        """The items, cut into batches."""
+        ends = range(0, self.count, self.batch_size)
+        return [range(i, min(i + self.batch_size, self.count)) for i in ends]
+
+
+class Desk:
+    """A folder where work is done by all processes; without one, by this process in memory.
+
+    Args:
+        folder: on a disk that all processes see; None to keep nothing.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+
+    def at(self, name: str) -> Path | None:
+        """Where the batches of a work are."""
+        return None if self.folder is None else self.folder / name
+
+    def done(self, work: Work) -> int:
+        """How many of a work's items are finished."""
+        return sum(len(items) for items in work.batches if self._is_done(work, items))
+
+    def _is_done(self, work: Work, items: range) -> bool:
+        folder = self.at(work.name)
+        return folder is not None and (folder / _file(items)).is_file()
+
+    def compute(self, work: Work, advance: Advance) -> None:
+        """Do what is left of a work; under a launcher every process calls this.
+
+        Each takes the next batch when it has finished one, and all return together.
+        """
+        folder = self.at(work.name)
+        if folder is None:  # it is computed as it is read
+            return
+        left = distributed.on_main(
+            lambda: [items for items in work.batches if not self._is_done(work, items)]
+        )
+        take = distributed.shared_total(work.name)
+        while (turn := take(1)) <= len(left):
+            items = left[turn - 1]
+            found = _rows(work, items)
+            with replacing(folder / _file(items)) as temporary:
+                save_file(found, temporary)
+            advance(len(items) * work.cost, note=work.label)
+        distributed.wait_for_everyone()
+
+    def results(self, work: Work, advance: Advance) -> dict[str, Tensor]:
+        """Every result of a work that `compute` did, in the order of the items."""
+        found = []
+        for items in work.batches:
+            if self.folder is None:
+                found.append(_rows(work, items))
+                advance(len(items) * work.cost, note=work.label)
+            else:
+                found.append(self.batch(work.name, items))
+        return {name: torch.cat([batch[name] for batch in found]) for name in found[0]}
+
+    def batch(self, name: str, items: range) -> dict[str, Tensor]:
+        """The results of one finished batch.
+
+        Raises:
+            InputError: if its file is damaged.
+        """
+        folder = self.at(name)
+        assert folder is not None
+        path = folder / _file(items)
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"{path}, a finished part of an evaluation, cannot be read ({error}); delete it "
+                "and run again."
+            ) from None
+
+    def clear(self, name: str) -> None:
+        """Remove the files of a work."""
+        folder = self.at(name)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _file(items: range) -> str:
+    return f"{items.start:08d}-{items.stop:08d}.safetensors"
+
+
+def _rows(work: Work, items: range) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return {name: value.cpu().contiguous() for name, value in work.run(items).items()}
+
+
+@contextlib.contextmanager
+def shared_progress(what: str, total: int, *, done: int, unit: str) -> Iterator[Advance]:
+    """A progress bar on which the first process shows the work of all."""
+    count = distributed.shared_total(f"progress of {what}")
+    shown = 0
+    with progress(what, total, done=done, unit=unit) as advance:
+
+        def together(units: int = 1, note: str = "") -> None:
+            nonlocal shown
+            now = count(units)
+            advance(now - shown, note=note)
+            shown = now
+
+        yield together
