@@ -263,23 +263,52 @@ def report(
 
 @app.command()
 def evaluate(
-    target: Target,
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TARGET]",
+            help="A recipe; or a trained model's folder or Hub id, a run, a folder or .zip file of "
+            "images, an .npz file of images or statistics. Nothing, with --save-statistics.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     out: Out = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="With a recipe: measure `evaluate.more_curves` besides."),
+    ] = False,
     data: Annotated[
         str | None,
         typer.Option(
-            help="For a trained model, what to compare with: digits (default), folder, huggingface "
+            help="Without a recipe, what to compare with: digits (default), folder, huggingface "
             "or npz; short for data.source=."
         ),
     ] = None,
     path: Annotated[
         str | None,
-        typer.Option(help="For a trained model, where those data are; short for data.path=."),
+        typer.Option(help="Without a recipe, where those data are; short for data.path=."),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="Without a recipe, compare with the statistics in this .npz file (mu and sigma, "
+            "as EDM and pytorch-fid write them) instead of data."
+        ),
+    ] = None,
+    save_statistics: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-statistics",
+            help="Without a recipe, write the statistics of what is compared with to this .npz "
+            "file.",
+        ),
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(help="For a trained model, how many to make; short for evaluate.samples=."),
+        typer.Option(
+            help="Without a recipe, how many to make, or of images how many to take; short for "
+            "evaluate.samples=."
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="For a trained model: sample i depends on it and i alone.")
@@ -287,38 +316,71 @@ def evaluate(
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
-    """Measure samplers against real data: every one of a run, or a trained model alone.
+    """Measure a run's samplers, or a model or images alone, against real data or statistics.
 
-    A trained model takes the keys of a recipe's `data` section, such as data.split=test, and
-    evaluate.features=[pixels]. Images are converted to its channels and its size.
+    Without a recipe the keys of `data` say what to compare with, such as data.split=test, and
+    evaluate.features=[inception] in which features. Images are converted to the channels and size
+    of what is judged.
     """
-    from dsno.runs.locate import model_folder
+    from dsno.runs.judged import judged
 
-    folder = model_folder(target)
+    overrides = list(overrides or [])
+    if target is not None and "=" in target and not Path(target).exists():
+        overrides, target = [target, *overrides], None
+    found = None if target is None else judged(target)
     short = {"data.source": data, "data.path": path, "evaluate.samples": samples}
-    if folder is None:
-        if seed is not None or any(value is not None for value in short.values()):
+    alone = {
+        "--seed": seed,
+        "--reference": reference,
+        "--save-statistics": save_statistics,
+        **short,
+    }
+    if target is not None and found is None:
+        if any(value is not None for value in alone.values()):
             raise InputError(
-                "--data, --path, --samples and --seed go with a trained model; a recipe takes "
-                "KEY=VALUE, such as evaluate.samples=1000."
+                "--data, --path, --reference, --save-statistics, --samples and --seed go with a "
+                "trained model or images; a recipe takes KEY=VALUE, such as evaluate.samples=1000."
             )
         opened = _open(target, overrides, out, dry_run, yes=yes)
-        opened.stage("evaluate")
+        opened.stage("evaluate", full=full)
         if not IS_SILENT:
             _print_table(opened)
         return
-    if out is not None or yes:
+    if out is not None or yes or full:
         raise InputError(
-            "--out and --yes go with a recipe; what is measured of a trained model is printed."
+            "--out, --yes and --full go with a recipe; what is measured of a trained model or of "
+            "images is printed."
         )
-    from dsno.runs.evaluate import evaluate_model, sections, taken
+    if target is None and save_statistics is None:
+        raise InputError(
+            "There is nothing to evaluate: name a recipe, a model or images, or give "
+            "--save-statistics FILE to prepare what to compare with."
+        )
+    from dsno.runs.evaluate import FITTING, Request, evaluate_target, sections, taken
 
-    chosen, spec = sections(short, overrides or [])
+    chosen, spec = sections(short, overrides)
+    if reference is not None and chosen.model_dump(exclude_defaults=True).keys() - FITTING:
+        raise InputError(
+            "--reference stands for data, so leave out --data, --path and data.KEY (but data.size "
+            "and data.channels, which images are fitted to)."
+        )
+    if reference is not None and save_statistics is not None:
+        raise InputError("--reference is a file of statistics already; leave out one of the two.")
     if dry_run:
         _print_yaml({"data": chosen.model_dump(mode="json"), "evaluate": taken(spec)})
         return
-    found = evaluate_model(folder, chosen, spec, seed=seed or 0)
-    typer.echo(json.dumps(found, indent=1))
+    is_open = samples is None and not any(o.startswith("evaluate.samples=") for o in overrides)
+    request = Request(
+        chosen,
+        spec,
+        seed=seed or 0,
+        statistics=reference,
+        save=save_statistics,
+        samples=None if is_open else spec.samples,
+    )
+    result = evaluate_target(found, request)
+    if not IS_SILENT:
+        typer.echo(json.dumps(result, indent=1))
 
 
 def _print_table(run: Run) -> None:

@@ -100,7 +100,14 @@ class Launch:
     Its agent keeps the store through which they find each other; here the tests do.
     """
 
-    def __init__(self, count: int, function: str, arguments: Sequence[Any], log: Path) -> None:
+    def __init__(
+        self,
+        count: int,
+        function: str,
+        arguments: Sequence[Any],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         from torch.distributed import TCPStore
 
         self.log = log
@@ -112,6 +119,7 @@ class Launch:
             "LOCAL_WORLD_SIZE": str(count),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "TORCHELASTIC_RESTART_COUNT": "0",
+            **(environment or {}),
         }
         self._ranks = [
             Child(function, arguments, log, {**shared, "RANK": str(i), "LOCAL_RANK": str(i)})
@@ -136,9 +144,11 @@ class Launch:
         return self._ranks[0].said()
 
 
-def launched_command(words: Sequence[str], log: Path) -> Launch:
+def launched_command(
+    words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Launch:
     """`torchrun --nproc-per-node 2 -m dsno` with these words after it."""
-    return Launch(2, "dsno.cli:main", [list(words)], log)
+    return Launch(2, "dsno.cli:main", [list(words)], log, environment)
 
 
 class Alive(Protocol):

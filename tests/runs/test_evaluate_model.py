@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image, ImageOps
+from tests.hub import Hub
 from tests.pictures import random_levels, write
 
 from dsno.cli import main
@@ -134,12 +135,29 @@ def test_a_model_is_measured_against_a_folder_of_grey_images(
     assert again["frechet_distance"]["thumbnail"] == found["frechet_distance"]["thumbnail"]
 
 
+def test_a_model_of_the_hub_is_what_its_folder_is(
+    model: Path,
+    grey: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hub = Hub(model, tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+    against = ["--data", "folder", "--path", grey, "--samples", "4"]
+    found = evaluated(capsys, "owner/model", *against)
+    local = evaluated(capsys, model, *against)
+    assert hub.asked
+    assert (found.pop("model"), local.pop("model")) == ("owner/model", str(model))
+    assert found == local  # the checksum too
+
+
 def test_options_that_would_do_nothing_are_refused(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "go with a trained model" in refused(capsys, "digits", "--samples", "10")
-    assert "go with a trained model" in refused(capsys, "digits", "--seed", "0")
-    assert "--out and --yes go with a recipe" in refused(capsys, model, "--out", "x")
+    assert "go with a trained model or images" in refused(capsys, "digits", "--samples", "10")
+    assert "go with a trained model or images" in refused(capsys, "digits", "--seed", "0")
+    assert "--out, --yes and --full go with a recipe" in refused(capsys, model, "--out", "x")
 
 
 def test_a_dry_run_of_a_model_prints_its_sections(
