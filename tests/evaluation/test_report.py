@@ -214,6 +214,36 @@ def test_every_distance_names_its_features_and_none_is_called_fid(made: Path) ->
     assert "Frechet distance (pixel features)" in text
 
 
+def test_the_page_names_what_decides_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_drawing(monkeypatch)
+    values = example()
+    values |= {
+        "seed": 7,
+        "batch_size": 500,
+        "protocol": {
+            "split": "test",
+            "shape": [1, 8, 8],
+            "ema_decay": {"teacher": None, "student": 0.999},
+            "full": False,
+            "data_sha256": "0123456789abcdef" * 4,
+        },
+    }
+    values["features"]["pixels"] |= {"quantisation": "8 bits", "resolution": "97x97"}
+    values["features"]["classifier"] |= {"weights_sha256": "fedcba9876543210" * 4}
+    write_report(write(tmp_path / "report", values))
+    text = text_of((tmp_path / "report" / "report.html").read_text())
+    for part in (
+        "Samples 5,000 of seed 7",
+        "Compared with digits, 1,797 of 1x8x8, split test; SHA-256 0123456789ab ",
+        "weights decay 0.999",
+        "Features: pixel 97x97; 8 bits",
+        "Features: classifier SHA-256 fedcba987654",
+    ):
+        assert part in text, part
+
+
 def test_numbers_carry_units_thousands_and_three_digits(made: Path) -> None:
     text = text_of((made / "report.html").read_text())
     for part in (

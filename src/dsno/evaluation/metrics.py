@@ -76,6 +76,27 @@ class _Features(_Record):
     dimension: int
     held_out_accuracy: float | None = None
     seed: int | None = None
+    network: str | None = None
+    file: str | None = None
+    resolution: str | None = None
+    quantisation: str | None = None
+    sha256: str | None = None
+    weights_sha256: str | None = None
+
+
+class _Ema(_Record):
+    teacher: float | None = None
+    student: float | None = None
+
+
+class _Protocol(_Record):
+    """What decides the numbers and stands nowhere else."""
+
+    split: str | None = None
+    shape: list[int]
+    ema_decay: _Ema
+    full: bool
+    data_sha256: str
 
 
 class _PairedReference(_Record):
@@ -120,6 +141,10 @@ class Metrics(_Record):
     name: str
     title: str | None = None
     samples: int
+    seed: int | None = None
+    batch_size: int | None = None
+    protocol: _Protocol | None = None
+    """None in files of earlier versions, as the two above."""
     samplers: list[SamplerRecord]
     reference: _Reference
     features: dict[str, _Features]

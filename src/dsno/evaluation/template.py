@@ -17,6 +17,8 @@ from dsno.evaluation.samplers import SAMPLER_NAMES, STUDENT
 from dsno.evaluation.table import MEASURES
 
 TEMPLATE = "template.html.j2"
+SHOWN = 12
+"""Digits of a checksum on the page; metrics.json has all."""
 
 
 def render(metrics: Metrics, uris: Mapping[str, str]) -> str:
@@ -45,6 +47,7 @@ def render(metrics: Metrics, uris: Mapping[str, str]) -> str:
             if any(getattr(row, name) for row in metrics.samplers)
         },
         uris=uris,
+        deciding=deciding(metrics),
         recipe=yaml.safe_dump(metrics.recipe, sort_keys=False, allow_unicode=True),
     )
 
@@ -70,6 +73,29 @@ def verdict(metrics: Metrics) -> tuple[str, list[str]]:
     else:
         remarks.append("No measured sampler has a lower distance.")
     return f"The one-step student {word} DDIM with {evaluations} on a uniform grid.", remarks
+
+
+def deciding(metrics: Metrics) -> list[tuple[str, str]]:
+    """What else decides the numbers, line by line; nothing for files that do not say."""
+    lines: list[tuple[str, str]] = []
+    if metrics.seed is not None:
+        lines.append(("Samples", f"{metrics.samples:,} of seed {metrics.seed}"))
+    if (protocol := metrics.protocol) is not None:
+        shape = "x".join(map(str, protocol.shape))
+        split = f", split {protocol.split}" if protocol.split is not None else ""
+        about = f"{metrics.reference.name}, {metrics.reference.count:,} of {shape}{split}"
+        lines.append(("Compared with", f"{about}; SHA-256 {protocol.data_sha256[:SHOWN]}"))
+        for who, decay in protocol.ema_decay:
+            if decay is not None:
+                lines.append((f"Averaging of the {who}'s weights", f"decay {decay:g}"))
+    for name, features in metrics.features.items():
+        checksum = features.sha256 or features.weights_sha256
+        said = [features.network, features.file, features.resolution, features.quantisation]
+        words = [word for word in said if word]
+        words += [f"SHA-256 {checksum[:SHOWN]}"] if checksum else []
+        if words:
+            lines.append((f"Features: {singular(name)}", "; ".join(words)))
+    return lines
 
 
 def _ordered(metrics: Metrics) -> list[SamplerRecord]:
