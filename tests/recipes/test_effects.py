@@ -27,7 +27,6 @@ from dsno.recipes.effects import (
     section_of,
     with_later,
 )
-from dsno.recipes.load import load_recipe
 from dsno.recipes.schema import Recipe, Section
 from dsno.training.losses import DISTANCES, LPIPS_VGG
 from dsno.trajectories.manifest import DTYPES
