@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import pytest
 import torch
 from tests.evaluation.mixture import SHAPE, Student, draws, nothing
@@ -27,6 +30,38 @@ def test_samples_do_not_depend_on_the_batch_size(teacher: GaussianMixture, label
     for size in (1, 7, 50):
         assert torch.equal(draw(sampler, draws(size, labelled), 50, nothing), whole)
     assert torch.equal(draw(sampler, draws(7, labelled), 20, nothing), whole[:20])
+
+
+def test_two_cores_make_two_batches_at_a_time_and_the_same_samples(
+    teacher: GaussianMixture,
+) -> None:
+    meet = threading.Barrier(2)
+
+    class Half(Student):
+        """Keeps what it was given, as a lifted network keeps its batch."""
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Half:
+            return Half(self._sample)
+
+        def sample(self, noise: Tensor, condition: Condition | None = None) -> Tensor:
+            self.given = noise
+            meet.wait(30)
+            return self.given / 2
+
+    samplers = (
+        student_sampler(Half(lambda noise: noise)),
+        teacher_sampler(teacher, "dpm++2m", 4, "uniform"),
+    )
+    noise = seeds.item_noise(3, range(40), SHAPE, stream=seeds.SAMPLE)
+    alone = draw(samplers[1], draws(10), 40, nothing)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        student, solved = (draw(sampler, draws(10), 40, nothing) for sampler in samplers)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(student, noise / 2)
+    assert torch.equal(solved, alone)
 
 
 def test_every_sampler_starts_from_the_same_noise_and_labels() -> None:

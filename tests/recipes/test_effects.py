@@ -34,7 +34,7 @@ from dsno.trajectories.manifest import DTYPES
 LOGS = {"checkpoint_every", "keep", "log_every", "log_images_every", "log_with"}
 LATER = {"collect.precision": "exact"}
 """Keys that recipes of recorded results may lack, and what those results were made with."""
-MEMORY = {"accumulation", "compile", "gradient_checkpointing", "shard"}
+MEMORY = {"accumulation", "compile", "cpu_replicas", "gradient_checkpointing", "shard"}
 NOTHING = {f"{s}.{key}" for s in ("teacher", "train") for key in LOGS} | {
     "name",
     "collect.cache_gb",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from dsno.runs import estimate as module
 from dsno.runs.build import new_teacher
 from dsno.runs.estimate import CollectionEstimate, estimate_collection, estimate_lines, measure
 from dsno.support.errors import InputError
+from dsno.support.threads import Workers
 from dsno.teachers.store import save_teacher
 
 SMALL = ["collect.batch_size=4"]
@@ -196,6 +199,35 @@ def test_a_moment_of_disturbance_does_not_spoil_the_measurement() -> None:
         batches_before = (1, 1, 2, 4, 8)  # warm-up, then doubling
 
     assert Disturbed(row=1e-3).measure(8) == (8, pytest.approx(1e-3))
+
+
+class Together(Slow):
+    """Two threads must be in its first evaluations at a time."""
+
+    def __init__(self, meet: threading.Barrier) -> None:
+        super().__init__()
+        self.meet = meet
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Together:
+        return Together(self.meet)  # a lock cannot be copied
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Any = None, /) -> Tensor:
+        self.meet.wait(30)
+        return super().__call__(x, t, condition)
+
+
+def test_two_batches_side_by_side_take_half_the_time_each() -> None:
+    ticks, before, cpu = itertools.count(), torch.get_num_threads(), torch.device("cpu")
+    torch.set_num_threads(2)
+    try:
+        with Workers(cpu) as workers:
+            both = Together(threading.Barrier(2))
+            found = measure(
+                both, UNCONDITIONAL, 64, cpu, workers=workers, clock=lambda: float(next(ticks))
+            )
+    finally:
+        torch.set_num_threads(before)
+    assert found == (1, 0.5)  # a second for two rows
 
 
 def test_every_row_has_a_condition() -> None:

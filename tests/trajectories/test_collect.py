@@ -7,7 +7,8 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -598,4 +599,84 @@ def test_trajectories_behind_a_url_are_the_same(whole: Path, tmp_path: Path) -> 
     collect(Stopping(denoiser, 18), place, plan(denoiser), batch_size=5)
     for name in place.names():
         place.copy_to(name, tmp_path / name)
+    assert contents(tmp_path) == contents(whole)
+
+
+# ------------------------------------------------------------------------------- threads
+
+
+class Together(Stopping):
+    """Another teacher; two threads must be in their first evaluations at a time."""
+
+    def __init__(
+        self,
+        inner: GaussianMixture,
+        at: int,
+        meet: threading.Barrier,
+        act: Callable[[int], None] = lambda turn: None,
+    ) -> None:
+        super().__init__(inner, at)
+        self.meet, self.act, self.is_first = meet, act, True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Together:
+        return Together(self.inner, self.left, self.meet, self.act)  # a lock cannot be copied
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Any = None, /) -> Tensor:
+        if self.is_first:
+            self.is_first = False
+            self.act(self.meet.wait(30))
+        return super().__call__(x, t, condition)
+
+
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_two_cores_make_two_shards_at_a_time_with_the_same_bytes(
+    whole: Path, tmp_path: Path
+) -> None:
+    denoiser = teacher(CosineSchedule())
+    both = Together(denoiser, 36, threading.Barrier(2))
+    made = collect(both, tmp_path, plan(denoiser), batch_size=5)
+    assert made == load_manifest(whole)
+    assert contents(tmp_path) == contents(whole)
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_an_error_in_one_thread_stops_the_other_with_what_it_has_solved(
+    whole: Path, tmp_path: Path
+) -> None:
+    def fail_once(turn: int) -> None:
+        if turn == 0:
+            raise Stop
+        time.sleep(0.2)
+
+    denoiser = teacher(CosineSchedule())
+    both = Together(denoiser, 36, threading.Barrier(2), fail_once)
+    with pytest.raises(Stop):
+        collect(both, tmp_path, plan(denoiser), batch_size=5)
+    assert [p.suffix for p in tmp_path.glob("partial-*")] == [".safetensors"]
+    assert not list(tmp_path.glob("shard-*"))
+    collect(Stopping(denoiser, 36), tmp_path, plan(denoiser), batch_size=5)
+    assert contents(tmp_path) == contents(whole)
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_a_signal_keeps_what_both_threads_have_solved(whole: Path, tmp_path: Path) -> None:
+    def signal_once(turn: int) -> None:
+        if turn == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+
+    denoiser = teacher(CosineSchedule())
+    both = Together(denoiser, 36, threading.Barrier(2), signal_once)
+    with pytest.raises(KeyboardInterrupt):
+        collect(both, tmp_path, plan(denoiser), batch_size=5)
+    assert len(list(tmp_path.glob("partial-*"))) >= 1
+    collect(denoiser, tmp_path, plan(denoiser), batch_size=5)
     assert contents(tmp_path) == contents(whole)

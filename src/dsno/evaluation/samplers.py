@@ -18,6 +18,7 @@ from dsno.diffusion.solvers import evaluations, solve
 from dsno.operator.dsno import DSNO
 from dsno.recipes.schema import Curve, Evaluate
 from dsno.support import seeds
+from dsno.support.threads import Workers, per_thread
 
 STUDENT = "dsno"
 SAMPLER_NAMES = {
@@ -50,7 +51,7 @@ class Sampler:
         label: its name in tables and figures.
         nfe: network evaluations per sample.
         spacing: of the solver's steps; None for the student.
-        generate: the sampler itself.
+        generate: the sampler itself, for any number of threads.
     """
 
     name: str
@@ -73,9 +74,10 @@ class Sampler:
 
 def student_sampler(operator: DSNO, decode: Decode = as_is) -> Sampler:
     """The operator's state at t = 0."""
+    own = per_thread(operator)
 
     def generate(noise: Tensor, condition: Condition | None) -> Tensor:
-        return decode(operator.sample(noise, condition))
+        return decode(own().sample(noise, condition))
 
     return Sampler(STUDENT, SAMPLER_NAMES[STUDENT], 1, None, generate)
 
@@ -84,10 +86,11 @@ def teacher_sampler(
     denoiser: DenoiserProtocol, method: str, steps: int, spacing: str, decode: Decode = as_is
 ) -> Sampler:
     """A teacher's solver with `steps` steps."""
+    own = per_thread(denoiser)
 
     def generate(noise: Tensor, condition: Condition | None) -> Tensor:
         solution = solve(
-            denoiser, noise, method=method, steps=steps, spacing=spacing, condition=condition
+            own(), noise, method=method, steps=steps, spacing=spacing, condition=condition
         )
         return decode(solution.states[:, -1])
 
@@ -144,9 +147,12 @@ class Draws:
 
 def draw(sampler: Sampler, draws: Draws, count: int, advance: Callable[..., None]) -> Tensor:
     """`count` samples, (count, *shape), on the CPU."""
-    batches = []
-    with torch.no_grad():
-        for items in draws.batches(count):
-            batches.append(sampler.generate(*draws.batch(items)).cpu())
-            advance(len(items) * sampler.nfe, note=f"{sampler.label} {sampler.nfe}")
-    return torch.cat(batches)
+
+    @torch.no_grad()
+    def batch(items: range) -> Tensor:
+        samples = sampler.generate(*draws.batch(items)).cpu()
+        advance(len(items) * sampler.nfe, note=f"{sampler.label} {sampler.nfe}")
+        return samples
+
+    with Workers(draws.device) as workers:
+        return torch.cat(workers.map(batch, draws.batches(count)))

@@ -20,7 +20,7 @@ would not pass it on. It lives as follows: `DSNO.forward` sets it, then calls th
 read it during that forward pass; and it stays as it is until the backward pass is over, since
 gradient checkpointing runs submodules, and so their hooks, once more there. With checkpointing,
 each forward pass must therefore be followed by its backward pass before the next; and a network
-must not run in two threads at a time.
+must not run in two threads at a time (`dsno.support.threads` gives each thread a copy).
 """
 
 from __future__ import annotations

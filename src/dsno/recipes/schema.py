@@ -100,6 +100,10 @@ class Optimisation(Section):
     """Of the averaged weights, warmed up as min(ema_decay, (1 + n) / (10 + n))."""
     accumulation: Rounding[Count] = 1
     """Micro-batches each process splits its share of a batch into, to save memory."""
+    cpu_replicas: Rounding[Count] = 1
+    """On a CPU, replicas of the network that compute a part of each micro-batch each, side by side
+    as far as there are cores, with one thread each: faster for small networks, and a result that
+    does not depend on the number of cores. Several processes, `compile` and `shard` go without."""
     mixed_precision: Result[Precision] = "no"
     """Arithmetic of the network; the weights stay float32."""
     gradient_checkpointing: Rounding[bool] = False

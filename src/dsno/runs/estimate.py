@@ -20,6 +20,7 @@ from dsno.runs.build import conditions_of, guided, imported_teacher, new_teacher
 from dsno.support import distributed, seeds
 from dsno.support.environment import peak_memory
 from dsno.support.errors import InputError
+from dsno.support.threads import MOST, Workers, per_thread
 from dsno.teachers.store import DESCRIPTION, Teacher, load_teacher
 from dsno.trajectories.manifest import DTYPES
 from dsno.trajectories.prompts import Prompts
@@ -45,8 +46,8 @@ class CollectionEstimate:
         prompt_bytes: embeddings of all prompts, stored once; 0 without text.
         shards: files the trajectories will be in.
         memory_bytes: peak of the measurement: of this process on a CPU, on the device otherwise.
-        shard_bytes: memory of two shards, one being filled and one being written, on top of that
-            peak.
+        shard_bytes: memory of two shards of each thread, one being filled and one being written, on
+            top of that peak.
         device: where it was measured.
         threads: of the processor, that the measurement used.
         precision: of the network, `collect.precision`.
@@ -114,8 +115,11 @@ def estimate_collection(recipe: Recipe, folder: Path) -> CollectionEstimate:
     texts = prompt_texts(recipe, teacher)
     conditions = conditions_of(recipe, teacher, _one_prompt(recipe, teacher, texts))
     batch_size = min(spec.batch_size, spec.count)
-    with arithmetic(spec.precision):
-        measured, seconds = measure(denoiser, conditions, batch_size, device)
+    shards = -(-spec.count // spec.shard_size)
+    # each makes a shard of its own; compiled code has one owner
+    workers = Workers(device, 1 if spec.compile else min(MOST, shards))
+    with arithmetic(spec.precision), workers:
+        measured, seconds = measure(denoiser, conditions, batch_size, device, workers=workers)
     per_trajectory = trajectory_bytes(recipe, denoiser.sample_shape, conditions)
     shard = min(spec.shard_size, spec.count)
     embedding = conditions.prompts
@@ -130,9 +134,10 @@ def estimate_collection(recipe: Recipe, folder: Path) -> CollectionEstimate:
         measured_batch=measured,
         trajectory_bytes=per_trajectory,
         prompt_bytes=0 if embedding is None or texts is None else len(texts) * embedding.nbytes,
-        shards=-(-spec.count // shard),
+        shards=shards,
         memory_bytes=peak_memory(device),
-        shard_bytes=2 * shard * per_trajectory,  # one is filled while another is written
+        # one is filled while another is written
+        shard_bytes=2 * shard * per_trajectory * workers.count,
         device=distributed.device_name(),
         threads=torch.get_num_threads(),
         precision=spec.precision,
@@ -155,6 +160,7 @@ def measure(
     batch_size: int,
     device: torch.device,
     *,
+    workers: Workers | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[int, float]:
     """Time one network evaluation, in the largest batch that takes at most `PATIENCE` a call.
@@ -164,19 +170,28 @@ def measure(
         conditions: how conditions are drawn.
         batch_size: the batch wanted; it is reached by doubling from 1.
         device: where to compute.
+        workers: threads that compute such a batch each; the calling one alone if None.
         clock: seconds.
 
     Returns:
-        The batch that was measured, and the seconds of one network evaluation of one of its rows.
+        The batch that was measured, and the seconds of one network evaluation of one row: those of
+        all batches side by side, over their rows.
     """
+    workers = workers or Workers(device, 1)
+    own = per_thread(denoiser)
     middle = torch.tensor(0.5, dtype=torch.float64)
 
     def seconds(rows: int) -> float:
         noise = seeds.item_noise(0, range(rows), denoiser.sample_shape).to(device)
         given = conditions.expand(conditions.draw(0, range(rows)))
         condition = None if given is None else {k: v.to(device) for k, v in given.items()}
+
+        @torch.no_grad()
+        def evaluate(_: int) -> float:
+            return own()(noise, middle, condition).flatten()[0].item()  # which waits for a GPU
+
         start = clock()
-        denoiser(noise, middle, condition).flatten()[0].item()  # which waits for a GPU
+        workers.map(evaluate, range(workers.count))
         return clock() - start
 
     rows = 1
@@ -186,7 +201,7 @@ def measure(
         rows = min(2 * rows, batch_size)
         spent = seconds(rows)
     spent = statistics.median(seconds(rows) for _ in range(REPEATS))
-    return rows, spent / (rows * evaluations_per_call(denoiser))
+    return rows, spent / (rows * workers.count * evaluations_per_call(denoiser))
 
 
 def estimate_lines(estimate: CollectionEstimate) -> list[str]:

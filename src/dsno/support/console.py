@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -45,7 +46,7 @@ class _Rate(ProgressColumn):
 
 
 Advance = Callable[..., None]
-"""advance(n, note=""): n more units are done."""
+"""advance(n, note=""): n more units are done; any thread may say so."""
 
 
 @contextlib.contextmanager
@@ -82,12 +83,15 @@ def progress(what: str, total: int, *, done: int = 0, unit: str = "it") -> Itera
 def _plain(what: str, total: int, done: int, unit: str) -> Advance:
     start = last = time.monotonic()
     count = done
+    one_at_a_time = threading.Lock()
 
     def advance(units: int = 1, note: str = "") -> None:
         nonlocal count, last
-        count += units
-        now = time.monotonic()
-        if now - last >= 15 and count < total and not IS_SILENT:
+        with one_at_a_time:
+            count += units
+            now = time.monotonic()
+            if now - last < 15 or count >= total or IS_SILENT:
+                return
             last = now
             rate = (count - done) / (now - start)
             left = (total - count) / rate

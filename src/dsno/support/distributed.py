@@ -10,6 +10,7 @@ import datetime
 import functools
 import itertools
 import os
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -108,7 +109,7 @@ def shared_total(name: str) -> Callable[[int], int]:
     """A function add(n) that adds n to a total over all processes and returns the new total.
 
     It starts at 0 each time this is called, by every process in the same order. Shards are assigned
-    by it: fast processes come back for more, which is all that load balancing needs.
+    by it, in any thread: fast processes come back for more, which is all that load balancing needs.
     """
     if world_size() == 1:
         return _Total()
@@ -126,11 +127,12 @@ _totals = itertools.count()
 
 
 class _Total:
-    """A total of one process."""
+    """A total of one process, for all of its threads."""
 
     def __init__(self) -> None:
-        self.value = 0
+        self._value, self._lock = 0, threading.Lock()
 
     def __call__(self, n: int) -> int:
-        self.value += n
-        return self.value
+        with self._lock:
+            self._value += n
+            return self._value

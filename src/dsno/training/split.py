@@ -5,7 +5,9 @@ from __future__ import annotations
 from dsno.support.errors import InputError
 
 
-def micro_batches(batch_size: int, *, accumulation: int, rank: int, world_size: int) -> list[range]:
+def micro_batches(
+    batch_size: int, *, accumulation: int, rank: int, world_size: int, replicas: int = 1
+) -> list[range]:
     """The rows of the batch that a process computes, a range for each micro-batch.
 
     Args:
@@ -13,16 +15,20 @@ def micro_batches(batch_size: int, *, accumulation: int, rank: int, world_size: 
         accumulation: micro-batches of each process.
         rank: of the process.
         world_size: processes.
+        replicas: of the network in each process; one after the other they get a range each.
 
     Raises:
         InputError: if the batch does not divide evenly.
     """
-    pieces = accumulation * world_size
+    own = accumulation * replicas
+    pieces = own * world_size
     size, rest = divmod(batch_size, pieces)
     if rest:
+        among = f" x {replicas} cpu_replicas" if replicas > 1 else ""
         raise InputError(
             f"A batch of {batch_size} does not divide into {world_size} processes x "
-            f"{accumulation} accumulation; choose a batch_size that is a multiple of {pieces}."
+            f"{accumulation} accumulation{among}; choose a batch_size that is a multiple of "
+            f"{pieces}."
         )
-    first = rank * accumulation * size
-    return [range(first + i * size, first + (i + 1) * size) for i in range(accumulation)]
+    first = rank * own * size
+    return [range(first + i * size, first + (i + 1) * size) for i in range(own)]

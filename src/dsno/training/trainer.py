@@ -27,12 +27,14 @@ from dsno.support.console import progress, say
 from dsno.support.environment import peak_memory
 from dsno.support.errors import InputError, WorkError
 from dsno.support.signals import interruption_delayed
+from dsno.support.threads import Workers
 from dsno.training.average import average_of, update_average
 from dsno.training.checkpoints import Checkpoints
 from dsno.training.learning_rate import LearningRate
 from dsno.training.loggers import Log, check_trackers
 from dsno.training.losses import Objective
 from dsno.training.prefetch import Batch, Prefetcher, threads_for
+from dsno.training.replicas import Replicas, replicas_of
 from dsno.training.split import micro_batches
 from dsno.training.waiting import Waiting
 from dsno.training.watch import Watch
@@ -211,11 +213,13 @@ class _Training:
             options.gamma,
         )
         self.objective, self.model = objective, objective.model
+        replicas = replicas_of(options, distributed.device())
         self.places = micro_batches(
             self.batch_size,
             accumulation=options.accumulation,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
+            replicas=replicas,
         )
         trackers = options.log_with if log_folder is not None else ()
         check_trackers(trackers)
@@ -241,19 +245,23 @@ class _Training:
             weight_decay=options.weight_decay,
         )
         self.state = self._resume([checkpoints, *earlier])
+        self.replicas = Replicas(self.worker, replicas)
+        self.workers = Workers(self.engine.device, replicas, threads=1 if replicas > 1 else None)
         name = "" if log_folder is None else log_folder.name
         self.log = Log(self.engine.accelerator, name, self.state.step)
         self.watch, self.waiting = Watch(), Waiting(self.engine.device)
 
     def run(self) -> tuple[nn.Module, list[Row]]:
         options, state = self.options, self.state
-        self.objective.train()
+        for replica in self.replicas.modules:
+            replica.train()
         pieces = (
             (step, i) for step in range(state.step, self.steps) for i in range(len(self.places))
         )
         with (
             progress(self.label, self.steps, done=state.step, unit="step") as advance,
             interruption_delayed() as interrupted,
+            self.workers,
             Prefetcher(
                 self._batch,
                 pieces,
@@ -298,10 +306,11 @@ class _Training:
             group["lr"] = self.rate(state.step)
         self.optimizer.zero_grad(set_to_none=True)
         values, items = [], []
-        for index in range(pieces):
-            batch = self.waiting.next(prefetched)
-            values.append(self._piece(batch, index))
-            items.append(batch.get(ITEMS, ()))
+        for first in range(0, pieces, self.replicas.count):
+            batches = [self.waiting.next(prefetched) for _ in self.replicas.modules]
+            values += self._pieces(batches, first)
+            items += [batch.get(ITEMS, ()) for batch in batches]
+        self.replicas.add_gradients()
         limit = math.inf if options.clip_norm is None else options.clip_norm
         norm = self.engine.clip(self.model, limit, self.optimizer)
         is_asked = interrupted()
@@ -336,16 +345,27 @@ class _Training:
             self.state.add(result.loss, result.per_time, result.norm)
         return any(result.is_asked for result in seen)
 
-    def _piece(self, batch: Batch, index: int) -> Tensor:
-        """Add the gradients of one piece of the batch; return its loss and losses by time."""
+    def _pieces(self, batches: Sequence[Batch], first: int) -> list[Tensor]:
+        """Compute a piece of the batch on each replica; see `_piece`."""
+        return self.replicas.compute(
+            lambda i: self._piece(self.replicas.modules[i], batches[i], first + i),
+            lambda i: self._seed(first + i),
+            self.workers,
+        )
+
+    def _seed(self, index: int) -> None:
+        """Seed what is left to torch's own generator in a piece of the batch: dropout."""
         pieces, worlds = len(self.places), distributed.world_size()
         number = (self.state.step * worlds + distributed.rank()) * pieces + index
-        # What is left to torch's own generator: dropout.
         torch.manual_seed(seeds.torch_seed(self.seed, seeds.TRAINING, number))
-        with self.engine.gradients(self.worker, last=index == pieces - 1):
+
+    def _piece(self, worker: nn.Module, batch: Batch, index: int) -> Tensor:
+        """Add the gradients of one piece of the batch; return its loss and losses by time."""
+        pieces = len(self.places)
+        with self.engine.gradients(worker, last=index == pieces - 1):
             with self.engine.accelerator.autocast():
                 rows = send_to_device(_without_items(batch), self.engine.device, non_blocking=True)
-                loss, per_time = self.worker(rows)
+                loss, per_time = worker(rows)
             self.engine.backward(loss / pieces)
         found = [loss.detach().reshape(1).double()]
         return torch.cat(found if per_time is None else [*found, per_time.double()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ from dsno.support.console import progress, say
 from dsno.support.errors import InputError
 from dsno.support.signals import interruption_delayed
 from dsno.support.storage import StorageDir, as_storage
+from dsno.support.threads import MOST, Workers, per_thread
 from dsno.support.transfers import Arrival, runs_ahead, to_device
 from dsno.trajectories.manifest import (
     DTYPES,
@@ -59,9 +61,10 @@ def collect(
 
     Item i's noise and label depend on (seed, i) alone, batches are cut inside a shard, and a shard
     is listed only after it is on disk, so an interrupted collection goes on where it was and ends
-    with the same bytes; in another precision than `exact` it may round otherwise. Under a launcher
-    every process calls this, and each takes the next shard when it has finished one; other jobs may
-    make other `shards` in the same folder at the same time.
+    with the same bytes; in another precision than `exact` it may round otherwise. On a CPU threads
+    make shards side by side, and under a launcher every process calls this; each takes the next
+    shard when it has finished one. Other jobs may make other `shards` in the same folder at the
+    same time.
 
     Ctrl-C and SIGTERM finish the batch in hand, save the solved part of the shard and stop.
 
@@ -88,7 +91,7 @@ def collect(
     found = distributed.on_main(lambda: _resume(storage, manifest, wanted, denoiser, compiled))
     todo = [index for index in found.missing if index in wanted]
     teacher = network_in(placed(denoiser, distributed.device()), found.precision, compiled=compiled)
-    work = _Work(teacher, storage, found, batch_size, conditions)
+    work = _Work(teacher, storage, found, batch_size, conditions, 1 if compiled else MOST)
     with arithmetic(found.precision), interruption_delayed() as interrupted:
         work.make(todo, sum(len(manifest.items(i)) for i in wanted), interrupted)
     distributed.wait_for_everyone()
@@ -192,7 +195,7 @@ class _Work:
     """One process's share of a collection.
 
     While the device solves a batch the host draws the next one, and a thread writes the shard
-    before; where the host is the device, batches follow one another.
+    before; where the host is the device, several threads solve a batch each.
     """
 
     def __init__(
@@ -202,49 +205,76 @@ class _Work:
         manifest: Manifest,
         batch_size: int,
         conditions: Conditions,
+        most_threads: int,
     ) -> None:
-        self.denoiser, self.storage, self.manifest = denoiser, storage, manifest
+        self.denoiser, self.storage, self.manifest = per_thread(denoiser), storage, manifest
         self.batch_size, self.conditions = batch_size, conditions
         self.device = distributed.device()
         self.times = torch.tensor(manifest.times, dtype=torch.float64)
         self.scales = torch.tensor(manifest.scales, device=self.device).reshape(
             1, -1, *[1] * len(manifest.sample_shape)
         )
+        self.most_threads = most_threads
         self.ahead = int(runs_ahead(self.device))
 
     def make(self, todo: list[int], total: int, interrupted: Callable[[], bool]) -> None:
         """Take shards, one after the other, until every one is taken."""
         solved = distributed.shared_total("trajectories")
         done = shown = total - sum(len(self.manifest.items(i)) for i in todo)
-        with progress("collecting", total, done=done, unit="trajectory") as advance, Writer() as to:
+        take = distributed.shared_total("shards")
+        one_at_a_time = threading.Lock()
+        with (
+            progress("collecting", total, done=done, unit="trajectory") as advance,
+            Workers(self.device, self.most_threads) as workers,
+        ):
 
             def add(count: int) -> None:
                 nonlocal shown
-                now = done + solved(count)
-                advance(now - shown)
-                shown = now
+                with one_at_a_time:
+                    now = done + solved(count)
+                    advance(now - shown)
+                    shown = now
 
+            def is_to_stop() -> bool:
+                return interrupted() or workers.has_failed
+
+            def make_some(_: int) -> None:
+                self._make(self._batches(todo, take, add, is_to_stop), add, is_to_stop)
+
+            workers.share(make_some, range(workers.count))
+            if interrupted():
+                raise KeyboardInterrupt
+
+    def _make(
+        self,
+        batches: Iterator[tuple[_Shard, range]],
+        add: Callable[[int], None],
+        is_to_stop: Callable[[], bool],
+    ) -> None:
+        """One thread's share: solve batches that follow one another, and write their shards."""
+        with Writer() as to:
             asked: deque[_Batch] = deque()
             shard = None
-            for shard, items in self._batches(todo, add, interrupted):
+            for shard, items in batches:
                 to.check()
                 asked.append(self._solve(shard, items))
                 while len(asked) > self.ahead:
                     self._take(asked.popleft(), to, add)
             while asked:
                 self._take(asked.popleft(), to, add)
-            if interrupted() and shard is not None and not shard.is_whole:
+            if is_to_stop() and shard is not None and not shard.is_whole:
                 self._save(shard, to)
             to.finish()
-            if interrupted():
-                raise KeyboardInterrupt
 
     def _batches(
-        self, todo: list[int], add: Callable[[int], None], interrupted: Callable[[], bool]
+        self,
+        todo: list[int],
+        take: Callable[[int], int],
+        add: Callable[[int], None],
+        is_to_stop: Callable[[], bool],
     ) -> Iterator[tuple[_Shard, range]]:
-        """What is still to be solved, until interrupted."""
-        take = distributed.shared_total("shards")
-        while not interrupted() and (number := take(1) - 1) < len(todo):
+        """What is still to be solved and falls to this thread, until it is to stop."""
+        while not is_to_stop() and (number := take(1) - 1) < len(todo):
             index = todo[number]
             shard = _Shard(index, self.manifest.items(index))
             kept = load_partial(self.storage, self.manifest, index, self.batch_size)
@@ -254,7 +284,7 @@ class _Work:
                 add(shard.filled)
             stop = shard.items.stop
             for first in range(shard.items.start + shard.filled, stop, self.batch_size):
-                if interrupted():
+                if is_to_stop():
                     return
                 yield shard, range(first, min(first + self.batch_size, stop))
 
@@ -266,7 +296,7 @@ class _Work:
         drawn = self.conditions.draw(manifest.seed, items)
         condition = self.conditions.expand(drawn)
         solution = solve(
-            self.denoiser,
+            self.denoiser(),
             to_device(noise, self.device).float(),
             self.times,
             method=str(manifest.solver["method"]),
