@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,25 @@ def test_a_kill_costs_the_batch_in_hand(tmp_path: Path) -> None:
     desk.clear("squares")
     assert not list(tmp_path.iterdir())
     assert Desk().results(counting([]), nothing)["square"].tolist() == expected  # in memory
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_two_cores_work_on_two_batches_at_a_time(tmp_path: Path, is_kept: bool) -> None:
+    meet, before = threading.Barrier(2), torch.get_num_threads()
+
+    def run(items: range) -> dict[str, Tensor]:
+        meet.wait(30)
+        assert not torch.is_grad_enabled()
+        return {"square": torch.tensor([float(i) ** 2 for i in items])}
+
+    work, desk = Work("squares", "squares", 10, 3, run), Desk(tmp_path if is_kept else None)
+    torch.set_num_threads(2)
+    try:
+        desk.compute(work, nothing)
+        found = desk.results(work, nothing)["square"]
+    finally:
+        torch.set_num_threads(before)
+    assert found.tolist() == [float(i) ** 2 for i in range(10)]
 
 
 def test_a_damaged_batch_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from dsno.support import distributed
 from dsno.support.console import Advance, progress
 from dsno.support.errors import InputError
 from dsno.support.files import replacing
+from dsno.support.threads import Workers
 
 Results = Mapping[str, Tensor]
 """Arrays by name, joined along their first dimension in the order of the items."""
@@ -80,7 +82,8 @@ class Desk:
     def compute(self, work: Work, advance: Advance) -> None:
         """Do what is left of a work; under a launcher every process calls this.
 
-        Each takes the next batch when it has finished one, and all return together.
+        On a CPU several threads of each do. Each takes the next batch when it has finished one, and
+        all return together.
         """
         folder = self.at(work.name)
         if folder is None:  # it is computed as it is read
@@ -88,24 +91,29 @@ class Desk:
         left = distributed.on_main(
             lambda: [items for items in work.batches if not self._is_done(work, items)]
         )
-        take = distributed.shared_total(work.name)
-        while (turn := take(1)) <= len(left):
-            items = left[turn - 1]
+
+        def one(items: range) -> None:
             found = _rows(work, items)
             with replacing(folder / _file(items)) as temporary:
                 save_file(found, temporary)
             advance(len(items) * work.cost, note=work.label)
+
+        with Workers(distributed.device()) as workers:
+            workers.share(one, _taken(left, distributed.shared_total(work.name)))
         distributed.wait_for_everyone()
 
     def results(self, work: Work, advance: Advance) -> dict[str, Tensor]:
         """Every result of a work that `compute` did, in the order of the items."""
-        found = []
-        for items in work.batches:
-            if self.folder is None:
-                found.append(_rows(work, items))
-                advance(len(items) * work.cost, note=work.label)
-            else:
-                found.append(self.batch(work.name, items))
+
+        def one(items: range) -> dict[str, Tensor]:
+            if self.folder is not None:
+                return self.batch(work.name, items)
+            rows = _rows(work, items)
+            advance(len(items) * work.cost, note=work.label)
+            return rows
+
+        with Workers(distributed.device()) as workers:
+            found = workers.map(one, work.batches)
         return {name: torch.cat([batch[name] for batch in found]) for name in found[0]}
 
     def batch(self, name: str, items: range) -> dict[str, Tensor]:
@@ -136,6 +144,12 @@ def _file(items: range) -> str:
     return f"{items.start:08d}-{items.stop:08d}.safetensors"
 
 
+def _taken(batches: Sequence[range], take: Callable[[int], int]) -> Iterator[range]:
+    """Those that fall to this process."""
+    while (turn := take(1)) <= len(batches):
+        yield batches[turn - 1]
+
+
 def _rows(work: Work, items: range) -> dict[str, Tensor]:
     with torch.no_grad():
         return {name: value.cpu().contiguous() for name, value in work.run(items).items()}
@@ -145,13 +159,14 @@ def _rows(work: Work, items: range) -> dict[str, Tensor]:
 def shared_progress(what: str, total: int, *, done: int, unit: str) -> Iterator[Advance]:
     """A progress bar on which the first process shows the work of all."""
     count = distributed.shared_total(f"progress of {what}")
-    shown = 0
+    shown, one_at_a_time = 0, threading.Lock()
     with progress(what, total, done=done, unit=unit) as advance:
 
         def together(units: int = 1, note: str = "") -> None:
             nonlocal shown
-            now = count(units)
-            advance(now - shown, note=note)
-            shown = now
+            with one_at_a_time:
+                now = count(units)
+                advance(now - shown, note=note)
+                shown = now
 
         yield together
