@@ -3,7 +3,7 @@
 steps: Result[int]        another value is another result
 compile: Rounding[bool]   the same result to rounding
 keep: Neutral[int]        the same result
-vgg16: ResultOfFile[str]  names a file; what is in the file is part of the result
+vgg16: ResultOfFile[str]  names a file or folder; what is in it is part of the result
 """
 
 from __future__ import annotations

@@ -27,6 +27,24 @@ class Extension(TypedDict):
     """Where its checkpoints are, in the folder of the run."""
 
 
+class Extended(TypedDict):
+    """Where a training was extended whose learning rates depend on how many steps there are."""
+
+    steps: int
+    """It was to have till then."""
+    at: int
+    """Steps it had done."""
+
+
+class Stamp(TypedDict):
+    """By what a file is known again without reading it, and its checksum."""
+
+    size: int
+    changed: int
+    """When it was written, in nanoseconds."""
+    sha256: str
+
+
 class StageRecord(TypedDict):
     """What stages.json says of a stage."""
 
@@ -38,6 +56,10 @@ class StageRecord(TypedDict):
     """Checksums of what a finished stage left; of trajectories the manifest has them."""
     extends: NotRequired[Extension]
     """The training that this one goes on from."""
+    extended: NotRequired[list[Extended]]
+    """Where it was extended, oldest first; not where that makes no difference."""
+    read: NotRequired[dict[str, Stamp]]
+    """The files that the inputs name, by path."""
 
 
 def read_stages(folder: Path) -> dict[str, StageRecord]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from dsno.runs.build import (
     shape_text,
     summary,
 )
+from dsno.runs.records import Extended
 from dsno.support import distributed, seeds
 from dsno.support.environment import environment
 from dsno.support.errors import InputError
@@ -51,7 +52,7 @@ from dsno.training.batches import student_batches, teacher_batches
 from dsno.training.checkpoints import Checkpoints
 from dsno.training.losses import DenoisingObjective, TrajectoryObjective, slice_weights
 from dsno.training.lpips import load_vgg16
-from dsno.training.trainer import Preview, train
+from dsno.training.trainer import Preview, Row, train
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
 from dsno.trajectories.lmdb import import_lmdb
@@ -60,6 +61,8 @@ from dsno.trajectories.prompts import Prompts, read_prompts, write_prompts
 
 FOLDERS = {"teacher": "teacher", "collect": "trajectories", "train": "student"}
 """Where a stage's results are, in the folder of a run."""
+HISTORY = "history.json"
+"""Of a training, in the folder of its result."""
 LAST = "checkpoints"
 """Where a run keeps the last checkpoint of each finished training, to extend it from."""
 PREVIEWS = 16
@@ -79,6 +82,7 @@ class Task:
         shards: of the trajectories, which this job makes; all if None.
         extends: checkpoints of an earlier training that this stage goes on from; None if it is not
             an extension.
+        extended: where the training was extended, if that made it another.
     """
 
     recipe: Recipe
@@ -88,6 +92,7 @@ class Task:
     command: str
     shards: range | None = None
     extends: Checkpoints | None = None
+    extended: Sequence[Extended] = ()
 
     def checkpoints(self, stage: str) -> list[Checkpoints]:
         """Where a training stage may go on from, besides its own folder's checkpoints."""
@@ -99,6 +104,10 @@ class Task:
         folder = self.folder / FOLDERS[stage] / "checkpoints"
         Checkpoints(folder, self.tags[stage]).move_newest(self.folder / LAST / FOLDERS[stage])
         shutil.rmtree(folder, ignore_errors=True)
+
+    def history(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """What is saved of a training beside its weights."""
+        return {"history": rows, **({"extended": self.extended} if self.extended else {})}
 
     @property
     def trajectories(self) -> StorageDir:
@@ -151,7 +160,7 @@ def _train_teacher(task: Task) -> str:
     assert isinstance(averaged, Denoiser)
     if distributed.is_main():
         save_teacher(dataclasses.replace(teacher, denoiser=averaged), folder)
-        write_json(folder / "history.json", {"history": history})
+        write_json(folder / HISTORY, task.history(history))
         task.close_training("teacher")
     return (
         f"read {len(data):,} {data.name} of {shape_text(data.sample_shape)}; "
@@ -338,7 +347,7 @@ def make_student(task: Task) -> str:
     if distributed.is_main():
         with filling(folder) as temporary:
             save_pipeline(model, temporary, teacher.latents, teacher.text)
-            write_json(temporary / "history.json", {"history": history})
+            write_json(temporary / HISTORY, task.history(history))
         task.close_training("train")
     return (
         f"read {len(store):,} trajectories; wrote an operator of {count(model):,} parameters, "
@@ -382,8 +391,13 @@ def make_metrics(task: Task) -> str:
         "title": task.recipe.title,
         **metrics,
         "trained_times": operator.times.tolist(),
-        "teacher_history": _history(task.folder / "teacher"),
-        "student_history": _history(task.folder / "student"),
+        "teacher_history": _saved(task.folder / "teacher", "history"),
+        "student_history": _saved(task.folder / "student", "history"),
+        "extended": {
+            name: found
+            for name in ("teacher", "student")
+            if (found := _saved(task.folder / name, "extended"))
+        },
         "spectrum": {**spectrum, "kept": operator.lifted.config.modes},
         "parameters": {
             "teacher": count(teacher.denoiser.network),
@@ -434,10 +448,11 @@ def load_operator(folder: Path) -> DSNO:
     return operator
 
 
-def _history(folder: Path) -> list[dict[str, Any]]:
-    if not (folder / "history.json").exists():  # a teacher that was imported
+def _saved(folder: Path, key: str) -> list[dict[str, Any]]:
+    """What is saved of a training under a key; nothing of a teacher that was imported."""
+    if not (folder / HISTORY).exists():
         return []
-    history: list[dict[str, Any]] = read_json(
-        folder / "history.json", "training history", "train again"
-    )["history"]
-    return history
+    found: list[dict[str, Any]] = read_json(
+        folder / HISTORY, "training history", "train again"
+    ).get(key, [])
+    return found
