@@ -280,7 +280,15 @@ def test_trajectories_elsewhere_of_another_recipe_are_refused_before_anything_ch
     before = contents(copy), contents(tmp_path / "elsewhere")
     where = f"collect.destination={tmp_path / 'elsewhere'}"
     assert run("collect", copy, where, "collect.steps=5", "--yes") == 2
-    assert "holds trajectories of another recipe" in capsys.readouterr().err
+    says = "holds trajectories of another recipe (collect.steps 4 -> 5); give another folder"
+    assert says in capsys.readouterr().err
+    stages = json.loads((copy / "stages.json").read_text())
+    manifest = tmp_path / "elsewhere" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(stages["collect"]["fingerprint"], "a" * 16))
+    before = contents(copy), contents(tmp_path / "elsewhere")
+    assert run("collect", copy, where, "collect.count=40", "collect.dtype=float32", "--yes") == 2
+    says = "another recipe (collect.count 48 -> 40; collect.dtype float16 -> float32); give"
+    assert says in capsys.readouterr().err  # of which nothing but the manifest is known
     assert (contents(copy), contents(tmp_path / "elsewhere")) == before
 
 

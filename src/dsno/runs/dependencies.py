@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from dsno.recipes import Recipe
 from dsno.runs.records import Stamp
 from dsno.support.console import say
 from dsno.support.files import fingerprint, sha256
@@ -61,6 +63,24 @@ def stamps(key: str, path: Path, known: Mapping[str, Stamp]) -> dict[str, Stamp]
     """What to record of the files that a key names, by their paths; arguments: `content_hash`."""
     files = files_of(key, path)
     return {str(files[name]): stamp for name, stamp in _stamps(files, known).items()}
+
+
+def collect_settings(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says of its trajectories, by the keys of `dsno.trajectories.foreign`."""
+    spec = recipe.collect
+    found: dict[str, Any] = {"collect.slices": spec.slices, "collect.dtype": spec.dtype}
+    if spec.source or spec.count is None:
+        return found
+    return found | {
+        "seed": recipe.seed,
+        "collect.count": spec.count,
+        "collect.shard_size": min(spec.shard_size, spec.count),
+        "collect.solver": spec.solver,
+        "collect.steps": spec.steps,
+        "collect.spacing": spec.spacing,
+        "collect.guidance_scale": spec.guidance_scale,
+        "checksum of the source": None,
+    }
 
 
 def _stamps(files: Mapping[str, Path], known: Mapping[str, Stamp]) -> dict[str, Stamp]:

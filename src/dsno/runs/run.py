@@ -25,7 +25,7 @@ import yaml
 from dsno.recipes import Recipe, load_recipe
 from dsno.recipes.effects import map_files, result_values
 from dsno.runs.build import check_buildable
-from dsno.runs.dependencies import ONCE_NAMES, content_hash, stamps
+from dsno.runs.dependencies import ONCE_NAMES, collect_settings, content_hash, stamps
 from dsno.runs.identity import extended, identity, tag_of
 from dsno.runs.records import Extended, Extension, StageRecord, Stamp, read_stages, write_stage
 from dsno.runs.set_aside import holds_files, set_aside, those_aside
@@ -38,6 +38,7 @@ from dsno.support.files import locked, read_json, sha256, write_text
 from dsno.support.storage import StorageDir
 from dsno.teachers.store import saved_clips
 from dsno.training.checkpoints import Checkpoints, newest
+from dsno.trajectories.foreign import another_recipe
 from dsno.trajectories.manifest import has_manifest, load_manifest
 from dsno.trajectories.prompts import read_prompts
 from dsno.trajectories.shards import damaged_shards
@@ -245,12 +246,13 @@ class Run:
         storage = self.trajectories
         if not has_manifest(storage):
             self._check_moved(storage)
-        elif self.recipe.collect.destination and load_manifest(storage).tag != self.fingerprint(
-            "collect"
-        ):
-            raise InputError(
-                f"{storage} holds trajectories of another recipe; give another folder or delete it."
-            )
+        elif self.recipe.collect.destination:
+            found, record = load_manifest(storage), read_stages(self.folder).get("collect")
+            if found.tag == self.fingerprint("collect"):
+                return
+            is_ours = record is not None and record["fingerprint"] == found.tag
+            recorded = self._changes("collect", record) if record is not None and is_ours else []
+            raise another_recipe(storage, found, collect_settings(self.recipe), recorded)
 
     def _check_moved(self, storage: StorageDir) -> None:
         """Refuse a destination without trajectories where the finished ones lie elsewhere."""

@@ -41,6 +41,7 @@ from dsno.runs.build import (
     shape_text,
     summary,
 )
+from dsno.runs.dependencies import collect_settings
 from dsno.runs.records import Extended
 from dsno.support import distributed, seeds
 from dsno.support.environment import environment
@@ -55,6 +56,7 @@ from dsno.training.lpips import load_vgg16
 from dsno.training.trainer import Preview, Row, train
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
+from dsno.trajectories.foreign import another_recipe
 from dsno.trajectories.lmdb import import_lmdb
 from dsno.trajectories.manifest import Manifest, has_manifest, load_manifest
 from dsno.trajectories.prompts import Prompts, read_prompts, write_prompts
@@ -253,9 +255,7 @@ def _kept_prompts(task: Task) -> Prompts | None:
         return None
     manifest = load_manifest(storage)
     if manifest.tag != task.tags["collect"]:
-        raise InputError(
-            f"{storage} holds trajectories of another recipe; give another folder or delete it."
-        )
+        raise another_recipe(storage, manifest, collect_settings(task.recipe))
     try:
         return read_prompts(storage, manifest)
     except InputError:

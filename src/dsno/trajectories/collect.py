@@ -22,6 +22,7 @@ from dsno.support.console import progress, say
 from dsno.support.errors import InputError
 from dsno.support.signals import interruption_delayed
 from dsno.support.storage import StorageDir, as_storage
+from dsno.trajectories.foreign import another_recipe, settings
 from dsno.trajectories.manifest import (
     DTYPES,
     FORMAT,
@@ -112,9 +113,7 @@ def _resume(
         return manifest
     found = load_manifest(storage)
     if found.tag != manifest.tag:
-        raise InputError(
-            f"{storage} holds trajectories of another recipe; give another folder or delete it."
-        )
+        raise another_recipe(storage, found, settings(manifest))
     if found.prompts_sha256 != manifest.prompts_sha256:
         raise InputError(
             f"{storage} holds trajectories made with other embeddings of the prompts; give another "
@@ -187,7 +186,7 @@ class _Work:
         self, index: int, add: Callable[[int], None], interrupted: Callable[[], bool]
     ) -> None:
         items = self.manifest.items(index)
-        kept = load_partial(self.storage, self.manifest, index, self.batch_size)
+        kept = load_partial(self.storage, self.manifest, index)
         batches = [] if kept is None else [kept]
         solved = 0 if kept is None else len(kept["noise"])
         if solved:

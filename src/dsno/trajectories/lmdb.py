@@ -27,6 +27,7 @@ from dsno.diffusion.time_grids import Spacing, grid_times
 from dsno.support.console import progress, say
 from dsno.support.errors import InputError, one_of
 from dsno.support.storage import StorageDir, as_storage
+from dsno.trajectories.foreign import another_recipe, settings
 from dsno.trajectories.manifest import (
     DTYPES,
     Manifest,
@@ -325,7 +326,7 @@ def _resume(storage: StorageDir, wanted: Manifest) -> Manifest:
         return wanted
     found = load_manifest(storage)
     if dataclasses.replace(found, shards=()) != wanted:
-        raise InputError(f"{storage} holds other trajectories; give another folder or delete it.")
+        raise another_recipe(storage, found, settings(wanted))
     bad = damaged_shards(storage, found)
     for index, complaint in bad.items():
         say(f"{storage.at(shard_name(index))} {complaint}; importing it again.")
