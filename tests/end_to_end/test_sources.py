@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests import makers
+from tests.checksums import contents
 from tests.foreign import edm_export, lmdb_folder, progressive_checkpoint
 
 from dsno.backbones.registry import BACKBONES
@@ -191,8 +192,13 @@ def test_a_teacher_replaced_under_the_same_name_is_noticed(
     stages = json.loads((run / "stages.json").read_text())
     assert stages["teacher"]["read"][str(source / weights)]["changed"] == 10**9
 
+    before = contents(run)
+    (source / weights).write_bytes(b"half copied")
+    assert main([*recipe, "--yes"]) == 2
+    assert contents(run) == before
     torch.manual_seed(1)
     makers.ddpm_folder(source)
+    capsys.readouterr()
     assert main(recipe) == 2
     said = re.escape(str(source)) + r" \([0-9a-f]{16}\)"
     assert re.search(rf"teacher: teacher\.source {said} -> {said}\); give", capsys.readouterr().err)

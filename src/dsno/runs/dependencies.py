@@ -14,6 +14,7 @@ from typing import Any
 from dsno.recipes import Recipe
 from dsno.runs.records import Stamp
 from dsno.support.console import say
+from dsno.support.errors import InputError
 from dsno.support.files import fingerprint, sha256
 from dsno.teachers.load import files_of_teacher
 from dsno.trajectories.lmdb import files_of_lmdb
@@ -51,6 +52,9 @@ def content_hash(key: str, path: Path, known: Mapping[str, Stamp]) -> str:
         key: `train.vgg16`, say.
         path: its value.
         known: checksums of an earlier time by the files' paths.
+
+    Raises:
+        InputError: if one cannot be read.
     """
     files = files_of(key, path)
     found = {name: stamp["sha256"][:16] for name, stamp in _stamps(files, known).items()}
@@ -88,11 +92,16 @@ def _stamps(files: Mapping[str, Path], known: Mapping[str, Stamp]) -> dict[str, 
 
 
 def _stamp(file: Path, known: Stamp | None) -> Stamp:
-    stat = file.stat()
-    size, changed = stat.st_size, stat.st_mtime_ns
-    if known is not None and (known["size"], known["changed"]) == (size, changed):
-        return known
-    return {"size": size, "changed": changed, "sha256": _sha256_once(str(file), size, changed)}
+    try:
+        stat = file.stat()
+        size, changed = stat.st_size, stat.st_mtime_ns
+        if known is not None and (known["size"], known["changed"]) == (size, changed):
+            return known
+        return {"size": size, "changed": changed, "sha256": _sha256_once(str(file), size, changed)}
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be read ({error.strerror}); correct this and run again."
+        ) from error
 
 
 @functools.lru_cache(maxsize=1024)

@@ -53,7 +53,7 @@ def extended(record: StageRecord, options: Optimisation, point: Extended) -> lis
         point: where it is extended now.
     """
     earlier = list(record.get("extended", ()))
-    done = range(earlier[-1]["at"] if earlier else 0, point["at"])
+    done = range(earlier[-1]["at"] if earlier else 0, min(point["at"], point["steps"]))
     now = LearningRate.of(options)
     then = dataclasses.replace(now, steps=point["steps"])
     if all(now(step) == then(step) for step in done):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from dsno.support.errors import InputError
 from dsno.support.files import read_json, write_json
 
 NAME = "stages.json"
+_Whole = Annotated[int, Field(ge=0)]
 MAX_SECONDS = 1e10
 """Longer than any stage can have taken."""
 
@@ -30,16 +31,16 @@ class Extension(TypedDict):
 class Extended(TypedDict):
     """Where a training was extended whose learning rates depend on how many steps there are."""
 
-    steps: int
+    steps: _Whole
     """It was to have till then."""
-    at: int
+    at: _Whole
     """Steps it had done."""
 
 
 class Stamp(TypedDict):
     """By what a file is known again without reading it, and its checksum."""
 
-    size: int
+    size: _Whole
     changed: int
     """When it was written, in nanoseconds."""
     sha256: str

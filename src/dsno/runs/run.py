@@ -172,7 +172,8 @@ class Run:
         """
         if "train" in stages:
             self._check_start()
-        if not self._is_buildable and not self._has_recipe():
+        is_read_anew = self.recipe.teacher.source and not self._is_recorded("teacher")
+        if not self._is_buildable and (is_read_anew or not self._has_recipe()):
             check_buildable(self.recipe, [s for s in STAGES if self._is_recorded(s)])
             self._is_buildable = True
         if "collect" in stages:

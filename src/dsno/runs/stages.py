@@ -78,7 +78,7 @@ class Task:
     Attributes:
         recipe: what to do.
         folder: of the run.
-        tags: fingerprint of every stage, which half-made work carries.
+        tags: fingerprint of the stage and those before it, which half-made work carries.
         seconds: how long the earlier stages took.
         command: what the user typed.
         shards: of the trajectories, which this job makes; all if None.
