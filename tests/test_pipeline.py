@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
@@ -114,6 +115,48 @@ def test_the_batch_is_as_large_as_asked_or_given(make: Any) -> None:
     assert len(pipeline(batch_size=3).images) == 3
     assert len(pipeline(class_labels=[2, 1]).images) == 2
     assert len(pipeline(noise=torch.randn(4, 1, 8, 8)).images) == 4
+
+
+def test_a_list_of_one_label_is_for_every_sample(make: Any) -> None:
+    pipeline = make(classes=3)
+    for one in ([2], np.array([2]), torch.tensor([2])):
+        assert pipeline(batch_size=4, class_labels=one).class_labels.tolist() == [2, 2, 2, 2]
+    with pytest.raises(InputError, match="class_labels 2, batch_size 4"):
+        pipeline(batch_size=4, class_labels=[2, 1])
+    with pytest.raises(InputError, match="noise 1, batch_size 4"):  # four equal samples
+        pipeline(batch_size=4, class_labels=[2], noise=torch.randn(1, 1, 8, 8))
+
+
+def test_a_list_of_one_guidance_scale_is_for_every_sample(unet_teacher: Any) -> None:
+    lift = LiftConfig(LIFT.sites, slices=LIFT.slices, modes=LIFT.modes, guidance=True)
+    operator = makers.shake(DSNO.from_teacher(unet_teacher(), lift))
+    pipeline = DSNOPipeline(DSNOModel.from_operator(operator, guidance_scale=[1, 5]))
+    noise = torch.randn(3, 1, 8, 8)
+    one, each, other = (
+        pipeline(noise=noise, guidance_scale=scale, output_type="raw").images
+        for scale in ([2.0], [2.0, 2.0, 2.0], [2.0, 3.0, 4.0])
+    )
+    assert torch.equal(one, each)
+    torch.testing.assert_close(one[0], other[0])
+    assert not torch.allclose(one[1], other[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(DSNOPipeline, DiffusionPipeline), (DSNOModel, ModelMixin)]
+)
+def test_folders_are_called_as_in_diffusers(
+    ours: type, theirs: type, make: Any, tmp_path: Path
+) -> None:
+    for method in ("from_pretrained", "save_pretrained"):
+        our_names, their_names = (
+            [n for n in inspect.signature(getattr(c, method)).parameters if n != "self"]
+            for c in (ours, theirs)
+        )
+        assert our_names[0] == their_names[0]
+    pipeline = make()
+    saved = pipeline if ours is DSNOPipeline else pipeline.model
+    saved.save_pretrained(save_directory=tmp_path)
+    assert isinstance(ours.from_pretrained(pretrained_model_name_or_path=tmp_path), ours)
 
 
 @pytest.mark.parametrize("eight", EIGHTS, ids=repr)
@@ -248,8 +291,13 @@ def test_images_of_one_prompt_lie_next_to_each_other(textual: DSNOPipeline) -> N
     assert torch.equal(given, expected)
     assert len(textual(prompt="a", num_images_per_prompt=3).images) == 3
     assert len(textual(prompt="a", batch_size=3).images) == 3
+    one, alone = (textual(prompt=p, batch_size=4, **call).images for p in (["b"], "b"))
+    assert torch.equal(one, alone)
+    given = textual(prompt_embeds=embeds[1:], batch_size=4, **call).images
+    assert torch.equal(given, alone)
     for wrong, says in (
         ({"prompt": ["a", "b"], "batch_size": 3}, "prompts 2, batch_size 3"),
+        ({"prompt": ["a"], "num_images_per_prompt": 2, "batch_size": 4}, "prompts 2, batch_size 4"),
         ({"prompt": ["a"], "num_images_per_prompt": 0}, "must be at least 1, not 0"),
         ({"prompt": [1]}, "must be text, not 1"),
         ({"prompt_embeds": embeds[0]}, r"\(batch, tokens, channels\)"),
@@ -308,6 +356,7 @@ def test_labels_may_be_a_number_a_list_or_a_tensor(make: Any) -> None:
         pipeline(noise=noise, class_labels=labels, output_type="pt")
         for labels in (
             2,
+            [2],
             [2, 2],
             np.array([2, 2]),
             torch.tensor([2, 2]),

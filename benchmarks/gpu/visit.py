@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
-import importlib.metadata
 import os
 import shlex
 import signal
@@ -22,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -132,7 +130,7 @@ def visit(options: argparse.Namespace, command: str) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="visit-") as folder:
         scratch = Path(folder)
-        environment = environment_of(scratch)
+        environment = parts_environment()
         images = _images(options, scratch)
         outcomes = []
         for index, part in enumerate(options.parts):
@@ -172,24 +170,10 @@ def _images(options: argparse.Namespace, scratch: Path) -> str:
     return str(as_npz(source, scratch / "images.npz"))
 
 
-def environment_of(scratch: Path) -> dict[str, str]:
+def parts_environment() -> dict[str, str]:
     """Environment of the parts: they find this checkout, installed or not."""
     paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
-    try:
-        importlib.metadata.version("dsno")
-    except importlib.metadata.PackageNotFoundError:
-        paths.append(str(describe(scratch / "metadata")))
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-
-
-def describe(folder: Path) -> Path:
-    """What an installation would leave of the package's name and version, which records ask for."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    about = folder / f"{project['name']}-{project['version']}.dist-info"
-    about.mkdir(parents=True)
-    text = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    (about / "METADATA").write_text(text, encoding="utf-8")
-    return folder
 
 
 def commit() -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dsno.support.version import __version__
+
 if TYPE_CHECKING:
     from dsno.diffusion.denoisers import Denoiser
     from dsno.diffusion.solvers import solve
@@ -11,7 +13,6 @@ if TYPE_CHECKING:
     from dsno.operator.lift import LiftConfig
     from dsno.pipeline import DSNOModel, DSNOPipeline
 
-__version__ = "0.1.0"
 __all__ = ["DSNO", "DSNOModel", "DSNOPipeline", "Denoiser", "LiftConfig", "__version__", "solve"]
 
 _HOMES = {

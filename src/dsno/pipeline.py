@@ -151,17 +151,18 @@ class DSNOModel(ModelMixin, ConfigMixin):
         return model
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """Load a model saved by `save_pretrained`.
 
         Args:
-            folder: with config.json and safetensors, or `owner/name` on the Hub.
+            pretrained_model_name_or_path: folder with config.json and safetensors, or `owner/name`
+                on the Hub.
             kwargs: passed to `ModelMixin.from_pretrained` (`subfolder`, `variant`, ...).
 
         Raises:
             InputError: if it is not such a folder, or a file of it is damaged or does not fit.
         """
-        top = local_folder(folder, kwargs)
+        top = local_folder(pretrained_model_name_or_path, kwargs)
         path = top / (kwargs.pop("subfolder", None) or "")
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("low_cpu_mem_usage", False)  # tables are made as the model is built
@@ -184,7 +185,7 @@ class DSNOModel(ModelMixin, ConfigMixin):
 
     def save_pretrained(
         self,
-        folder: str | Path,
+        save_directory: str | Path,
         *,
         safe_serialization: bool = True,
         variant: str | None = None,
@@ -194,7 +195,7 @@ class DSNOModel(ModelMixin, ConfigMixin):
         """Save weights and configuration.
 
         Args:
-            folder: to write.
+            save_directory: folder to write.
             safe_serialization: True; other formats would not be loaded again.
             variant: part of the names of the weights' files, such as "fp16".
             max_shard_size: of one file of weights; more are written beyond it.
@@ -204,7 +205,9 @@ class DSNOModel(ModelMixin, ConfigMixin):
             InputError: for pickled weights.
         """
         require_safetensors(safe_serialization, kwargs)
-        super().save_pretrained(folder, variant=variant, max_shard_size=max_shard_size, **kwargs)
+        super().save_pretrained(
+            save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs
+        )
 
     def forward(
         self,
@@ -265,17 +268,21 @@ class DSNOPipeline(DiffusionPipeline):
         self.register_modules(model=model, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> DSNOPipeline:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> DSNOPipeline:
         """Load a folder written by `save_pretrained` (or by `dsno train`), or a Hub id.
 
         Args:
-            folder: local folder, or `owner/name` on the Hub, which is downloaded first.
+            pretrained_model_name_or_path: local folder, or `owner/name` on the Hub, which is
+                downloaded first.
             kwargs: passed to `DiffusionPipeline.from_pretrained` (`torch_dtype`, `variant`, ...).
                 Without `variant` the plain weights are taken, or what there is.
 
         Raises:
             InputError: if it is not such a folder, or a file of it is damaged.
         """
+        folder = pretrained_model_name_or_path
         path = local_folder(folder, kwargs)
         if not (path / "model_index.json").is_file():
             raise InputError(
@@ -293,12 +300,12 @@ class DSNOPipeline(DiffusionPipeline):
         return pipeline
 
     def save_pretrained(
-        self, folder: str | Path, safe_serialization: bool = True, **kwargs: Any
+        self, save_directory: str | Path, safe_serialization: bool = True, **kwargs: Any
     ) -> None:
         """Save every component.
 
         Args:
-            folder: to write.
+            save_directory: folder to write.
             safe_serialization: True; other formats would not be loaded again.
             kwargs: passed to `DiffusionPipeline.save_pretrained` (`variant`, ...).
 
@@ -306,7 +313,7 @@ class DSNOPipeline(DiffusionPipeline):
             InputError: for pickled weights.
         """
         require_safetensors(safe_serialization, kwargs)
-        super().save_pretrained(folder, **kwargs)
+        super().save_pretrained(save_directory, **kwargs)
 
     @property
     def decode(self) -> Callable[[Tensor], Tensor]:
@@ -360,8 +367,8 @@ class DSNOPipeline(DiffusionPipeline):
 
         Args:
             batch_size: how many; by default as many as there are labels, prompts or noises, or 1.
-            class_labels: one class for all, or one per sample; drawn with the frequencies of the
-                training data if the model is conditional and none are given.
+            class_labels: one class for all, alone or in a list, or one per sample; drawn with the
+                frequencies of the training data if the model is conditional and none are given.
             generator: of the noise (and the labels), on any device; or one per sample, each of
                 which then gives what it would give alone.
             noise: unit normal (batch, *shape), instead of drawing it.
@@ -369,10 +376,10 @@ class DSNOPipeline(DiffusionPipeline):
                 `raw`, what the model gives, about [-1, 1]; or `latent`, that before decoding.
             return_trajectory: also return the states x(t), at `times` or at the trained times.
             times: times in [0, 1] for the trajectory, in any number: the output is continuous.
-            prompt: of a text-conditional model: one for all, or one per sample.
+            prompt: of a text-conditional model: one for all, alone or in a list, or one per sample.
             prompt_embeds: their embeddings (batch, L, D), instead.
-            guidance_scale: of a model trained at a range of scales: one for all, or one per sample;
-                the middle of the range if none is given.
+            guidance_scale: of a model trained at a range of scales: one for all, alone or in a
+                list, or one per sample; the middle of the range if none is given.
             latents: another name for `noise`.
             num_images_per_prompt: samples of each prompt, next to each other.
             num_inference_steps: 1, the one evaluation that there is.
@@ -400,16 +407,12 @@ class DSNOPipeline(DiffusionPipeline):
                 "This model is not conditioned on text: give batch_size, not num_images_per_prompt."
             )
         rows = prompt_embeds if prompts is None else prompts
-        decides = rows is not None and (repeats > 1 or not isinstance(prompt, str))
+        made = None if rows is None else len(rows) * repeats
         count = arguments.count_samples(
             batch_size,
-            len(rows) * repeats if rows is not None and decides else None,
-            {
-                "class_labels": class_labels,
-                "noise": noise,
-                "guidance_scale": guidance_scale,
-                "generator": generators if len(generators) > 1 else None,
-            },
+            None if made == 1 else made,
+            {"noise": noise, "generator": generators if len(generators) > 1 else None},
+            {"class_labels": class_labels, "guidance_scale": guidance_scale},
         )
         config, shape = self.model.config, self.model.operator.sample_shape
         device = self._execution_device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import json
 import math
@@ -338,9 +337,3 @@ def test_a_wrong_command_says_what_is_wrong(
 
 def test_parts_are_done_in_their_order_whatever_was_typed() -> None:
     assert visit.parser().parse_args(["--parts", "student,teacher"]).parts == ["teacher", "student"]
-
-
-def test_a_checkout_that_is_not_installed_has_its_version(tmp_path: Path) -> None:
-    folder = visit.describe(tmp_path / "metadata")
-    (found,) = importlib.metadata.distributions(name="dsno", path=[str(folder)])
-    assert found.version == importlib.metadata.version("dsno")

@@ -299,7 +299,15 @@ def test_trajectories_elsewhere_of_another_recipe_are_refused_before_anything_ch
     before = contents(copy), contents(tmp_path / "elsewhere")
     where = f"collect.destination={tmp_path / 'elsewhere'}"
     assert run("collect", copy, where, "collect.steps=5", "--yes") == 2
-    assert "holds trajectories of another recipe" in capsys.readouterr().err
+    says = "holds trajectories of another recipe (collect.steps 4 -> 5); give another folder"
+    assert says in capsys.readouterr().err
+    stages = json.loads((copy / "stages.json").read_text())
+    manifest = tmp_path / "elsewhere" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(stages["collect"]["fingerprint"], "a" * 16))
+    before = contents(copy), contents(tmp_path / "elsewhere")
+    assert run("collect", copy, where, "collect.count=40", "collect.dtype=float32", "--yes") == 2
+    says = "another recipe (collect.count 48 -> 40; collect.dtype float16 -> float32); give"
+    assert says in capsys.readouterr().err  # of which nothing but the manifest is known
     assert (contents(copy), contents(tmp_path / "elsewhere")) == before
 
 
@@ -332,11 +340,94 @@ def test_an_extended_training_is_the_longer_one(
     shutil.rmtree(longer / "checkpoints")
     assert run("train", longer, "train.steps=7") == 0
     assert contents(copy / "student") == contents(longer / "student")
+    assert "extended" not in json.loads((copy / "stages.json").read_text())["train"]
     assert contents(made / "student").items() <= contents(copy / "student.1").items()
     assert run("train", copy, "train.steps=7", "--extend") == 0
     assert "finished already" in capsys.readouterr().err
     (last,) = (copy / "checkpoints" / "student").glob("*.pt")
     assert last.name == "step-00000007.pt"
+
+
+def teacher_of(out: Path, steps: int, *more: str) -> int:
+    """Train a teacher whose learning rates depend on how many steps there are."""
+    decay = ("teacher.decay=cosine", "teacher.warmup_steps=0")
+    return run("teacher", out, f"teacher.steps={steps}", *decay, *more)
+
+
+def test_an_extended_decay_is_another_training_and_what_came_of_the_others_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extended, whole, elsewhere = tmp_path / "extended", tmp_path / "whole", tmp_path / "elsewhere"
+    four = ("teacher.steps=4", "teacher.decay=cosine", "teacher.warmup_steps=0")
+    collected = (*four, f"collect.destination={elsewhere}")
+    assert teacher_of(whole, 4) == run("collect", whole, *collected) == 0
+    assert teacher_of(extended, 2) == 0
+    capsys.readouterr()
+    assert teacher_of(extended, 3, "--extend") == teacher_of(extended, 4, "--extend") == 0
+    err = capsys.readouterr().err
+    assert "its learning rates till now were those of 2 steps" in err
+    assert "its learning rates till now were those of 3 steps" in err
+
+    expected = [{"steps": 2, "at": 2}, {"steps": 3, "at": 3}]
+    assert json.loads((extended / "stages.json").read_text())["teacher"]["extended"] == expected
+    assert json.loads((extended / "teacher" / "history.json").read_text())["extended"] == expected
+    assert "extended" not in json.loads((whole / "teacher" / "history.json").read_text())
+    weights = "teacher/diffusion_pytorch_model.safetensors"
+    assert sha256(extended / weights) != sha256(whole / weights)
+
+    assert teacher_of(extended, 4) == 0
+    assert "finished already" in capsys.readouterr().err
+    assert run("collect", extended, *collected) == 2
+    assert "holds trajectories of another recipe" in capsys.readouterr().err
+
+    # Damaged, it is written again from its last checkpoint; without any it is another training.
+    before = contents(extended / "teacher")
+    (extended / weights).unlink()
+    assert teacher_of(extended, 4) == 0
+    assert contents(extended / "teacher") == before
+    (extended / weights).unlink()
+    for folder in (extended / "checkpoints", *extended.glob("teacher.*")):
+        shutil.rmtree(folder)
+    capsys.readouterr()
+    assert teacher_of(extended, 4) == 0
+    assert "the checkpoints that it was extended from are gone; starting it again." in (
+        capsys.readouterr().err
+    )
+    assert contents(extended / "teacher") == contents(whole / "teacher")
+    assert run("collect", extended, *collected) == 0
+
+
+def test_an_extension_goes_on_from_the_newest_checkpoint_there_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Extended from 2 to 6 steps, stopped at 4, then extended to 8."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    assert teacher_of(tmp_path / "run", 2) == 0
+    for at in (3, 4):
+        with monkeypatch.context() as patch:
+            patch.setattr("dsno.training.trainer._Training._save", saving_until(at, stop))
+            more = ("--extend", "teacher.checkpoint_every=1")
+            assert teacher_of(tmp_path / "run", 6, *more) == 130
+    capsys.readouterr()
+    assert teacher_of(tmp_path / "run", 8, "--extend") == 0
+    assert "Resuming from step 4 (" in capsys.readouterr().err
+    record = json.loads((tmp_path / "run" / "stages.json").read_text())["teacher"]
+    assert record["extended"] == [{"steps": 2, "at": 2}, {"steps": 6, "at": 4}]
+
+
+def saving_until(step: int, stop: Callable[[], None]) -> Callable[[Any], None]:
+    """`_Training._save` that stops the training once a step's checkpoint is written."""
+    save = sys.modules["dsno.training.trainer"]._Training._save
+
+    def saving(training: Any) -> None:
+        save(training)
+        if training.state.step == step:
+            stop()
+
+    return saving
 
 
 def test_an_extension_that_was_killed_goes_on(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -13,12 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests import makers
+from tests.checksums import contents
 from tests.foreign import edm_export, lmdb_folder, progressive_checkpoint
 
 from dsno.backbones.registry import BACKBONES
 from dsno.cli import main
 from dsno.diffusion.schedules import BetaSchedule
+from dsno.runs.run import Run
 from dsno.teachers.store import load_teacher
 
 DOCS = Path(__file__).parents[2] / "docs" / "teachers.md"
@@ -144,22 +149,76 @@ def test_a_source_is_imported_collected_trained_and_sampled(
     assert config["backbone"] in BACKBONES
 
 
-def test_a_run_of_a_imported_teacher_ends_in_a_report(tmp_path: Path) -> None:
-    """Without data the student is compared with the teacher's own samples, and says so."""
+def test_a_run_of_an_imported_teacher_ends_in_a_report(tmp_path: Path) -> None:
+    """Without data the student is compared with the teacher's own samples, and says so.
+
+    Its training was extended, which the report says too.
+    """
     source = makers.ddpm_folder(tmp_path / "source")
     measure = [
         *("evaluate.samples=20", "evaluate.batch_size=10", "evaluate.curves=[]"),
         *("evaluate.baseline_steps=2", "evaluate.reference_steps=4", "evaluate.timing_rounds=1"),
     ]
     run = tmp_path / "run"
-    command = ["run", "distill", f"teacher.source={source}", *TINY, *measure, "--out", str(run)]
-    assert main(command) == 0
+    recipe = ["distill", f"teacher.source={source}", *TINY, *measure, "--out", str(run)]
+    recipe += ["train.warmup_steps=0"]
+    for stage in ("teacher", "collect", "train"):
+        assert main([stage, *recipe, "train.steps=2"]) == 0
+    assert main(["run", *recipe, "--extend"]) == 0
     metrics = json.loads((run / "report" / "metrics.json").read_text())
     assert metrics["reference"]["name"] == "samples of the teacher"
     assert list(metrics["features"]) == ["pixels"]
     page = (run / "report" / "report.html").read_text()
     assert "20 samples of the teacher, made from other noises" in page
     assert "real items" not in page
+    assert metrics["extended"] == {"student": [{"steps": 2, "at": 2}]}
+    assert "Training of the student extended" in page
+    assert "after 2 steps of a training of 2" in page
+
+
+def test_a_teacher_replaced_under_the_same_name_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, run = tmp_path / "source", tmp_path / "run"
+    recipe = ["teacher", "distill", f"teacher.source={source}", *TINY, "--out", str(run)]
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    saved = run / "teacher" / "diffusion_pytorch_model.safetensors"
+    makers.ddpm_folder(source)
+    assert main(recipe) == 0
+    os.utime(source / weights, (1, 1))
+    (source / "README.md").write_text("what it is")
+    assert main(recipe) == 0
+    assert "finished already" in capsys.readouterr().err
+    stages = json.loads((run / "stages.json").read_text())
+    assert stages["teacher"]["read"][str(source / weights)]["changed"] == 10**9
+
+    before = contents(run)
+    (source / weights).write_bytes(b"half copied")
+    assert main([*recipe, "--yes"]) == 2
+    assert contents(run) == before
+    torch.manual_seed(1)
+    makers.ddpm_folder(source)
+    capsys.readouterr()
+    assert main(recipe) == 2
+    said = re.escape(str(source)) + r" \([0-9a-f]{16}\)"
+    assert re.search(rf"teacher: teacher\.source {said} -> {said}\); give", capsys.readouterr().err)
+    assert main([*recipe, "--yes"]) == 0
+    expected, found = load_file(source / weights), load_file(saved)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    # An earlier version recorded the name alone: nothing is known to have changed.
+    record = json.loads((run / "stages.json").read_text())["teacher"]
+    inputs = {**record["inputs"], "teacher": {**record["inputs"]["teacher"], "source": str(source)}}
+    text = json.dumps(["3", inputs], sort_keys=True, separators=(",", ":"))
+    tag = hashlib.sha256(text.encode()).hexdigest()[:16]
+    earlier = {**record, "inputs": inputs, "fingerprint": tag}
+    del earlier["read"]
+    (run / "stages.json").write_text(json.dumps({"teacher": earlier}))
+    capsys.readouterr()
+    assert main(recipe) == 0
+    assert "finished already" in capsys.readouterr().err
+    assert main([*recipe, "seed=1"]) == 2  # and only what has changed is named
+    assert "(teacher: seed 0 -> 1)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("clips", [True, False])
@@ -175,7 +234,9 @@ def test_a_guided_run_of_an_earlier_version_is_made_again_if_its_teacher_clips(
     recipe = ["distill", f"teacher.source={source}", "teacher.null_class=5", *TINY]
     recipe += ["collect.guidance_scale=3", f"teacher.clip_sample={str(clips).lower()}"]
     with monkeypatch.context() as earlier:
+        forms = Run._forms
         earlier.setattr("dsno.runs.run.saved_clips", lambda folder: False)
+        earlier.setattr(Run, "_forms", lambda run, stage: forms(run, stage)[-1:])
         for stage in ("teacher", "collect", "train"):
             assert main([stage, *recipe, "--out", str(folder)]) == 0
     capsys.readouterr()

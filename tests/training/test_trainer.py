@@ -23,6 +23,7 @@ from dsno.support.errors import InputError, WorkError
 from dsno.support.files import sha256
 from dsno.training import watch
 from dsno.training.checkpoints import Checkpoints
+from dsno.training.checkpoints import newest as newest_whole
 from dsno.training.learning_rate import LearningRate
 from dsno.training.loggers import Log
 from dsno.training.losses import Objective
@@ -349,12 +350,28 @@ def test_the_newest_checkpoint_is_moved_whole(tmp_path: Path) -> None:
     assert sha256(tmp_path / "to" / names[0]) == newest
     assert not (tmp_path / "from" / names[0]).exists()
     moved = Checkpoints(tmp_path / "to", "a")
-    assert moved.has_any()
-    assert not Checkpoints(tmp_path / "to", "b").has_any()
+    assert newest_whole([moved]) == (moved, 25)
+    assert newest_whole([Checkpoints(tmp_path / "to", "b")]) is None
     Checkpoints(tmp_path / "empty", "a").move_newest(tmp_path / "to")  # nothing to move
-    assert moved.has_any()
+    assert newest_whole([moved]) == (moved, 25)
     (tmp_path / "to" / names[1]).write_text("0" * 64)
-    assert not moved.has_any()
+    assert newest_whole([moved]) is None
+
+
+def test_the_newest_whole_checkpoint_wins_whichever_folder_it_is_in(
+    tmp_path: Path,
+    whole: tuple[nn.Module, nn.Module, list[Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, step in (("own", 10), ("other", 18)):  # up to step 8, and 16
+        with pytest.raises(ZeroDivisionError):
+            fit(network(), stop_at(step, crash), PLAN, tmp_path / name, tag="a")
+    break_by_truncation(tmp_path / "other" / "step-00000016.pt")
+    others = [Checkpoints(tmp_path / name, "a") for name in ("none", "other")]
+    assert newest_whole([Checkpoints(tmp_path / "own", "a"), *others]) == (others[1], 12)
+    average, _ = fit(network(), loss, PLAN, tmp_path / "own", tag="a", earlier=others)
+    assert "Resuming from step 12 (" in capsys.readouterr().err
+    assert same(average, whole[1])
 
 
 def test_two_checkpoints_are_kept(tmp_path: Path) -> None:

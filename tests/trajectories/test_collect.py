@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -390,8 +391,12 @@ def test_only_a_damaged_shard_is_made_again(
 def test_trajectories_of_another_recipe_are_left_alone(whole: Path) -> None:
     before = contents(whole)
     denoiser = teacher(CosineSchedule())
-    with pytest.raises(InputError, match="trajectories of another recipe; give another folder"):
-        collect(denoiser, whole, dataclasses.replace(plan(denoiser), tag="b"), batch_size=5)
+    solver = {**plan(denoiser).solver, "steps": 9}
+    other = dataclasses.replace(plan(denoiser), tag="b", solver=solver, dtype="float32")
+    differs = "collect.dtype float16 -> float32; collect.steps 6 -> 9"
+    says = re.escape(f"trajectories of another recipe ({differs}); give another folder")
+    with pytest.raises(InputError, match=says):
+        collect(denoiser, whole, other, batch_size=5)
     assert contents(whole) == before
 
 
@@ -467,14 +472,21 @@ def test_a_damaged_part_of_a_shard_is_solved_again(
     assert contents(tmp_path) == contents(whole)
 
 
-def test_a_part_cut_at_other_batches_is_solved_again(tmp_path: Path) -> None:
-    # Other batches may round otherwise, so a shard never has some of both.
+@pytest.mark.parametrize(
+    ("batch_size", "batches"), [(2, 2 + 4 + 3), (4, 1 + 2 + 2), (7, 1 + 2 + 1)]
+)
+def test_a_solved_part_is_kept_with_any_batch_size(
+    whole: Path, tmp_path: Path, batch_size: int, batches: int
+) -> None:
+    """Five of 22 are solved; what is left are 3 of their shard, and shards of 8 and 6."""
     denoiser = teacher(CosineSchedule())
-    collect(denoiser, tmp_path / "whole", plan(denoiser), batch_size=4)
     with pytest.raises(KeyboardInterrupt):
-        collect(Signalled(denoiser, 1), tmp_path / "a", plan(denoiser), batch_size=5)
-    collect(Stopping(denoiser, 36), tmp_path / "a", plan(denoiser), batch_size=4)
-    assert contents(tmp_path / "a") == contents(tmp_path / "whole")
+        collect(Signalled(denoiser, 1), tmp_path, plan(denoiser), batch_size=5)
+    collect(Stopping(denoiser, 6 * batches), tmp_path, plan(denoiser), batch_size=batch_size)
+    found, expected = (load_file(folder / shard_name(0)) for folder in (tmp_path, whole))
+    assert torch.equal(found["states"][:5], expected["states"][:5])
+    assert torch.equal(found["noise"], expected["noise"])
+    assert torch.allclose(found["states"].float(), expected["states"].float(), atol=2e-3)
 
 
 # -------------------------------------------------------------------------------- overlap

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -203,9 +204,16 @@ def test_a_folder_of_other_trajectories_is_not_touched(tmp_path: Path, source: P
     import_lmdb(source, out)
     before = (out / "manifest.json").read_bytes()
     other = write(tmp_path / "other", records(torch.zeros(COUNT, 17, 3, 4, 4)))
-    for path, options in ((other, {}), (source, {"slices": 2}), (source, {"tag": "b"})):
+    cases = [
+        (other, {}, r"checksum of the source [0-9a-f]{16} -> [0-9a-f]{16}"),
+        (source, {"slices": 2}, "collect.slices 4 -> 2"),
+        (source, {"dtype": "float32"}, "collect.dtype float16 -> float32"),
+        (source, {"tag": "b"}, "the teacher, or a key that is not stored with them"),
+    ]
+    for path, options, differs in cases:
         text = refusal(path, out, **options)
-        assert text == f"{out} holds other trajectories; give another folder or delete it."
+        head = f"{re.escape(str(out))} holds trajectories of another recipe"
+        assert re.fullmatch(rf"{head} \({differs}\); give another folder or delete it\.", text)
     assert (out / "manifest.json").read_bytes() == before
 
 

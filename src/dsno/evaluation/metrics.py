@@ -121,6 +121,13 @@ class _StudentRecord(_TeacherRecord):
     per_time: list[float] | None = None
 
 
+class _Extended(_Record):
+    """Where a training was extended whose learning rates depend on how many steps there are."""
+
+    steps: int
+    at: int
+
+
 class _Spectrum(_Record):
     modes: list[int]
     power: list[float]
@@ -153,6 +160,7 @@ class Metrics(_Record):
     trained_times: list[float]
     student_history: list[_StudentRecord] = []
     teacher_history: list[_TeacherRecord] = []
+    extended: dict[str, list[_Extended]] = {}
     spectrum: _Spectrum | None = None
     parameters: dict[str, int]
     trajectories: _Trajectories

@@ -4,7 +4,7 @@ steps: Result[int]           another value is another result
 precision: LaterResult[str]  likewise; at its default the result is that of recipes without the key
 compile: Rounding[bool]      the same result to rounding
 keep: Neutral[int]           the same result
-vgg16: ResultOfFile[str]     names a file; what is in the file is part of the result
+vgg16: ResultOfFile[str]     names a file or folder; what is in it is part of the result
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ class Data(Section):
 
     source: DataSource = "digits"
     """`digits` ships with scikit-learn; the others need `path`."""
-    path: str = ""
+    path: ResultOfFile[str] = ""
     """Folder or .zip file of images, .npz file, or a Hugging Face data set: Hub id or local
     parquet."""
     split: str = "train"
@@ -218,7 +218,7 @@ class Network(Section):
 class Teacher(Optimisation):
     """The diffusion model: an existing one (`source`), or one trained here (`network`)."""
 
-    source: Result[str] = ""
+    source: ResultOfFile[str] = ""
     """A folder, file or Hub id that `dsno import` accepts; empty to train one here."""
     network: Network | None = None
     conditional: Result[bool] = False
@@ -265,7 +265,7 @@ def with_teacher_defaults(values: Any) -> Any:
 class Collect(Section):
     """The trajectories."""
 
-    source: Result[str] = ""
+    source: ResultOfFile[str] = ""
     """Trajectories to import (the authors' LMDB); empty to make them."""
     count: Result[Count | None] = None
     slices: Result[Count] = 4

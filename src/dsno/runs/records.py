@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from dsno.support.errors import InputError
 from dsno.support.files import read_json, write_json
 
 NAME = "stages.json"
+_Whole = Annotated[int, Field(ge=0)]
 MAX_SECONDS = 1e10
 """Longer than any stage can have taken."""
 
@@ -25,6 +26,24 @@ class Extension(TypedDict):
     """Its fingerprint."""
     folder: str
     """Where its checkpoints are, in the folder of the run."""
+
+
+class Extended(TypedDict):
+    """Where a training was extended whose learning rates depend on how many steps there are."""
+
+    steps: _Whole
+    """It was to have till then."""
+    at: _Whole
+    """Steps it had done."""
+
+
+class Stamp(TypedDict):
+    """By what a file is known again without reading it, and its checksum."""
+
+    size: _Whole
+    changed: int
+    """When it was written, in nanoseconds."""
+    sha256: str
 
 
 class StageRecord(TypedDict):
@@ -40,6 +59,10 @@ class StageRecord(TypedDict):
     """What an evaluation measured besides its recipe's `curves`."""
     extends: NotRequired[Extension]
     """The training that this one goes on from."""
+    extended: NotRequired[list[Extended]]
+    """Where it was extended, oldest first; not where that makes no difference."""
+    read: NotRequired[dict[str, Stamp]]
+    """The files that the inputs name, by path."""
 
 
 def read_stages(folder: Path) -> dict[str, StageRecord]:

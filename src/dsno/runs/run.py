@@ -26,17 +26,20 @@ import yaml
 from dsno.recipes import Recipe, load_recipe
 from dsno.recipes.effects import map_files, result_values, with_later
 from dsno.runs.build import check_buildable
-from dsno.runs.dependencies import changes, content_hash
-from dsno.runs.records import Extension, StageRecord, read_stages, write_stage
+from dsno.runs.dependencies import ONCE_NAMES, collect_settings, content_hash, stamps
+from dsno.runs.identity import extended, identity, tag_of
+from dsno.runs.records import Extended, Extension, StageRecord, Stamp, read_stages, write_stage
 from dsno.runs.set_aside import holds_files, set_aside, those_aside
 from dsno.runs.stages import FOLDERS, LAST, WORK, Task, trajectories_storage
 from dsno.support import distributed
 from dsno.support.console import console, say
+from dsno.support.differences import changes
 from dsno.support.errors import DsnoError, InputError
-from dsno.support.files import fingerprint, locked, read_json, sha256, write_text
+from dsno.support.files import locked, read_json, sha256, write_text
 from dsno.support.storage import StorageDir
 from dsno.teachers.store import saved_clips
-from dsno.training.checkpoints import Checkpoints
+from dsno.training.checkpoints import Checkpoints, newest
+from dsno.trajectories.foreign import another_recipe
 from dsno.trajectories.manifest import has_manifest, load_manifest
 from dsno.trajectories.prompts import read_prompts
 from dsno.trajectories.shards import damaged_shards
@@ -55,6 +58,8 @@ SECTIONS = {
     "report": ("title",),
 }
 VERSION = 3  # raise when a stage's results change for the same recipe
+ORDER = {"order of guidance and clipping": "guidance first"}
+"""Recorded of guided trajectories, as earlier versions clipped first."""
 
 
 class Declined(DsnoError):
@@ -120,16 +125,17 @@ class Run:
             return
         if name in ALONE and not distributed.is_main():
             return
-        start = time.monotonic()
+        start, records = time.monotonic(), read_stages(self.folder)
         task = Task(
             self.recipe,
             self.folder,
-            tags={s: self.fingerprint(s) for s in STAGES},
-            seconds={s: record["seconds"] for s, record in read_stages(self.folder).items()},
+            tags={s: self.fingerprint(s) for s in STAGES[: STAGES.index(name) + 1]},
+            seconds={s: record["seconds"] for s, record in records.items()},
             command=self.command,
             shards=shards,
             full=full,
             extends=self._extends(name),
+            extended=records[name].get("extended", []),
         )
         finished, is_whole, outcome = False, False, ""
         try:
@@ -157,6 +163,7 @@ class Run:
             if self._finished(name):
                 if full and not self._is_full(name):
                     return True
+                self._note_read(name)
                 say(f"{name}: finished already in {self._location(name)}.")
                 return False
             self._begin(name)
@@ -170,7 +177,8 @@ class Run:
         """
         if "train" in stages:
             self._check_start()
-        if not self._is_buildable and not self._has_recipe():
+        is_read_anew = self.recipe.teacher.source and not self._is_recorded("teacher")
+        if not self._is_buildable and (is_read_anew or not self._has_recipe()):
             check_buildable(self.recipe, [s for s in STAGES if self._is_recorded(s)])
             self._is_buildable = True
         if "collect" in stages:
@@ -244,12 +252,13 @@ class Run:
         storage = self.trajectories
         if not has_manifest(storage):
             self._check_moved(storage)
-        elif self.recipe.collect.destination and load_manifest(storage).tag != self.fingerprint(
-            "collect"
-        ):
-            raise InputError(
-                f"{storage} holds trajectories of another recipe; give another folder or delete it."
-            )
+        elif self.recipe.collect.destination:
+            found, record = load_manifest(storage), read_stages(self.folder).get("collect")
+            if found.tag == self.fingerprint("collect"):
+                return
+            is_ours = record is not None and record["fingerprint"] == found.tag
+            recorded = self._changes("collect", record) if record is not None and is_ours else []
+            raise another_recipe(storage, found, collect_settings(self.recipe), recorded)
 
     def _check_moved(self, storage: StorageDir) -> None:
         """Refuse a destination without trajectories where the finished ones lie elsewhere."""
@@ -262,8 +271,10 @@ class Run:
                 "copy them there, or set collect.destination back."
             )
 
-    def _extension(self, stage: str, record: StageRecord | None) -> Extension | None:
-        """The training to go on from; None if there is none, or its recipe is as it was.
+    def _extension(
+        self, stage: str, record: StageRecord | None
+    ) -> tuple[Extension, Extended] | None:
+        """The training to go on from, and where; None if there is none or nothing has changed.
 
         Raises:
             InputError: if more has changed than `steps`, or there is no checkpoint.
@@ -273,14 +284,14 @@ class Run:
         changed = self._changes(stage, record)
         if not changed:
             return None
-        inputs, was = self._inputs(stage), record["inputs"].get(stage)
-        before = was.get("steps") if isinstance(was, dict) else None
-        steps = inputs[stage]["steps"]
-        inputs[stage] = {**inputs[stage], "steps": before}
-        is_all = fingerprint([self._fingerprint_before(stage), inputs]) == record["fingerprint"]
+        before, steps = _planned(stage, record), self.values[stage]["steps"]
+        forms = [{**form, stage: {**form[stage], "steps": before}} for form in self._forms(stage)]
+        is_all = (
+            identity(self._fingerprint_before(stage), forms, record)[0] == record["fingerprint"]
+        )
         if not is_all and all(reason.startswith(f"{stage}.steps ") for reason in changed):
             changed = [*changed, "an earlier stage changed too"]
-        if not is_all or not isinstance(before, int) or steps < before:
+        if not is_all or before is None or steps < before:
             raise InputError(
                 f"--extend goes on with more `{stage}.steps` and nothing else changed, but "
                 f"{'; '.join(changed)}; leave it out (train.start_from=FOLDER begins a training "
@@ -291,10 +302,11 @@ class Run:
         made = [self.folder / name, *those_aside(self.folder, name)]
         folders += [path / "checkpoints" for path in made]
         earlier = [record["extends"]["tag"]] if "extends" in record else []
-        for tag in (record["fingerprint"], *earlier):
-            for folder in folders:
-                if Checkpoints(folder, tag).has_any():
-                    return {"tag": tag, "folder": str(folder.relative_to(self.folder))}
+        tags = (record["fingerprint"], *earlier)
+        if found := newest([Checkpoints(folder, tag) for tag in tags for folder in folders]):
+            where, step = found
+            folder = str(where.folder.relative_to(self.folder))
+            return {"tag": where.tag, "folder": folder}, {"steps": before, "at": step}
         raise InputError(
             f"There is no checkpoint of the {stage} stage in {self.folder} to extend it from; "
             "leave out --extend to train again."
@@ -353,43 +365,81 @@ class Run:
 
     def fingerprint(self, stage: str) -> str:
         """Hash of everything the stage's result depends on."""
-        return fingerprint([self._fingerprint_before(stage), self._inputs(stage)])
+        return self._identity(stage)[0]
 
     def _fingerprint_before(self, stage: str) -> str:
         index = STAGES.index(stage)
         return self.fingerprint(STAGES[index - 1]) if index else str(VERSION)
 
-    def _inputs(self, stage: str) -> dict[str, Any]:
+    def _identity(self, stage: str) -> tuple[str, dict[str, Any]]:
+        """Fingerprint and inputs of a stage; as recorded, if its record is of this recipe."""
+        record = read_stages(self.folder).get(stage)
+        return identity(self._fingerprint_before(stage), self._forms(stage), record)
+
+    def _forms(self, stage: str) -> list[dict[str, Any]]:
+        """The stage's inputs as they are recorded now, then as an earlier version did."""
+        values = self._result_values(stage)
+
+        def earlier_content(key: str, path: str) -> str:
+            return path if key in ONCE_NAMES else self._content(stage, key, path)
+
+        now = map_files(Recipe, values, lambda key, path: self._content(stage, key, path))
+        earlier = map_files(Recipe, values, earlier_content)
+        is_guided = self.recipe.collect.guidance_scale is not None
+        if stage == "collect" and is_guided and not self.recipe.collect.source:
+            now |= ORDER
+            if saved_clips(self.folder / FOLDERS["teacher"]):
+                earlier |= ORDER
+        return [now] if now == earlier else [now, earlier]
+
+    def _result_values(self, stage: str) -> dict[str, Any]:
+        """What the recipe says that the stage's result depends on."""
         sections = SECTIONS[stage]
         if self.recipe.teacher.source:  # the data are only what samples are compared with
             sections = tuple(s for s in sections if s != "data")
             if stage == "evaluate":
                 sections = ("data", *sections)
-        values = result_values(Recipe, {section: self.values[section] for section in sections})
-        found = map_files(Recipe, values, lambda key, path: self._content(stage, key, path))
-        guided = self.recipe.collect.guidance_scale is not None and not self.recipe.collect.source
-        if stage == "collect" and guided and saved_clips(self.folder / FOLDERS["teacher"]):
-            # Earlier versions clipped first; what they made of such a teacher is made again.
-            found["order of guidance and clipping"] = "guidance first"
-        return found
+        return result_values(Recipe, {section: self.values[section] for section in sections})
 
     def _content(self, stage: str, key: str, path: str) -> str:
         """A file's name with a hash of what is in it; as recorded, if it is gone since."""
         if not path:
             return ""
-        if found := content_hash(Path(path)):
-            return f"{path} ({found})"
         record = read_stages(self.folder).get(stage)
+        if found := content_hash(key, Path(path), _read(record)):
+            return f"{path} ({found})"
         known: Any = None if record is None else record["inputs"]
         for part in key.split("."):
             known = known.get(part) if isinstance(known, dict) else None
         is_its = isinstance(known, str) and known.startswith(f"{path} (")
-        return str(known) if is_its else f"{path} (missing)"
+        if is_its:
+            return str(known)
+        return path if key in ONCE_NAMES else f"{path} (missing)"
+
+    def _stamps(self, stage: str) -> dict[str, Stamp]:
+        """What to record of the files that the stage's inputs name."""
+        known = _read(read_stages(self.folder).get(stage))
+        found = dict[str, Stamp]()
+
+        def add(key: str, path: str) -> str:
+            found.update(stamps(key, Path(path), known) if path else {})
+            return path
+
+        map_files(Recipe, self._result_values(stage), add)
+        return found
+
+    def _note_read(self, stage: str) -> None:
+        """Note the files of a finished stage that were written again without a change."""
+        record = read_stages(self.folder)[stage]
+        read = {**_read(record), **self._stamps(stage)}
+        if read != _read(record):
+            write_stage(self.folder, stage, {**record, "read": read})
 
     def _changes(self, stage: str, record: StageRecord) -> list[str]:
         """How the keys that change the stage's own result differ from the recorded ones."""
-        before = result_values(Recipe, record["inputs"])
-        return changes(with_later(Recipe, before), with_later(Recipe, self._inputs(stage)))
+        known = with_later(Recipe, result_values(Recipe, record["inputs"]))
+        forms = (with_later(Recipe, form) for form in self._forms(stage))
+        return min((changes(known, form) for form in forms), key=len)
 
     def _check_folder(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
@@ -493,35 +543,61 @@ class Run:
     def _begin(self, stage: str) -> None:
         """Record that a stage is being made; first set aside what another recipe left of it."""
         record = read_stages(self.folder).get(stage)
+        is_same = record is not None and record["fingerprint"] == self.fingerprint(stage)
+        if record is not None and is_same and self._can_go_on(stage, record):
+            if record["finished"]:
+                self._set_damaged_aside(stage)
+                again: StageRecord = {**record, "seconds": 0.0, "finished": False, "files": {}}
+                write_stage(self.folder, stage, again)
+            return
+        before, inputs = self._fingerprint_before(stage), self._forms(stage)[0]
         begun: StageRecord = {
-            "fingerprint": self.fingerprint(stage),
-            "inputs": self._inputs(stage),
+            "fingerprint": tag_of(before, inputs),
+            "inputs": inputs,
             "seconds": 0.0,
             "finished": False,
             "files": {},
         }
-        if record is not None and record["fingerprint"] == begun["fingerprint"]:
-            if record["finished"]:
-                self._set_damaged_aside(stage)
-                write_stage(self.folder, stage, begun)
-            return
+        if read := self._stamps(stage):
+            begun["read"] = read
         extension = None
-        if self.extend and stage in TRAINED:
+        if self.extend and stage in TRAINED and not is_same:
             extension = self._extension(stage, record)
         aside = self._set_aside(stage)
         kept = f" What was made before is now in {aside}." if aside else ""
         if record is not None:
             reason = "; ".join(self._changes(stage, record)) or "an earlier stage changed"
+            what = f"the recipe changed ({reason})"
+            if is_same:
+                what = "the checkpoints that it was extended from are gone"
             doing = "starting it again" if extension is None else "going on from its last step"
-            say(f"{stage}: the recipe changed ({reason}); {doing}.{kept}")
+            say(f"{stage}: {what}; {doing}.{kept}")
         elif aside:
             say(f"{stage}: there is no record of it; starting it again.{kept}")
         if extension is not None:
             assert record is not None
+            where, point = extension
             begun["seconds"] = record["seconds"]
-            begun["extends"] = self._moved(extension, stage, aside)
+            begun["extends"] = self._moved(where, stage, aside)
+            if history := extended(record, getattr(self.recipe, stage), point):
+                begun |= {"extended": history, "fingerprint": tag_of(before, inputs, history)}
+                say(
+                    f"{stage}: its learning rates till now were those of {point['steps']:,} steps, "
+                    "so the result is not that of a training with more steps from the start; this "
+                    "is recorded."
+                )
         # What is half made from here on belongs to this recipe.
         write_stage(self.folder, stage, begun)
+
+    def _can_go_on(self, stage: str, record: StageRecord) -> bool:
+        """Whether what is recorded can still be made: an extension needs what it goes on from."""
+        if "extended" not in record:
+            return True
+        name = FOLDERS[stage]
+        folders = (self.folder / name / "checkpoints", self.folder / LAST / name)
+        own = [Checkpoints(folder, record["fingerprint"]) for folder in folders]
+        first = self._extends(stage)
+        return newest(own if first is None else [*own, first]) is not None
 
     def _set_aside(self, stage: str) -> Path | None:
         """Move what a stage left, with the checkpoint to extend it from, out of the way."""
@@ -551,6 +627,18 @@ class Run:
             aside = set_aside(self.folder, _output_name(stage), self._outputs(stage))
         kept = f" What is left of it is now in {aside}." if aside else ""
         say(f"{what}; making it again.{kept}")
+
+
+def _read(record: StageRecord | None) -> dict[str, Stamp]:
+    """The files that a stage's inputs named, as they were."""
+    return {} if record is None else record.get("read", {})
+
+
+def _planned(stage: str, record: StageRecord) -> int | None:
+    """Steps that a training was to have; None if its record does not say."""
+    was = record["inputs"].get(stage)
+    steps = was.get("steps") if isinstance(was, dict) else None
+    return steps if isinstance(steps, int) else None
 
 
 def _output_name(stage: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ from dsno.runs.build import (
     shape_text,
     summary,
 )
+from dsno.runs.dependencies import collect_settings
+from dsno.runs.records import Extended
 from dsno.support import distributed, seeds
 from dsno.support.environment import environment, versions
 from dsno.support.errors import InputError
@@ -54,15 +56,18 @@ from dsno.training.batches import student_batches, teacher_batches
 from dsno.training.checkpoints import Checkpoints
 from dsno.training.losses import DenoisingObjective, TrajectoryObjective, slice_weights
 from dsno.training.lpips import load_vgg16
-from dsno.training.trainer import Preview, train
+from dsno.training.trainer import Preview, Row, train
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
+from dsno.trajectories.foreign import another_recipe
 from dsno.trajectories.lmdb import import_lmdb
 from dsno.trajectories.manifest import Manifest, has_manifest, load_manifest
 from dsno.trajectories.prompts import Prompts, read_prompts, write_prompts
 
 FOLDERS = {"teacher": "teacher", "collect": "trajectories", "train": "student"}
 """Where a stage's results are, in the folder of a run."""
+HISTORY = "history.json"
+"""Of a training, in the folder of its result."""
 LAST = "checkpoints"
 """Where a run keeps the last checkpoint of each finished training, to extend it from."""
 KEPT = "evaluation"
@@ -78,13 +83,14 @@ class Task:
     Attributes:
         recipe: what to do.
         folder: of the run.
-        tags: fingerprint of every stage, which half-made work carries.
+        tags: fingerprint of the stage and those before it, which half-made work carries.
         seconds: how long the earlier stages took.
         command: what the user typed.
         shards: of the trajectories, which this job makes; all if None.
         full: measure `evaluate.more_curves` too.
         extends: checkpoints of an earlier training that this stage goes on from; None if it is not
             an extension.
+        extended: where the training was extended, if that made it another.
     """
 
     recipe: Recipe
@@ -95,6 +101,7 @@ class Task:
     shards: range | None = None
     full: bool = False
     extends: Checkpoints | None = None
+    extended: Sequence[Extended] = ()
 
     def checkpoints(self, stage: str) -> list[Checkpoints]:
         """Where a training stage may go on from, besides its own folder's checkpoints."""
@@ -106,6 +113,10 @@ class Task:
         folder = self.folder / FOLDERS[stage] / "checkpoints"
         Checkpoints(folder, self.tags[stage]).move_newest(self.folder / LAST / FOLDERS[stage])
         shutil.rmtree(folder, ignore_errors=True)
+
+    def history(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """What is saved of a training beside its weights."""
+        return {"history": rows, **({"extended": self.extended} if self.extended else {})}
 
     @property
     def trajectories(self) -> StorageDir:
@@ -158,7 +169,7 @@ def _train_teacher(task: Task) -> str:
     assert isinstance(averaged, Denoiser)
     if distributed.is_main():
         save_teacher(dataclasses.replace(teacher, denoiser=averaged), folder)
-        write_json(folder / "history.json", {"history": history})
+        write_json(folder / HISTORY, task.history(history))
         task.close_training("teacher")
     return (
         f"read {len(data):,} {data.name} of {shape_text(data.sample_shape)}; "
@@ -253,9 +264,7 @@ def _kept_prompts(task: Task) -> Prompts | None:
         return None
     manifest = load_manifest(storage)
     if manifest.tag != task.tags["collect"]:
-        raise InputError(
-            f"{storage} holds trajectories of another recipe; give another folder or delete it."
-        )
+        raise another_recipe(storage, manifest, collect_settings(task.recipe))
     try:
         return read_prompts(storage, manifest)
     except InputError:
@@ -347,7 +356,7 @@ def make_student(task: Task) -> str:
     if distributed.is_main():
         with filling(folder) as temporary:
             save_pipeline(model, temporary, teacher.latents, teacher.text)
-            write_json(temporary / "history.json", {"history": history})
+            write_json(temporary / HISTORY, task.history(history))
         task.close_training("train")
     return (
         f"read {len(store):,} trajectories; wrote an operator of {count(model):,} parameters, "
@@ -412,8 +421,13 @@ def make_metrics(task: Task) -> str:
             **metrics,
             "protocol": protocol(task, data),
             "trained_times": operator.times.tolist(),
-            "teacher_history": _history(task.folder / "teacher"),
-            "student_history": _history(task.folder / "student"),
+            "teacher_history": _saved(task.folder / "teacher", "history"),
+            "student_history": _saved(task.folder / "student", "history"),
+            "extended": {
+                name: found
+                for name in ("teacher", "student")
+                if (found := _saved(task.folder / name, "extended"))
+            },
             "spectrum": {**spectrum, "kept": operator.lifted.config.modes},
             "parameters": {
                 "teacher": count(teacher.denoiser.network),
@@ -486,10 +500,11 @@ def load_operator(folder: Path) -> DSNO:
     return operator
 
 
-def _history(folder: Path) -> list[dict[str, Any]]:
-    if not (folder / "history.json").exists():  # a teacher that was imported
+def _saved(folder: Path, key: str) -> list[dict[str, Any]]:
+    """What is saved of a training under a key; nothing of a teacher that was imported."""
+    if not (folder / HISTORY).exists():
         return []
-    history: list[dict[str, Any]] = read_json(
-        folder / "history.json", "training history", "train again"
-    )["history"]
-    return history
+    found: list[dict[str, Any]] = read_json(
+        folder / HISTORY, "training history", "train again"
+    ).get(key, [])
+    return found

@@ -15,18 +15,27 @@ Generators = Sequence[torch.Generator | None]
 """One for all samples, or one for each."""
 
 
-def count_samples(batch_size: Any, prompt_count: int | None, given: Mapping[str, Any]) -> int:
+def count_samples(
+    batch_size: Any,
+    prompt_count: int | None,
+    drawn: Mapping[str, Any],
+    conditions: Mapping[str, Any],
+) -> int:
     """The number of samples that all arguments agree on.
 
     Args:
         batch_size: asked for, or None.
         prompt_count: images of all prompts together, or None if the prompts do not decide.
-        given: arguments that may have a batch dimension.
+        drawn: arguments of which every sample has its own, such as its noise.
+        conditions: arguments of which one, alone or in a list, is for all samples.
 
     Raises:
         InputError: if they disagree, or it is no whole number of at least 1.
     """
-    sizes = {name: n for name, value in given.items() if (n := _length(value)) is not None}
+    sizes = {
+        name: n for name, value in conditions.items() if (n := _length(value)) not in (None, 1)
+    }
+    sizes |= {name: n for name, value in drawn.items() if (n := _length(value)) is not None}
     if prompt_count is not None:
         sizes["prompts"] = prompt_count
     if batch_size is not None:

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from dsno.support import distributed
+from dsno.support.version import __version__
 
 
 def versions() -> dict[str, str]:
     """Versions of what computes."""
     return {
-        "dsno": importlib.metadata.version("dsno"),
+        "dsno": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": importlib.metadata.version("diffusers"),

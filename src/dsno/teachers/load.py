@@ -12,9 +12,14 @@ from dsno.support.errors import InputError
 from dsno.support.hub import looks_like_hub_id
 from dsno.teachers.edm import load_edm
 from dsno.teachers.options import TeacherOptions
-from dsno.teachers.pipelines import diffusers_teacher, hub_teacher
+from dsno.teachers.pipelines import (
+    COMPONENTS,
+    diffusers_teacher,
+    hub_teacher,
+    scheduler_file,
+)
 from dsno.teachers.progressive import load_progressive
-from dsno.teachers.store import DESCRIPTION, Teacher, load_teacher
+from dsno.teachers.store import DESCRIPTION, WEIGHTS, Teacher, load_teacher
 from dsno.teachers.trial import try_out
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin")
@@ -24,6 +29,11 @@ ACCEPTED = (
     "a teacher's folder of this package, or an adapter (.py, with `dsno import`)"
 )
 
+ROOT = ("*.json", "diffusion_pytorch_model*.safetensors", WEIGHTS)
+"""What is read at the top of a folder of any source."""
+COMPONENT_FOLDERS = (*COMPONENTS, "scheduler", "tokenizer")
+IN_COMPONENT = ("*.json", "*.safetensors", "*.txt", "*.model")
+
 
 def is_trajectories(source: str) -> bool:
     """Whether a source holds trajectories (an LMDB) rather than a teacher."""
@@ -31,13 +41,32 @@ def is_trajectories(source: str) -> bool:
     return (path / "data.mdb").is_file() or path.suffix == ".mdb"
 
 
-@functools.lru_cache(maxsize=1)
+def files_of_teacher(source: Path) -> dict[str, Path]:
+    """The files that a source's teacher may be read from, by name; none if it is not local."""
+    source = source.expanduser()
+    if source.is_file():
+        return {source.name: source}
+    patterns = [*ROOT, *(f"{name}/{kind}" for name in COMPONENT_FOLDERS for kind in IN_COMPONENT)]
+    found = {file for pattern in patterns for file in source.glob(pattern) if file.is_file()}
+    files = {str(file.relative_to(source)): file for file in sorted(found)}
+    scheduler = scheduler_file(source)
+    if files and scheduler is not None and scheduler not in found:  # beside a network's folder
+        files["../scheduler"] = scheduler
+    return files
+
+
 def read_teacher(source: str, options: TeacherOptions) -> Teacher:
     """The teacher in a source, which has denoised once; the last one is remembered.
 
     Raises:
         InputError: if it is none of the sources accepted, cannot be read, or fails.
     """
+    stats = [file.stat() for file in files_of_teacher(Path(source)).values()]
+    return _read_once(source, options, tuple((s.st_size, s.st_mtime_ns) for s in stats))
+
+
+@functools.lru_cache(maxsize=1)
+def _read_once(source: str, options: TeacherOptions, _: tuple[tuple[int, int], ...]) -> Teacher:
     teacher = _reader(source)(options)
     if options.clip_sample is not None:
         teacher.denoiser.clip_sample = 1.0 if options.clip_sample else None

@@ -168,12 +168,16 @@ def _refuse_unused(fields: Iterable[tuple[str, Any]], predicted: str | None) -> 
             )
 
 
+def scheduler_file(folder: Path) -> Path | None:
+    """The scheduler's configuration in a pipeline's folder, or beside a network's."""
+    places = (folder / "scheduler", folder, folder.parent / "scheduler")
+    found = (place / "scheduler_config.json" for place in places)
+    return next((path for path in found if path.exists()), None)
+
+
 def _scheduler_config(folder: Path) -> Mapping[str, Any] | None:
-    for at in (folder / "scheduler", folder, folder.parent / "scheduler"):
-        path = at / "scheduler_config.json"
-        if path.exists():
-            return read_json(path, "scheduler", REMEDY)
-    return None
+    path = scheduler_file(folder)
+    return None if path is None else read_json(path, "scheduler", REMEDY)
 
 
 def _require_plain(config: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ Beside each lies its checksum: torch reads a file with flipped bits without comp
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """Checkpoints, newest first."""
-        return sorted(self.folder.glob("step-*.pt"), reverse=True)
+        return sorted(self.folder.glob("step-*.pt"), key=_step_of, reverse=True)
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is."""
@@ -83,13 +83,13 @@ class Checkpoints:
                 "again."
             ) from error
 
-    def has_any(self) -> bool:
-        """Whether there is a whole checkpoint of this tag."""
-        return any(self._load(path, says=False) is not None for path in self.paths())
-
     def read(self, path: Path) -> Mapping[str, Any] | None:
         """What a checkpoint holds; None if it is damaged or another recipe's, and that is said."""
         return self._load(path, says=True)
+
+    def holds(self, path: Path) -> bool:
+        """Whether a checkpoint is whole and of this tag."""
+        return self._load(path, says=False) is not None
 
     def _load(self, path: Path, *, says: bool) -> Mapping[str, Any] | None:
         try:
@@ -116,6 +116,26 @@ class Checkpoints:
             f"Checkpoint {path} is damaged and is not used; going on from an older one or from the "
             "start."
         )
+
+
+def newest_first(where: Sequence[Checkpoints]) -> list[tuple[Checkpoints, Path]]:
+    """The checkpoints of several folders, newest first; of the same step, the first folder's."""
+    found = [(checkpoints, path) for checkpoints in where for path in checkpoints.paths()]
+    return sorted(found, key=lambda pair: _step_of(pair[1]), reverse=True)
+
+
+def newest(where: Sequence[Checkpoints]) -> tuple[Checkpoints, int] | None:
+    """The newest whole checkpoint: where it is, and its step; None if there is none."""
+    for checkpoints, path in newest_first(where):
+        if checkpoints.holds(path):
+            return checkpoints, _step_of(path)
+    return None
+
+
+def _step_of(path: Path) -> int:
+    """The step that a checkpoint's name says; -1 for another name."""
+    text = path.stem.removeprefix("step-")
+    return int(text) if text.isdecimal() else -1
 
 
 def _checksum_of(path: Path) -> Path:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 from dsno.recipes.choices import Decay
+from dsno.recipes.schema import Optimisation
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,20 @@ class LearningRate:
     decay: Decay
     milestones: tuple[int, ...]
     gamma: float
+
+    @classmethod
+    def of(cls, options: Optimisation) -> Self:
+        """What options of a training say, whose steps and learning_rate are given."""
+        assert options.learning_rate is not None
+        assert options.steps is not None
+        return cls(
+            options.learning_rate,
+            options.steps,
+            options.warmup_steps,
+            options.decay,
+            options.milestones,
+            options.gamma,
+        )
 
     def __call__(self, step: int) -> float:
         """The learning rate of a step."""

@@ -29,7 +29,7 @@ from dsno.support.errors import InputError, WorkError
 from dsno.support.signals import interruption_delayed
 from dsno.support.threads import Workers
 from dsno.training.average import average_of, update_average
-from dsno.training.checkpoints import Checkpoints
+from dsno.training.checkpoints import Checkpoints, newest_first
 from dsno.training.learning_rate import LearningRate
 from dsno.training.loggers import Log, check_trackers
 from dsno.training.losses import Objective
@@ -151,7 +151,7 @@ def train(
         checkpoints: folder of checkpoints, the same for all processes.
         seed: of every random draw.
         tag: identifies what is trained; a checkpoint with another tag is not used.
-        earlier: where else to look for one to go on from, in this order.
+        earlier: where else to look for one to go on from.
         label: of the progress bar.
         log_folder: where trackers write; its last part names the run.
         preview: samples to log.
@@ -204,14 +204,7 @@ class _Training:
         self.steps = _given(options.steps, "steps")
         self.batch_size = _given(options.batch_size, "batch_size")
         peak = _given(options.learning_rate, "learning_rate")
-        self.rate = rate or LearningRate(
-            peak,
-            self.steps,
-            options.warmup_steps,
-            options.decay,
-            options.milestones,
-            options.gamma,
-        )
+        self.rate = rate or LearningRate.of(options)
         self.objective, self.model = objective, objective.model
         replicas = replicas_of(options, distributed.device())
         self.places = micro_batches(
@@ -429,7 +422,7 @@ class _Training:
         """Load the newest whole checkpoint there is, if any; the same one in every process."""
         parts = self.model, self.average, self.optimizer
         start: Mapping[str, Any] | None = None
-        found = distributed.on_main(lambda: [(c, path) for c in where for path in c.paths()])
+        found = distributed.on_main(lambda: newest_first(where))
         for checkpoints, path in found:
             saved = checkpoints.read(path)
             if not all(distributed.gathered(saved is not None)) or saved is None:

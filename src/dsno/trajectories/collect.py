@@ -28,6 +28,7 @@ from dsno.support.signals import interruption_delayed
 from dsno.support.storage import StorageDir, as_storage
 from dsno.support.threads import MOST, Workers, per_thread
 from dsno.support.transfers import Arrival, runs_ahead, to_device
+from dsno.trajectories.foreign import another_recipe, settings
 from dsno.trajectories.manifest import (
     DTYPES,
     FORMAT,
@@ -128,9 +129,7 @@ def _resume(
         return begun
     found = load_manifest(storage)
     if found.tag != manifest.tag or found.precision != manifest.precision:
-        raise InputError(
-            f"{storage} holds trajectories of another recipe; give another folder or delete it."
-        )
+        raise another_recipe(storage, found, settings(manifest))
     if found.prompts_sha256 != manifest.prompts_sha256:
         raise InputError(
             f"{storage} holds trajectories made with other embeddings of the prompts; give another "
@@ -277,7 +276,7 @@ class _Work:
         while not is_to_stop() and (number := take(1) - 1) < len(todo):
             index = todo[number]
             shard = _Shard(index, self.manifest.items(index))
-            kept = load_partial(self.storage, self.manifest, index, self.batch_size)
+            kept = load_partial(self.storage, self.manifest, index)
             if kept is not None:
                 shard.put(kept)
                 shard.saved = shard.filled

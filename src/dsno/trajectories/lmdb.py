@@ -27,6 +27,7 @@ from dsno.diffusion.time_grids import Spacing, grid_times
 from dsno.support.console import progress, say
 from dsno.support.errors import InputError, one_of
 from dsno.support.storage import StorageDir, as_storage
+from dsno.trajectories.foreign import another_recipe, settings
 from dsno.trajectories.manifest import (
     DTYPES,
     Manifest,
@@ -169,7 +170,7 @@ def _opened(source: Path) -> Iterator[_Records]:
     Raises:
         InputError: if it is none, or its file is shorter than it says.
     """
-    data = source / "data.mdb" if source.is_dir() else source
+    data = _data_file(source)
     if not data.is_file():
         raise InputError(f"There is no LMDB at {source}; give the folder that holds data.mdb.")
     try:
@@ -266,6 +267,23 @@ def _stride(layout: _Layout, slices: int) -> int:
     return steps // slices
 
 
+def files_of_lmdb(source: Path) -> dict[str, Path]:
+    """The files that an import of an LMDB reads, by what they are; none if there is no LMDB."""
+    data, labels = _data_file(source), _label_file(source)
+    if not data.is_file():
+        return {}
+    return {"data": data} | ({} if labels is None else {"labels": labels})
+
+
+def _data_file(source: Path) -> Path:
+    return source / "data.mdb" if source.is_dir() else source
+
+
+def _label_file(source: Path) -> Path | None:
+    found = [folder / LABEL_FILE for folder in (source, source.parent)]
+    return next((path for path in found if path.is_file()), None)
+
+
 def _read_labels(source: Path, labels: Path | None) -> Tensor | None:
     """The class labels, (n,) int64; None if there are none.
 
@@ -273,8 +291,7 @@ def _read_labels(source: Path, labels: Path | None) -> Tensor | None:
         InputError: if the file is missing or does not hold class labels.
     """
     if labels is None:
-        found = [folder / LABEL_FILE for folder in (source, source.parent)]
-        labels = next((path for path in found if path.is_file()), None)
+        labels = _label_file(source)
         if labels is None:
             return None
     try:
@@ -309,7 +326,7 @@ def _resume(storage: StorageDir, wanted: Manifest) -> Manifest:
         return wanted
     found = load_manifest(storage)
     if dataclasses.replace(found, shards=()) != wanted:
-        raise InputError(f"{storage} holds other trajectories; give another folder or delete it.")
+        raise another_recipe(storage, found, settings(wanted))
     bad = damaged_shards(storage, found)
     for index, complaint in bad.items():
         say(f"{storage.at(shard_name(index))} {complaint}; importing it again.")

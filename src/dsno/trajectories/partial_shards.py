@@ -37,10 +37,8 @@ def save_partial(
         save_file(whole, temporary, {"tag": manifest.tag, "sha256": _checksum(whole)})
 
 
-def load_partial(
-    storage: StorageDir, manifest: Manifest, index: int, batch_size: int
-) -> dict[str, Tensor] | None:
-    """The first trajectories of a shard, in whole batches; None if there are none to go on from."""
+def load_partial(storage: StorageDir, manifest: Manifest, index: int) -> dict[str, Tensor] | None:
+    """The first trajectories of a shard; None if there are none to go on from."""
     if storage.size(partial_name(index)) is None:
         return None
     with storage.reading(partial_name(index)) as local:
@@ -51,8 +49,7 @@ def load_partial(
             count = len(tensors["noise"])
         except Exception:  # whatever a damaged file makes the library raise
             return None
-    is_cut_there = count < len(manifest.items(index)) and count % batch_size == 0
-    if not is_cut_there or misfit(manifest, tensors, count):
+    if not 0 < count < len(manifest.items(index)) or misfit(manifest, tensors, count):
         return None
     is_its = header.get("tag") == manifest.tag and header.get("sha256") == _checksum(tensors)
     return tensors if is_its else None
