@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsno import __version__
-from dsno.support.console import IS_SILENT
+from dsno.support.console import is_silent
 from dsno.support.errors import DsnoError, InputError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def run(
     """Run every stage: teacher, collect, train, evaluate, report. Finished stages are skipped."""
     opened = _open(recipe, overrides, out, dry_run, yes=yes, extend=extend)
     opened.run()
-    if not IS_SILENT:
+    if not is_silent():
         _print_table(opened)
         typer.echo(f"\nReport: {opened.folder / 'report' / 'report.html'}")
 
@@ -343,7 +343,7 @@ def evaluate(
             )
         opened = _open(target, overrides, out, dry_run, yes=yes)
         opened.stage("evaluate", full=full)
-        if not IS_SILENT:
+        if not is_silent():
             _print_table(opened)
         return
     if out is not None or yes or full:
@@ -379,7 +379,7 @@ def evaluate(
         samples=None if is_open else spec.samples,
     )
     result = evaluate_target(found, request)
-    if not IS_SILENT:
+    if not is_silent():
         typer.echo(json.dumps(result, indent=1))
 
 
@@ -525,12 +525,12 @@ def main(arguments: list[str] | None = None) -> int:
         app(args=arguments, prog_name="dsno")
     except SystemExit as stop:  # how Typer ends, well or not
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        if code == INTERRUPTED and not IS_SILENT:
+        if code == INTERRUPTED and not is_silent():
             typer.echo("dsno: interrupted; the same command goes on from here.", err=True)
         return code
     except DsnoError as error:
-        if not (IS_SILENT and error.is_shared):  # process 0 says it for all
-            who = f"dsno (process {os.environ['RANK']})" if IS_SILENT else "dsno"
+        if not (is_silent() and error.is_shared):  # process 0 says it for all
+            who = f"dsno (process {os.environ['RANK']})" if is_silent() else "dsno"
             typer.echo(f"{who}: {error}", err=True)
         return error.exit_code
     return 0

@@ -156,13 +156,13 @@ def lift(denoiser: Denoiser, config: LiftConfig, *, condition: Condition | None 
     plan = find_plan(base, calls, sites, shared)
     constant = find_constant(denoiser, condition, calls, sites, plan)
     plan = dataclasses.replace(plan, constant=constant)
-    plan = dataclasses.replace(plan, fixed=find_fixed(denoiser, condition, plan))
+    plan = dataclasses.replace(plan, fixed=find_fixed(denoiser, condition, calls, plan))
 
     def build(plan: BatchPlan) -> Lifted:
         network = copy.deepcopy(base).requires_grad_(True)  # a teacher may be frozen
         return Lifted(network, config, channels, plan)
 
     lifted = build(plan)
-    if runs_unrestored(lifted, lifted.network, lifted.state, denoiser, condition):
+    if runs_unrestored(lifted, lifted.network, plan, lifted.state, denoiser, condition):
         return lifted
     return build(dataclasses.replace(plan, restores=True))

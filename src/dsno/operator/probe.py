@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from dsno.backbones.sites import inside
 from dsno.diffusion.conditions import GUIDANCE_SCALE, Condition
 from dsno.diffusion.denoisers import Denoiser
 from dsno.operator.batch_plan import BatchPlan, BatchState, FixedTensor, Side
+from dsno.operator.shapes import ShapesOnly
 from dsno.support.errors import InputError
 
 TIMES_TRIED = 16
@@ -31,22 +32,35 @@ class Call(NamedTuple):
     Attributes:
         start, end: when, counting the starts and ends of all calls.
         shape: of its output, or the first of them; None if that is no tensor.
+        inputs: lengths of the leaves of (arguments, keyword arguments), flattened; None for a leaf
+            that is no tensor, or a scalar.
+        outputs: the same of its output.
     """
 
     start: int
     end: int
     shape: tuple[int, ...] | None
+    inputs: tuple[int | None, ...]
+    outputs: tuple[int | None, ...]
 
 
 def trace(denoiser: Denoiser, condition: Condition | None) -> dict[str, list[Call]]:
     """Run the network once on zeros; return the calls of each of its submodules that ran."""
+    with _watched(dict(denoiser.network.named_modules())) as calls, torch.no_grad(), ShapesOnly():
+        denoiser(_zeros(denoiser, 1), _one(), condition)
+    return calls
+
+
+@contextlib.contextmanager
+def _watched(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Call]]]:
+    """Note the calls of modules, by their names."""
     calls: dict[str, list[Call]] = {}
-    begun: list[int] = []
+    begun: list[tuple[int, tuple[int | None, ...]]] = []
     clock = 0
 
-    def before(module: nn.Module, args: Any) -> None:
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         nonlocal clock
-        begun.append(clock)
+        begun.append((clock, _lengths((args, kwargs))))
         clock += 1
 
     def behind(name: str) -> Any:
@@ -54,22 +68,28 @@ def trace(denoiser: Denoiser, condition: Condition | None) -> dict[str, list[Cal
             nonlocal clock
             first = output[0] if isinstance(output, tuple) else output
             shape = tuple(first.shape) if isinstance(first, Tensor) else None
-            calls.setdefault(name, []).append(Call(begun.pop(), clock, shape))
+            start, inputs = begun.pop()
+            call = Call(start, clock, shape, inputs, _lengths(output))
+            calls.setdefault(name, []).append(call)
             clock += 1
 
         return record
 
-    handles = []
-    for name, module in denoiser.network.named_modules():
-        handles.append(module.register_forward_pre_hook(before))
+    handles: list[Any] = []
+    for name, module in modules.items():
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(module.register_forward_hook(behind(name)))
     try:
-        with torch.no_grad():
-            denoiser(_zeros(denoiser, 1), _one(), condition)
+        yield calls
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+
+
+def _lengths(value: Any) -> tuple[int | None, ...]:
+    """Of each leaf: its length, or None if it is no tensor, or a scalar."""
+    leaves = tree_flatten(value)[0]
+    return tuple(len(x) if isinstance(x, Tensor) and x.ndim else None for x in leaves)
 
 
 def site_channels(
@@ -244,7 +264,7 @@ def _try(
     nothing = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     c_noise = torch.zeros(rows, device="meta")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), ShapesOnly():
             output: Tensor = torch.func.functional_call(trial, nothing, (x, c_noise, given))
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
         return None
@@ -252,56 +272,42 @@ def _try(
 
 
 def find_fixed(
-    denoiser: Denoiser, condition: Condition | None, plan: BatchPlan
+    denoiser: Denoiser,
+    condition: Condition | None,
+    calls: Mapping[str, Sequence[Call]],
+    plan: BatchPlan,
 ) -> tuple[FixedTensor, ...]:
     """Tensors given to or returned by the plan's submodules whose length is not the batch's.
 
-    None are found in a network that does not run on tensors without data.
+    It is the same in `calls`, the network's `trace`, and for three rows. None are found in a
+    network that does not run on tensors without data.
     """
-    lengths: dict[FixedTensor, list[int]] = {}
-
-    def note(name: str, side: Side, value: Any) -> None:
-        for position, leaf in enumerate(tree_flatten(value)[0]):
-            if isinstance(leaf, Tensor) and leaf.ndim:
-                lengths.setdefault(FixedTensor(name, side, position), []).append(len(leaf))
-
-    def watch(name: str) -> list[Any]:
-        module = denoiser.network.get_submodule(name)
-
-        def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-            note(name, "input", (args, kwargs))
-
-        def behind(_: nn.Module, args: Any, output: Any) -> None:
-            note(name, "output", output)
-
-        return [
-            module.register_forward_pre_hook(before, with_kwargs=True),
-            module.register_forward_hook(behind),
-        ]
-
-    names = (*plan.constant, *plan.shared, *plan.lifted, *plan.final)
-    handles = [handle for name in names for handle in watch(name)]
-    found: list[dict[FixedTensor, list[int]]] = []
-    try:
-        for rows in (2, 3):
-            lengths.clear()
-            if _try(denoiser.network, denoiser.network, denoiser, condition, rows) is None:
-                return ()
-            found.append(dict(lengths))
-    finally:
-        for handle in handles:
-            handle.remove()
-    few, more = found
+    names = [*plan.constant, *plan.shared, *plan.lifted, *plan.final]
+    if not names:
+        return ()
+    modules = {name: denoiser.network.get_submodule(name) for name in names}
+    with _watched(modules) as longer:
+        if _try(denoiser.network, denoiser.network, denoiser, condition, 3) is None:
+            return ()
+    seen: list[tuple[int, str, Side, tuple[int | None, ...], tuple[int | None, ...]]] = []
+    for name in names:
+        for one, three in zip(calls.get(name, ()), longer.get(name, ()), strict=False):
+            seen.append((one.start, name, "input", one.inputs, three.inputs))
+            seen.append((one.end, name, "output", one.outputs, three.outputs))
     return tuple(
-        tensor
-        for tensor in few
-        if any(a == b for a, b in zip(few[tensor], more.get(tensor, ()), strict=False))
+        dict.fromkeys(  # each once, in the order in which the network comes to them
+            FixedTensor(name, side, position)
+            for _, name, side, few, many in sorted(seen, key=lambda entry: entry[0])
+            for position, (a, b) in enumerate(zip(few, many, strict=False))
+            if a is not None and a == b
+        )
     )
 
 
 def runs_unrestored(
     lifted: nn.Module,
     network: nn.Module,
+    plan: BatchPlan,
     state: BatchState,
     denoiser: Denoiser,
     condition: Condition | None,
@@ -313,13 +319,16 @@ def runs_unrestored(
     Args:
         lifted: what holds the network, its hooks and their layers.
         network: the network in it.
+        plan: its batch plan.
         state: what its hooks share.
         denoiser: says how the network is called.
         condition: one row of conditioning for a network that needs it to run.
     """
     count = state.layout.count
     samples = count + 1
-    for last_only in (False, True):
+    # each way of asking in which some submodule lacks rows, and at least one
+    ways = [*([False] if plan.shared else []), *([True] if plan.last_site else [])]
+    for last_only in ways or [False]:
         state.set(state.layout, samples, last_only=last_only, embedding=None)
         output = _try(lifted, network, denoiser, condition, samples * count)
         state.set(state.layout, 1, embedding=None)

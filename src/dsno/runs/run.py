@@ -227,12 +227,12 @@ class Run:
                 f"The recipe of what is finished in {self.folder} changed ({what}); give --yes to "
                 f"set the results of {names} aside and make them again, or another folder to --out."
             )
-        console.print(
+        console().print(
             f"The recipe of what is finished in {self.folder} changed ({what}).", markup=False
         )
         question = f"Set the results of {names} aside and make them again? [y/N] "
         try:
-            answer = console.input(question, markup=False)
+            answer = console().input(question, markup=False)
         except EOFError:
             answer = ""
         if answer.strip().lower() not in ("y", "yes"):

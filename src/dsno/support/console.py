@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -23,15 +24,21 @@ from rich.progress import (
 )
 from rich.text import Text
 
-IS_SILENT = os.environ.get("RANK", "0") != "0"
-"""Of the processes of one launch only the first prints, or every line would appear many times."""
 
-console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=IS_SILENT)
+def is_silent() -> bool:
+    """Whether this is not the first process of a launch, the one that prints for all."""
+    return os.environ.get("RANK", "0") != "0"
+
+
+@functools.cache
+def console() -> Console:
+    """Standard error; nothing is printed there by a silent process."""
+    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=is_silent())
 
 
 def say(line: str) -> None:
     """Print one line."""
-    console.print(line, markup=False)
+    console().print(line, markup=False)
 
 
 class _Rate(ProgressColumn):
@@ -59,7 +66,7 @@ def progress(what: str, total: int, *, done: int = 0, unit: str = "it") -> Itera
         done: units an earlier run already did.
         unit: name of one unit, for the rate.
     """
-    if not console.is_terminal:
+    if not console().is_terminal:
         yield _plain(what, total, done, unit)
         return
     columns = (
@@ -71,7 +78,7 @@ def progress(what: str, total: int, *, done: int = 0, unit: str = "it") -> Itera
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, transient=True, refresh_per_second=4) as bar:
+    with Progress(*columns, console=console(), transient=True, refresh_per_second=4) as bar:
         task = bar.add_task(what, total=total, completed=done, unit=unit, note="")
 
         def advance(units: int = 1, note: str = "") -> None:
@@ -90,7 +97,7 @@ def _plain(what: str, total: int, done: int, unit: str) -> Advance:
         with one_at_a_time:
             count += units
             now = time.monotonic()
-            if now - last < 15 or count >= total or IS_SILENT:
+            if now - last < 15 or count >= total or is_silent():
                 return
             last = now
             rate = (count - done) / (now - start)
