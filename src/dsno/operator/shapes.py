@@ -40,8 +40,11 @@ class _Form:
 class ShapesOnly(TorchDispatchMode):
     """While it is on, kernels on the meta device run once for inputs of one form.
 
-    Those that change an input, return a view of one, or make a tensor on another device run as ever.
+    Those that change an input, return a view of one, or make a tensor elsewhere run as ever.
     """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self,
