@@ -78,11 +78,10 @@ def run(whole: Path, tmp_path: Path) -> Path:
 
 
 def test_two_processes_collect_the_bytes_of_one(whole: Path, run: Path) -> None:
-    job = Torchrun("collect", run)
-    err = job.communicate(timeout=300)[1]
-    assert job.returncode == 0, err
+    job = together("collect", run)
+    assert job.end() == [0, 0], job.said()
     assert contents(run / "trajectories") == contents(whole / "trajectories")
-    assert err.count("collect: read") == 1  # one of them speaks
+    assert job.said().count("collect: read") == 1  # one of them speaks
 
 
 def test_jobs_side_by_side_collect_the_bytes_of_one(whole: Path, run: Path) -> None:
