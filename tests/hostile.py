@@ -264,7 +264,7 @@ def _run(folder: Path) -> Path:
     (run.folder / "recipe.yaml").write_text(yaml.safe_dump(run.values, sort_keys=False))
     with run._books():
         run._begin("teacher")
-    run._close("teacher", 1.5, finished=True)
+    run._close("teacher", 1.5, finished=True, full=False)
     return run.folder
 
 
@@ -362,8 +362,8 @@ def _read_signed(path: Path) -> None:
 def _read_run(path: Path) -> None:
     with contextlib.redirect_stderr(io.StringIO()):
         run = Run(saved_recipe(path), path)
-        if run._prepare("teacher"):
-            run._close("teacher", 1.0, finished=False)
+        if run._prepare("teacher", full=False):
+            run._close("teacher", 1.0, finished=False, full=False)
         run.require("teacher")
 
 
@@ -431,7 +431,7 @@ TARGETS: dict[str, Target] = {
     "embeddings": Target(_trajectories, _read_signed, "prompts.safetensors"),
     "partial": Target(
         _partial,
-        lambda path: partials.load_partial(StorageDir(path), manifest_of(), 0, 1),
+        lambda path: partials.load_partial(StorageDir(path), manifest_of(), 0),
         "partial-00000.safetensors",
     ),
     "checkpoint": Target(

@@ -135,7 +135,7 @@ def test_everything_is_asked_once_before_the_first_stage(
         monkeypatch.setitem(
             sys.modules["dsno.runs.run"].WORK, stage, lambda _, s=stage: ran.append((s, len(asked)))
         )
-    monkeypatch.setattr(Run, "_close", lambda *_: None)
+    monkeypatch.setattr(Run, "_close", lambda *_, **__: None)
     monkeypatch.setattr(Run, "require", lambda *_: None)
     monkeypatch.setattr(Run, "metrics", lambda _: {})
     monkeypatch.setattr("dsno.evaluation.table.table", lambda _: "")
