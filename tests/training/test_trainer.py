@@ -551,7 +551,7 @@ def test_an_infinite_loss_between_two_looks_is_found_before_anything_is_saved(
     assert max(made) >= 11  # two more steps were done, whose losses are finite
     assert all(p.isfinite().all() for p in model.parameters())
     assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["step-00000004.pt", "step-00000008.pt"]
-    assert Checkpoints(tmp_path, "a").has_any()
+    assert newest_whole([Checkpoints(tmp_path, "a")]) == (Checkpoints(tmp_path, "a"), 8)
 
 
 def test_what_a_bad_step_makes_fail_before_the_next_look_is_laid_to_that_step(

@@ -243,7 +243,8 @@ def test_the_network_computes_in_the_precision_of_the_manifest(tmp_path: Path) -
 
 def test_a_collection_in_another_precision_is_left_alone(whole: Path) -> None:
     before, denoiser = contents(whole), teacher(CosineSchedule())
-    with pytest.raises(InputError, match="trajectories of another recipe; give another folder"):
+    says = r"another recipe \(collect\.precision exact -> tf32\); give another folder"
+    with pytest.raises(InputError, match=says):
         collect(denoiser, whole, plan(denoiser, **in_precision("tf32")), batch_size=5)
     assert contents(whole) == before
 
