@@ -122,7 +122,7 @@ def test_what_is_written_is_what_was_estimated(
     assert before.total_bytes == sum(map(payload, files + prompts))
     assert before.shards == len(files) == 2
     assert before.evaluations_per_trajectory == evaluations
-    same = ("trajectories", "evaluations", "total_bytes", "batch_size", "measured_batch")
+    same = ("trajectories", "evaluations", "total_bytes", "batch_size")
     assert [getattr(after, n) for n in same] == [getattr(before, n) for n in same]
     assert before.teacher == str(tmp_path / "source")
     assert after.teacher == f"the teacher in {run / 'teacher'}"
