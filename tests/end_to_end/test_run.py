@@ -71,11 +71,19 @@ def run(command: str, out: Path, *overrides: str) -> int:
     return main([command, "digits", *TINY, *overrides, "--out", str(out)])
 
 
+def hasten_the_classifier(patch: pytest.MonkeyPatch, epochs: int) -> None:
+    """Train the classifier of the features for a few epochs only."""
+    hasty = functools.partial(train_classifier, epochs=epochs)
+    patch.setattr("dsno.evaluation.features.table.train_classifier", hasty)
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with every kind of distance."""
     out = tmp_path_factory.mktemp("digits") / "run"
-    assert main(["run", "digits", *DIGITS, "--out", str(out)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        hasten_the_classifier(patch, epochs=8)
+        assert main(["run", "digits", *DIGITS, "--out", str(out)]) == 0
     return out
 
 
@@ -143,7 +151,7 @@ def test_the_metrics_have_the_documented_keys(digits: Path) -> None:
         assert min(row["frechet_distance"].values()) > 0
         assert row["seconds_per_sample"] > 0
         assert row["paired_l1"] > 0
-    assert metrics["features"]["classifier"]["held_out_accuracy"] >= 0.97
+    assert metrics["features"]["classifier"]["held_out_accuracy"] >= 0.85
     assert metrics["reference"]["count"] == 1797
     assert metrics["verdict"]["ddim_nfe"] == 4
     assert metrics["trajectories"]["count"] == 256
@@ -387,8 +395,7 @@ def test_a_sample_depends_on_the_seed_and_its_number_alone(tiny: Path, tmp_path:
 def test_a_model_folder_is_evaluated(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hasty = functools.partial(train_classifier, epochs=2)
-    monkeypatch.setattr("dsno.evaluation.features.table.train_classifier", hasty)
+    hasten_the_classifier(monkeypatch, epochs=2)
     assert main(["evaluate", str(tiny / "student"), "--samples", "30"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result["frechet_distance"]) == {"pixels", "classifier"}

@@ -252,7 +252,9 @@ def test_data_given_later_touch_only_the_evaluation(tmp_path: Path) -> None:
     source = makers.ddpm_folder(tmp_path / "source")
     images = (makers.seeded((30, 8, 8, 3)).clamp(-2, 2) * 60 + 128).to(torch.uint8)
     np.savez(tmp_path / "real.npz", images=images.numpy())
-    run, measure = tmp_path / "run", ["evaluate.samples=10", "evaluate.curves=[]"]
+    run = tmp_path / "run"
+    measure = ["evaluate.samples=10", "evaluate.curves=[]", "evaluate.timing_rounds=1"]
+    measure += ["evaluate.baseline_steps=2", "evaluate.reference_steps=4"]
     recipe = ["distill", f"teacher.source={source}", *TINY, *measure]
     for stage in ("teacher", "collect", "train"):
         assert main([stage, *recipe, "--out", str(run)]) == 0
