@@ -101,6 +101,17 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny, tmp_path / "run"))
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report is an empty page: drawing takes the longest in a tiny run."""
+
+    def write_report(folder: Path, **_: str) -> Path:
+        (folder / "report.html").write_text("<html>")
+        return folder / "report.html"
+
+    monkeypatch.setattr("dsno.evaluation.report.write_report", write_report)
+
+
 # ----------------------------------------------------------------------------- the outputs
 
 
@@ -210,17 +221,12 @@ def test_a_finished_run_is_skipped_and_says_so(
 )
 def test_a_changed_key_redoes_exactly_what_depends_on_it(
     copy: Path,
+    undrawn: None,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
     override: str,
     redone: tuple[str, ...],
     says: str,
 ) -> None:
-    def write_report(folder: Path, **_: str) -> Path:  # drawing takes the longest here
-        (folder / "report.html").write_text("<html>")
-        return folder / "report.html"
-
-    monkeypatch.setattr("dsno.evaluation.report.write_report", write_report)
     assert run("run", copy, override, "--yes") == 0
     lines = capsys.readouterr().err.splitlines()
     skipped = {line.partition(":")[0] for line in lines if "finished already" in line}
@@ -277,7 +283,7 @@ def test_deleting_the_record_of_stages_starts_again(copy: Path, tiny: Path) -> N
 
 
 def test_a_report_is_made_again_when_its_metrics_are(
-    copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    copy: Path, undrawn: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (copy / "report" / "metrics.json").write_text("{}")
     assert run("report", copy) == 0
@@ -291,7 +297,7 @@ def test_a_report_is_made_again_when_its_metrics_are(
 
 
 def test_stages_alone_make_a_run_in_order_and_refuse_another(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, undrawn: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     needs = {"collect": "teacher", "train": "teacher", "report": "teacher", "evaluate": "teacher"}
@@ -406,7 +412,7 @@ def test_a_model_folder_is_evaluated(
 
 
 def test_a_conditional_run_samples_the_classes_asked_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, undrawn: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_folder, out = tmp_path / "run", tmp_path / "a.npz"
     assert run("run", run_folder, "teacher.conditional=true") == 0
