@@ -110,6 +110,7 @@ def test_data_stay_data() -> None:
         for _ in range(2):
             assert torch.equal(A.new_ones(2, device="cpu"), torch.ones(2))
             assert torch.equal(torch.arange(3) + 1, torch.tensor([1, 2, 3]))
+            assert torch.equal(torch.ops.aten.ones.default([2]), torch.ones(2))  # no device named
 
 
 def test_what_fails_fails_each_time() -> None:

@@ -40,7 +40,7 @@ class _Form:
 class ShapesOnly(TorchDispatchMode):
     """While it is on, kernels on the meta device run once for inputs of one form.
 
-    Those that change an input, return a view of one, or make a tensor elsewhere run as ever.
+    Those that take no tensor, change one, return a view of one, or make one elsewhere run as ever.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,9 @@ class ShapesOnly(TorchDispatchMode):
         """Called by PyTorch for every kernel."""
         kwargs = kwargs or {}
         leaves, structure = tree_flatten((args, kwargs))
-        if _makes_tensors(kernel) and all(map(_has_form, leaves)):
+        # of no tensor it could make one anywhere
+        takes_some = any(isinstance(x, Tensor) for x in leaves)
+        if takes_some and _makes_tensors(kernel) and all(map(_has_form, leaves)):
             forms = tuple(_Form.of(x) if isinstance(x, Tensor) else x for x in leaves)
             # by type too, as 1 == 1.0 == True
             made = _result(kernel, structure, forms, tuple(map(type, leaves)))

@@ -32,9 +32,7 @@ def threads_for(device: torch.device) -> int:
     if device.type == "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    own = cores // int(
-        os.environ.get("LOCAL_WORLD_SIZE", "1")
-    )  # each process of a machine does this
+    own = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # all processes here do this
     return min(MOST_THREADS, max(1, own - 1))
 
 

@@ -9,6 +9,7 @@ Source: Iandola et al., arXiv 1602.07360; the 1.1 of its authors' repository.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import io
 import pickle
@@ -23,7 +24,6 @@ from torch.nn import functional
 
 from dsno.evaluation.features.space import QUANTISATION, Outputs, Space, quantised
 from dsno.support.errors import InputError
-from dsno.support.files import sha256
 
 PACKAGE, FILE = "ndf", "ndf/example_models/weights/squeezenet_weights.pkl"
 SHA256 = "f286bbf493e6389979ed3036f960f4404e0079acdb92156500df0d4a43d085f1"
@@ -143,10 +143,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     try:
         content = path.read_bytes()
-        is_known = sha256(path) == SHA256
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); {REMEDY}.") from None
-    if not is_known:
+    if hashlib.sha256(content).hexdigest() != SHA256:  # of the bytes that are read below
         raise InputError(
             f"{path} is another file than that of {PACKAGE} 0.1.4, whose checksum is known; "
             f"{REMEDY}."
