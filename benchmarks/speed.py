@@ -250,7 +250,7 @@ def our_step(
     engine = Engine(mixed_precision="bf16" if bf16 else "no")
     objective.to(engine.device)
     average = average_of(operator)
-    optimizer = engine.optimizer(operator, lr=2e-4)
+    optimizer = engine.optimizer([list(operator.parameters())], lr=2e-4)
     shape, device = operator.sample_shape, engine.device
     rows: dict[str, Any] = {
         "noise": torch.randn(batch, *shape, device=device),
@@ -264,7 +264,7 @@ def our_step(
         with engine.accelerator.autocast():
             loss, _ = objective(rows)
         engine.backward(loss)
-        engine.clip(operator, float("inf"), optimizer)
+        engine.clip(float("inf"), optimizer)
         engine.step(optimizer)
         update_average(average, operator, int(average.n_averaged), 0.9999)
 

@@ -85,7 +85,7 @@ def test_gradient_checkpointing_runs_the_blocks_again(tmp_path: Path) -> None:
             nonlocal calls
             calls += 1
 
-        objective.network.down_blocks[0].resnets[0].register_forward_pre_hook(count)
+        objective.networks[0].down_blocks[0].resnets[0].register_forward_pre_hook(count)
         plan = work.PLAN.model_copy(update={"steps": 1, "gradient_checkpointing": again})
         work.train(objective, work.batches, plan, tmp_path / str(again), seed=0, tag="t")
         counts.append(calls)
@@ -95,8 +95,8 @@ def test_gradient_checkpointing_runs_the_blocks_again(tmp_path: Path) -> None:
 def test_a_network_without_gradient_checkpointing_is_named(tmp_path: Path) -> None:
     class Plain(work.TrajectoryObjective):
         @property
-        def network(self) -> nn.Module:
-            return nn.Linear(1, 1)
+        def networks(self) -> list[nn.Module]:
+            return [nn.Linear(1, 1)]
 
     objective = work.objective()
     plain = Plain(objective.model, torch.ones(2), torch.ones(2))

@@ -35,6 +35,11 @@ TEACHER_NOISE: Final = 14
 TEACHER_TIME: Final = 15
 PREVIEW: Final = 16
 SUBSET: Final = 17
+MATCHING_NOISE: Final = 18
+MATCHING_TIME: Final = 19
+RENOISE: Final = 20
+FAKE_NOISE: Final = 21
+FAKE_TIME: Final = 22
 
 
 def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:

@@ -32,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dsno.support import distributed
 from dsno.support.errors import InputError
+from dsno.training.losses import Objective
 
 FUSED = ("cpu", "cuda", "xpu", "mps")
 # Whole tensors on process 0's side of the CPU, so that a checkpoint fits any number of processes.
@@ -81,7 +82,7 @@ class Engine:
         return self.accelerator.scaler is not None
 
     def spread(
-        self, objective: nn.Module, others: Sequence[nn.Module], batch: Mapping[str, Any]
+        self, objective: Objective, others: Sequence[nn.Module], batch: Mapping[str, Any]
     ) -> nn.Module:
         """Replicate or shard `objective` over the processes; return what to call.
 
@@ -98,13 +99,16 @@ class Engine:
         return DistributedDataParallel(
             objective,
             device_ids=None if self.device.type == "cpu" else [self.device],
-            find_unused_parameters=_has_unused(objective, batch, self.device),
+            find_unused_parameters=objective.alternates
+            or _has_unused(objective, batch, self.device),
         )
 
-    def optimizer(self, model: nn.Module, **options: Any) -> torch.optim.Optimizer:
-        """AdamW, fused where the device can."""
+    def optimizer(
+        self, groups: Sequence[Sequence[nn.Parameter]], **options: Any
+    ) -> torch.optim.Optimizer:
+        """AdamW of groups of weights, fused where the device can."""
         fused = self.device.type in FUSED
-        return torch.optim.AdamW(model.parameters(), fused=fused, **options)
+        return torch.optim.AdamW([{"params": list(g)} for g in groups], fused=fused, **options)
 
     @contextlib.contextmanager
     def gradients(self, worker: nn.Module, last: bool) -> Iterator[None]:
@@ -123,12 +127,12 @@ class Engine:
         scaler = self.accelerator.scaler
         (loss if scaler is None else scaler.scale(loss)).backward()
 
-    def clip(self, model: nn.Module, limit: float, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Clip the gradient of the whole model; return its norm before."""
+    def clip(self, limit: float, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Clip the gradient of each of the optimiser's groups; return the first's norm before."""
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norms = [nn.utils.clip_grad_norm_(g["params"], limit) for g in optimizer.param_groups]
+        return norms[0].full_tensor() if isinstance(norms[0], DTensor) else norms[0]
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Update the weights."""
@@ -198,7 +202,7 @@ def _shard(module: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(module, mesh=mesh)
 
 
-def _has_unused(objective: nn.Module, batch: Mapping[str, Any], device: torch.device) -> bool:
+def _has_unused(objective: Objective, batch: Mapping[str, Any], device: torch.device) -> bool:
     """Whether some weights get no gradient, which DDP needs to know; tried on one row."""
     row = {k: recursively_apply(lambda t: t[:1], v) for k, v in batch.items()}
     loss, _ = objective(send_to_device(row, device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -143,14 +143,23 @@ class Objective(nn.Module):
 
     Attributes:
         model: what is trained.
+        alternates: whether some steps train a part of the weights only.
     """
 
     model: nn.Module
+    alternates: bool = False
 
     @property
     @abstractmethod
-    def network(self) -> nn.Module:
-        """The backbone inside the model: what is compiled, or recomputed to save memory."""
+    def networks(self) -> Sequence[nn.Module]:
+        """The backbones: what is compiled, or recomputed to save memory."""
+
+    def groups(self) -> Iterable[tuple[list[nn.Parameter], float]]:
+        """The weights that are trained, in groups, each with a factor on the learning rate.
+
+        The gradient of each group is clipped by itself.
+        """
+        return [(list(self.model.parameters()), 1.0)]
 
     @abstractmethod
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
@@ -165,9 +174,9 @@ class DenoisingObjective(Objective):
         self.model: Denoiser = model
 
     @property
-    def network(self) -> nn.Module:
+    def networks(self) -> list[nn.Module]:
         """The denoiser's network."""
-        return self.model.network
+        return [self.model.network]
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, None]:
         """The loss, and no values to log."""
@@ -211,9 +220,9 @@ class TrajectoryObjective(Objective):
         self.register_buffer("weights", weights, persistent=False)
 
     @property
-    def network(self) -> nn.Module:
+    def networks(self) -> list[nn.Module]:
         """The lifted network."""
-        return self.model.lifted.network
+        return [self.model.lifted.network]
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
         """The loss, and the unweighted distance at each time if all are there."""

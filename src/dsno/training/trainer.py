@@ -224,15 +224,19 @@ class _Training:
         )
         objective.to(self.engine.device)
         if options.gradient_checkpointing:
-            checkpoint_activations(objective.network)
+            for network in objective.networks:
+                checkpoint_activations(network)
         self.template = self.engine.template(self.model)
         self.average = average_of(self.model)
         first = batches(0, self.places[0])
         self.worker = self.engine.spread(objective, [self.average], _without_items(first))
         if options.compile:
-            objective.network.compile()
+            for network in objective.networks:
+                network.compile()
+        groups = list(objective.groups())
+        self.factors = [factor for _, factor in groups]
         self.optimizer = self.engine.optimizer(
-            self.model,
+            [weights for weights, _ in groups],
             lr=peak,
             betas=options.betas,
             weight_decay=options.weight_decay,
@@ -295,8 +299,8 @@ class _Training:
     def _step(self, prefetched: Prefetcher, interrupted: Callable[[], bool]) -> bool:
         """Do one step, without waiting for the device; return whether this process is to stop."""
         state, options, pieces = self.state, self.options, len(self.places)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(state.step)
+        for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
+            group["lr"] = factor * self.rate(state.step)
         self.optimizer.zero_grad(set_to_none=True)
         values, items = [], []
         for first in range(0, pieces, self.replicas.count):
@@ -305,7 +309,7 @@ class _Training:
             items += [batch.get(ITEMS, ()) for batch in batches]
         self.replicas.add_gradients()
         limit = math.inf if options.clip_norm is None else options.clip_norm
-        norm = self.engine.clip(self.model, limit, self.optimizer)
+        norm = self.engine.clip(limit, self.optimizer)
         is_asked = interrupted()
         self.watch.keep(state.step, values, items, norm, is_asked=is_asked)
         self.engine.step(self.optimizer)
