@@ -34,7 +34,10 @@ from dsno.trajectories.manifest import DTYPES
 LOGS = {"checkpoint_every", "keep", "log_every", "log_images_every", "log_with"}
 LATER = {"collect.precision": "exact"}
 """Keys that recipes of recorded results may lack, and what those results were made with."""
-MEMORY = {"accumulation", "compile", "cpu_replicas", "gradient_checkpointing", "shard"}
+MEMORY = {
+    *("accumulation", "channels_last", "compile", "cpu_replicas"),
+    *("gradient_checkpointing", "shard"),
+}
 NOTHING = {f"{s}.{key}" for s in ("teacher", "train") for key in LOGS} | {
     "name",
     "collect.cache_gb",

@@ -33,6 +33,7 @@ from dsno.training.checkpoints import Checkpoints, newest_first
 from dsno.training.learning_rate import LearningRate
 from dsno.training.loggers import Log, check_trackers
 from dsno.training.losses import Objective
+from dsno.training.memory_format import lay_out
 from dsno.training.prefetch import Batch, Prefetcher, threads_for
 from dsno.training.replicas import Replicas, replicas_of
 from dsno.training.split import micro_batches
@@ -225,12 +226,13 @@ class _Training:
         objective.to(self.engine.device)
         if options.gradient_checkpointing:
             checkpoint_activations(objective.network)
+        if options.channels_last:
+            lay_out(objective.network, torch.channels_last)
         self.template = self.engine.template(self.model)
         self.average = average_of(self.model)
         first = batches(0, self.places[0])
         self.worker = self.engine.spread(objective, [self.average], _without_items(first))
-        if options.compile:
-            objective.network.compile()
+        self.engine.compile(objective.network, options.compile)
         self.optimizer = self.engine.optimizer(
             self.model,
             lr=peak,
@@ -284,6 +286,7 @@ class _Training:
         if (line := self.waiting.line(self.label)) is not None:
             say(line)
         averaged = self.engine.whole(self.template, self.average.module)
+        lay_out(averaged, torch.contiguous_format)  # as files of weights are
         return averaged.cpu().eval(), state.history
 
     def _batch(self, piece: tuple[int, int]) -> Batch:
