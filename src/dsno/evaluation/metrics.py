@@ -150,8 +150,10 @@ class Metrics(_Record):
     samples: int
     seed: int | None = None
     batch_size: int | None = None
+    precision: str = "exact"
+    compiled: bool = False
     protocol: _Protocol | None = None
-    """None in files of earlier versions, as the two above."""
+    """None in files of earlier versions, as `seed` and `batch_size`."""
     samplers: list[SamplerRecord]
     reference: _Reference
     features: dict[str, _Features]

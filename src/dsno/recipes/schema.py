@@ -420,6 +420,11 @@ class Evaluate(Section):
 
     samples: Annotated[int, Field(ge=2)] = 5000
     batch_size: Rounding[Count] = 500
+    precision: LaterResult[Arithmetic] = "exact"
+    """Arithmetic of the student's and the teacher's network, as `collect.precision`. What samples
+    are compared with, and features, are exact in any case."""
+    compile: Rounding[bool] = False
+    """Compile both networks (`torch.compile`)."""
     features: tuple[FeatureName, ...] = ()
     """Spaces distances are measured in; what the data allow if empty: pixels (thumbnails of larger
     images), and a classifier's features where there are labels. The last one gives the verdict."""
