@@ -263,6 +263,8 @@ DRY_RUN = {
     "evaluate": [
         "samples",
         "batch_size",
+        "precision",
+        "compile",
         "features",
         "inception",
         "torchscript",

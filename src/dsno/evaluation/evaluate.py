@@ -92,8 +92,7 @@ def evaluate(
         "samples": spec.samples,
         "seed": draws.seed,
         "batch_size": draws.batch_size,
-        "precision": spec.precision,
-        "compiled": spec.compile,
+        "arithmetic": arithmetic_record(spec),
         "samplers": measured,
         "step_equivalence": [dataclasses.asdict(e) for e in equivalence],
         "reference": reference.summary(),
@@ -120,6 +119,11 @@ def evaluate(
         first = torch.arange(min(spec.pictures, reference.count))
         arrays = {"real": reference.data.rows(first), **arrays}
     return metrics, arrays
+
+
+def arithmetic_record(spec: Evaluate) -> dict[str, Any]:
+    """What metrics.json says of the way networks that make samples computed."""
+    return {"precision": spec.precision, "compiled": spec.compile}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dsno.data.load import load_data
 from dsno.diffusion.arithmetic import arithmetic
 from dsno.diffusion.conditions import Conditions
 from dsno.evaluation.batchwise import Desk, Work, shared_progress
+from dsno.evaluation.evaluate import arithmetic_record
 from dsno.evaluation.features import Wanted, distance_name
 from dsno.evaluation.frechet import frechet_distance
 from dsno.evaluation.reference import (
@@ -321,8 +322,7 @@ def _model(target: Judged, request: Request) -> _Subject:
         "sha256": fingerprint(weights),
         "nfe": sampler.nfe,
         "seed": request.seed,
-        "precision": spec.precision,
-        "compiled": spec.compile,
+        "arithmetic": arithmetic_record(spec),
     }
     return _Subject(
         about,
