@@ -171,21 +171,21 @@ class Draws:
     conditions: Conditions
     batch_size: int
     device: torch.device = torch.device("cpu")
-    _cache: dict[range, tuple[Tensor, Condition | None]] = field(
+    _cache: dict[range, tuple[Tensor, dict[str, Tensor]]] = field(
         default_factory=dict, init=False, repr=False
     )
 
     def batch(self, items: range) -> tuple[Tensor, Condition | None]:
-        """Noise and condition of some items."""
+        """Noise and condition of some items, drawn once and kept by the host."""
         if items not in self._cache:
             noise = seeds.item_noise(self.seed, items, self.shape, stream=seeds.SAMPLE)
-            drawn = self.conditions.draw(self.seed, items, sampling=True)
-            given = self.conditions.expand(drawn)
-            self._cache[items] = (
-                to_device(noise, self.device),
-                given and {k: to_device(v, self.device) for k, v in given.items()},
-            )
-        return self._cache[items]
+            self._cache[items] = noise, self.conditions.draw(self.seed, items, sampling=True)
+        noise, drawn = self._cache[items]
+        given = self.conditions.expand(drawn)
+        return (
+            to_device(noise, self.device),
+            given and {k: to_device(v, self.device) for k, v in given.items()},
+        )
 
     def batches(self, count: int) -> list[range]:
         """Items 0 .. count - 1 in batches."""
