@@ -12,6 +12,7 @@ import torch
 from timing import interleaved, seconds
 
 from dsno.diffusion.solvers import evaluations, solve
+from dsno.evaluation.samplers import student_sampler
 from dsno.recipes.choices import Compilation
 from dsno.training.memory_format import lay_out
 from gpu import results
@@ -130,11 +131,11 @@ def _forward(work: Work, width: int, batches: Sequence[int], changes: tuple[str,
 
 
 def _compiled(work: Work, width: int, batch: int, changes: tuple[str, ...]) -> None:
-    """The student's sample and trajectory, compiled."""
+    """The student's sample, as an evaluation makes it, and trajectory, compiled."""
     operator, x = bench.student(width, *changes)[0], bench.noise(batch)
-    quick = torch.compile(operator.sample)
+    quick = student_sampler(operator, precision="bf16", compiled=True)
     works = {
-        "sample, bf16, compiled": _within(work, "bf16", lambda: quick(x)),
+        "sample, bf16, compiled": bench.without_gradients(lambda: quick.generate(x, None)),
         "trajectory, bf16, compiled, CUDA graphs": bench.fast(copy.deepcopy(operator), x),
     }
     _times(work, f"forward pass, {_setting(width, operator.slices, batch)}", works, batch)
