@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from typing import Any
 
 import pytest
 import torch
+from tests.devices import DEVICE, Crossings
 from tests.evaluation.mixture import SHAPE, Student, draws, nothing
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsno.diffusion.analytic import GaussianMixture
 from dsno.diffusion.conditions import Condition
+from dsno.diffusion.denoisers import Denoiser
+from dsno.diffusion.schedules import CosineSchedule
+from dsno.evaluation.features.plain import PLAIN_SPACES, plain_space
+from dsno.evaluation.reference import rows_of
 from dsno.evaluation.samplers import (
     Sampler,
     draw,
@@ -19,8 +25,11 @@ from dsno.evaluation.samplers import (
     student_sampler,
     teacher_sampler,
 )
+from dsno.operator.dsno import DSNO
+from dsno.operator.lift import LiftConfig
 from dsno.recipes.schema import Curve, Evaluate
 from dsno.support import seeds
+from dsno.support.threads import MOST
 
 
 @pytest.mark.parametrize("labelled", [False, True])
@@ -116,3 +125,71 @@ def test_the_student_is_asked_for_its_state_at_zero() -> None:
     sampler = student_sampler(Student(lambda noise: noise + 1))
     assert (sampler.name, sampler.nfe) == ("dsno", 1)
     assert torch.equal(sampler.generate(torch.zeros(2, *SHAPE), None), torch.ones(2, *SHAPE))
+
+
+class Thrice(nn.Module):
+    """F = 3.03 x by float32; notes the types it computes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2, bias=False)
+        self.linear.weight = nn.Parameter(3.03 * torch.eye(2))
+        self.types: list[torch.dtype] = []
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        product: Tensor = self.linear(x)
+        self.types.append(product.dtype)
+        return product
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_a_sampler_in_bf16_computes_its_network_so_and_its_states_in_float32(who: str) -> None:
+    network = Thrice()
+    teacher = Denoiser(network, CosineSchedule(), prediction_type="sample", sample_shape=SHAPE)
+    operator = DSNO.from_teacher(teacher, LiftConfig((), slices=2))
+    seen = network if who == "teacher" else operator.lifted.network
+    noise, settings = torch.ones(1, *SHAPE), []
+
+    def decode(states: Tensor) -> Tensor:
+        settings.append(torch.get_float32_matmul_precision())
+        return states
+
+    made = {}
+    for precision in ("exact", "bf16"):
+        sampler = (
+            teacher_sampler(teacher, "ddim", 1, "uniform", decode, precision=precision)
+            if who == "teacher"
+            else student_sampler(operator, decode, precision=precision)
+        )
+        made[sampler.precision] = sampler.generate(noise, None)
+        assert sampler.threads == (1 if precision == "bf16" else MOST)
+    # at t = 0 both are the network's F; 3.03125 is the nearest number of eight bits to 3.03
+    assert torch.allclose(made["exact"], torch.tensor(3.03), atol=1e-6)
+    assert torch.equal(made["bf16"], torch.full_like(noise, 3.03125))
+    assert (seen.types[-1], seen.types[0]) == (torch.bfloat16, torch.float32)
+    assert settings == ["highest", "highest"]  # what follows the network is as exact as ever
+
+
+def test_precision_is_part_of_what_a_sampler_is(teacher: GaussianMixture) -> None:
+    plan = Evaluate(curves=(Curve(solver="dpm++2m", steps=(2,)),), precision="tf32")
+    found = [(s.key, s.slug) for s in samplers_of(teacher, Student(lambda n: n), plan)[:2]]
+    assert found == [
+        (("dsno", 1, None, "tf32"), "dsno-1-tf32"),
+        (("dpm++2m", 2, "uniform", "tf32"), "dpmpp2m-2-uniform-tf32"),
+    ]
+
+
+def test_nothing_is_copied_back_before_samples_and_features_are_there() -> None:
+    """What is drawn goes to the device; the rest stays there until a batch is asked for."""
+    on_device = dataclasses.replace(draws(4), device=DEVICE)
+    sampler = student_sampler(Student(lambda noise: noise / 2))
+    spaces = [plain_space(name, DEVICE) for name in PLAIN_SPACES]
+    with Crossings() as crossings:
+        for _ in range(2):  # the device does not keep what all samplers of an evaluation start from
+            rows = rows_of(spaces, sampler.generate(*on_device.batch(range(4))))
+    assert [(name, row.shape) for name, row in rows.items()] == [
+        ("pixels.features", (4, 4)),
+        ("thumbnail.features", (4, 4)),
+    ]
+    assert crossings.up == [((4, *SHAPE), torch.float32)] * 2
+    assert (crossings.down, crossings.reads) == ([], 0)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from dsno.diffusion.arithmetic import arithmetic, called_in
 from dsno.pipeline import DSNOPipeline
+from dsno.recipes.choices import Arithmetic
 from dsno.sampling.writers import SampleFile, check_target, opened
 from dsno.support import distributed, seeds
 from dsno.support.console import progress
@@ -26,6 +28,8 @@ def sample_model(
     guidance_scale: float | None = None,
     batch_size: int = 256,
     raw: bool = False,
+    precision: Arithmetic = "exact",
+    compiled: bool = False,
 ) -> list[Path]:
     """Sample a model folder into each of `files`; see `dsno.sampling.writers` for their layouts.
 
@@ -42,6 +46,8 @@ def sample_model(
         guidance_scale: of a model trained at a range.
         batch_size: samples at a time.
         raw: write the states before decoding, as floats.
+        precision: in which the model's network computes.
+        compiled: whether it is compiled, for each size of batch anew.
 
     Raises:
         InputError: for a count below 1, a label out of range, a condition the model does not have,
@@ -55,12 +61,19 @@ def sample_model(
     if batch_size < 1:
         raise InputError(f"The batch size must be at least 1, not {batch_size}.")
     pipeline = DSNOPipeline.from_pretrained(folder).to(distributed.device())
-    shape = pipeline.model.operator.sample_shape
+    operator = pipeline.model.operator = called_in(
+        pipeline.model.operator, precision, compiled=compiled
+    )
+    shape = operator.sample_shape
     for path in files:
         check_target(path, num, pipeline.image_shape, raw=raw)
     embeds = _embeds(pipeline, prompts)
     frequencies = pipeline.model.config.class_frequencies
-    with contextlib.ExitStack() as stack, progress("sampling", num, unit="sample") as advance:
+    with (
+        contextlib.ExitStack() as stack,
+        arithmetic(precision),
+        progress("sampling", num, unit="sample") as advance,
+    ):
         writers: list[SampleFile] = []
         for first in range(0, num, batch_size):
             items = range(first, min(first + batch_size, num))
