@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import typer.main
 from torch import Tensor, nn
 
 from dsno.diffusion.denoisers import Denoiser, Preconditioning
@@ -43,6 +45,14 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep away from the user's own cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DSNO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _commands() -> Iterator[None]:
+    """Make the tree of commands once, not whenever a command is called."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.main.get_command", functools.cache(typer.main.get_command))
         yield
 
 
