@@ -18,8 +18,9 @@ from dsno.teachers.unet import build_unet
 
 torch.set_num_threads(1)
 
-LONGEST = ("benchmarks", "end_to_end", "training", "operator", "evaluation")
-"""Folders of the tests that take the longest, which workers begin with."""
+LONGEST = ("benchmarks", "end_to_end", "training", "operator", "evaluation", "test_pipeline.py")
+LONGEST += ("backbones", "diffusion", "teachers", "test_cli.py")
+"""Folders and files of the tests that take the longest, which workers begin with."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -37,7 +38,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave short files for the end, or one worker would be at work alone there."""
     if hasattr(config, "workerinput"):
         rank = {name: i for i, name in enumerate(LONGEST)}
-        items.sort(key=lambda item: rank.get(item.path.parent.name, len(rank)))
+
+        def order(item: pytest.Item) -> int:
+            path = item.path
+            return min(rank.get(name, len(rank)) for name in (path.name, path.parent.name))
+
+        items.sort(key=order)
 
 
 @pytest.fixture(autouse=True, scope="session")
