@@ -34,17 +34,19 @@ FIXED = [
 ]
 DIGITS = [
     *FIXED,
+    "teacher.network.channels=[8]",
     "teacher.steps=30",
-    "teacher.batch_size=32",
-    "collect.count=256",
-    "collect.shard_size=64",
+    "teacher.batch_size=16",
+    "collect.count=64",
+    "collect.shard_size=16",
     "train.steps=30",
-    "train.batch_size=16",
+    "train.batch_size=8",
     "evaluate.samples=100",
     "evaluate.pictures=16",
     "evaluate.curves=[{solver: ddim, steps: [1, 2]}]",
     "evaluate.baseline_steps=4",
     "evaluate.reference_steps=8",
+    "evaluate.timing_rounds=1",
 ]
 TINY = [
     *FIXED,
@@ -165,7 +167,7 @@ def test_the_metrics_have_the_documented_keys(digits: Path) -> None:
     assert metrics["features"]["classifier"]["held_out_accuracy"] >= 0.85
     assert metrics["reference"]["count"] == 1797
     assert metrics["verdict"]["ddim_nfe"] == 4
-    assert metrics["trajectories"]["count"] == 256
+    assert metrics["trajectories"]["count"] == 64
     assert set(metrics["durations"]) == {"teacher", "collect", "train"}
     assert metrics["recipe"] == load_recipe("digits", DIGITS).model_dump(mode="json")
     assert metrics["student_history"][-1]["step"] == 30

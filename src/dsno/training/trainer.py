@@ -17,12 +17,13 @@ from typing import Annotated, Any, NotRequired, TypeVar
 
 import torch
 from accelerate.utils import send_to_device
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from dsno.recipes.schema import Optimisation
 from dsno.support import distributed, seeds
+from dsno.support.adapters import adapter
 from dsno.support.console import progress, say
 from dsno.support.environment import peak_memory
 from dsno.support.errors import InputError, WorkError
@@ -82,7 +83,7 @@ class _State:
     @classmethod
     def read(cls, value: Any) -> _State:
         """The state that a checkpoint holds; a ValueError if it is none."""
-        state = TypeAdapter(cls).validate_python(value)
+        state = adapter(cls).validate_python(value)
         steps = [0, *(row["step"] for row in state.history), state.step + 1]
         times = [*state.per_time, *(row["per_time"] for row in state.history if "per_time" in row)]
         is_possible = (
