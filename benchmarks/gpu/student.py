@@ -1,20 +1,22 @@
-"""A student and plain knowledge distillation: equal time on the same trajectories."""
+"""A student and plain knowledge distillation, equal time on the same trajectories; its finish."""
 
 from __future__ import annotations
 
+import copy
 import math
 
 import speed as bench
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsno.evaluation.samplers import Sampler, student_sampler, teacher_sampler
 from dsno.operator.dsno import DSNO, sampling_cost
 from dsno.recipes import Recipe
-from dsno.runs.build import new_operator
+from dsno.runs.build import conditions_of, new_operator
 from dsno.teachers.store import Teacher
 from dsno.training.batches import student_batches
 from dsno.training.losses import TrajectoryObjective, slice_weights
+from dsno.training.matching import MatchingObjective, Pair, matching_batches
 from dsno.training.trainer import Preview
 from dsno.trajectories.collect import scales_at
 from dsno.trajectories.dataset import TrajectoryStore
@@ -35,6 +37,13 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
 }
 """What each changes in the recipe."""
+FINISHES: dict[str, tuple[str, ...]] = {
+    "operator, finished": (),
+    "operator, finished at 4 times the rate": ("finish.learning_rate=2e-4",),
+}
+"""The operator after distribution matching, and what each changes in the recipe."""
+LOOKED_AT = 5000
+"""Samples of a half-finished operator that are measured."""
 BASELINES = (("ddim", 1), ("ddim", 4), ("dpm++2m", 4), ("ddim", 16))
 """The teacher's solvers beside them and beside the one that made the trajectories."""
 KEEP = 60
@@ -50,12 +59,21 @@ def run(work: Work) -> None:
     teacher = trained_teacher(work, recipe)
     store = trajectories.made(work, recipe, teacher, COLLECTING * (work.left() - KEEP))
     operators: dict[str, DSNO] = {}
+    pieces = len(KINDS) + len(FINISHES)
     for index, (name, changes) in enumerate(KINDS.items()):
-        seconds = work.span(1 / (len(KINDS) - index), KEEP)
+        seconds = work.span(1 / (pieces - index), KEEP)
         work.section(
             name,
             lambda n=name, c=changes, s=seconds: operators.update(
                 {n: _train(work, work.recipe(*c), teacher, store, n, s)}
+            ),
+        )
+    for index, (name, changes) in enumerate(FINISHES.items()):
+        seconds = work.span(1 / (len(FINISHES) - index), KEEP)
+        work.section(
+            name,
+            lambda n=name, c=changes, s=seconds: operators.update(
+                {n: _finish(work, work.recipe(*c), teacher, operators[OPERATOR], n, s)}
             ),
         )
     work.section("distances", lambda: _distances(work, recipe, teacher, operators))
@@ -143,7 +161,7 @@ def _train(
         }
         weights.save(model.state_dict(), work.out, file_name(name), about)
 
-    def look(model: torch.nn.Module) -> Tensor:
+    def look(model: nn.Module) -> Tensor:
         nonlocal looks
         looks += 1
         keep(model, looks * work.scaled(LOOK_EVERY, 2) * size)
@@ -166,6 +184,57 @@ def _train(
     keep(trained.model, trained.steps * size)
     record_training(work, recipe, teacher, trained, name, before)
     return trained.model
+
+
+def _finish(
+    work: Work, recipe: Recipe, teacher: Teacher, operator: DSNO, name: str, seconds: float
+) -> DSNO:
+    """Match the distribution of an operator's samples to the teacher's; it stays as it is."""
+    spec = recipe.finish
+    assert spec is not None
+    assert spec.batch_size is not None
+    denoiser = teacher.denoiser
+    pair = Pair(copy.deepcopy(operator).cpu(), denoiser)
+    objective = MatchingObjective(pair, copy.deepcopy(denoiser), fake_rate=spec.fake_rate)
+    using, draws = quality.ruler(work, recipe), quality.draws_of(work, recipe, teacher)
+    every, looks = work.scaled(spec.checkpoint_every, 2), 0
+
+    def keep(model: DSNO) -> None:
+        about = {"teacher": digest(denoiser.network), "recipe": recipe.model_dump(mode="json")}
+        weights.save(model.state_dict(), work.out, file_name(name), {**about, **work.origin()})
+
+    def look(model: nn.Module) -> Tensor:
+        nonlocal looks
+        looks += 1
+        assert isinstance(model, Pair)
+        keep(model.student)
+        count = work.scaled(LOOKED_AT, 16)
+        sampler = named(model.student, f"{name}, {looks * every:,} steps")
+        return quality.judge(work, using, sampler, draws, count)[: quality.COLUMNS]
+
+    trained = train_for(
+        seconds,
+        objective,
+        matching_batches(
+            spec.batch_size,
+            denoiser.sample_shape,
+            conditions_of(recipe, teacher, None),
+            seed=recipe.seed,
+            times=spec.times,
+            fake_steps=spec.fake_steps,
+        ),
+        spec.model_copy(update={"log_images_every": every}),
+        work.scratch / f"{file_name(name)}-checkpoints",
+        latest=math.inf if work.toy else work.until - KEEP,
+        seed=recipe.seed,
+        preview=look,
+    )
+    assert isinstance(trained.model, Pair)
+    keep(trained.model.student)
+    steps = trained.steps_per_second
+    work.record("finishing, steps a second", f"{name}, batches of {spec.batch_size}", steps, "1/s")
+    work.record("finishing, steps in all", name, trained.steps, history=trained.history)
+    return trained.model.student
 
 
 def record_training(

@@ -403,6 +403,54 @@ class Train(Optimisation):
         return self
 
 
+class Finish(Optimisation):
+    """Distribution matching after the training of the operator, without data.
+
+    `steps` are those of the second network; the student learns in every `fake_steps`-th of them.
+    """
+
+    learning_rate: Result[Positive | None] = None
+    """Of the student, at its peak; about a twentieth of `train.learning_rate` suits."""
+    fake_learning_rate: Result[Positive | None] = None
+    """Of the second network; five times the student's if null."""
+    fake_steps: Result[Count] = 1
+    """Steps of the second network for one of the student."""
+    betas: Result[tuple[Fraction, Fraction]] = (0.0, 0.99)
+    """Of Adam: without momentum, as what is optimised changes from step to step."""
+    ema_decay: Result[Fraction] = 0.99
+    """Of the averaged weights, over the few steps that there are."""
+    times: Result[tuple[Fraction, Fraction]] = (0.02, 0.98)
+    """Range of the times whose noise is put on samples to judge them."""
+    anchor: Result[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = 0.0
+    """Weight of the mean absolute error to the stored trajectories' samples, which keeps the
+    student near its teacher; with it noises are theirs, without it they are new."""
+    checkpoint_every: Result[Count] = 25
+    """Steps between checkpoints, at each of which samples are looked at; the best one is kept."""
+    watch_samples: Result[Annotated[int, Field(ge=10)]] = 1000
+    """Samples that are looked at, from noises of their own."""
+    recall_drop: Result[Annotated[float, Field(gt=0, le=1)]] = 0.05
+    """How far recall may fall before matching is stopped, as the student is losing variety."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        _require(self, ("steps", "batch_size", "learning_rate"), "finish")
+        if self.times[0] >= self.times[1]:
+            raise ValueError("`finish.times` needs its smaller end first")
+        if self.compile == "reduce-overhead":
+            raise ValueError(
+                "`finish.compile` = reduce-overhead replays one network's graph before its last "
+                "outputs are used up; set it to true"
+            )
+        return self
+
+    @property
+    def fake_rate(self) -> float:
+        """Learning rate of the second network, in the student's."""
+        assert self.learning_rate is not None
+        given = self.fake_learning_rate
+        return 5.0 if given is None else given / self.learning_rate
+
+
 class Curve(Section):
     """Teacher samplers to measure."""
 
@@ -458,6 +506,8 @@ class Recipe(Section):
     collect: Collect
     student: Student = Student()
     train: Train
+    finish: Finish | None = None
+    """Nothing follows the training of the operator if null."""
     evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
     runs/<name>/recipe.yaml        the resolved recipe
                /stages.json        finished stages, with what they depended on
-               /teacher/  /trajectories/  /student/  /samples/  /report/
+               /teacher/  /trajectories/  /student/  /finished/  /samples/  /report/
                /evaluation/        what was measured of each sampler, to go on from
                /checkpoints/       the last of each finished training, to extend it from
                /student.1/         what was made by an earlier recipe, set aside
@@ -45,7 +45,8 @@ from dsno.trajectories.manifest import has_manifest, load_manifest
 from dsno.trajectories.prompts import read_prompts
 from dsno.trajectories.shards import damaged_shards
 
-STAGES = ("teacher", "collect", "train", "evaluate", "report")
+STAGES = ("teacher", "collect", "train", "finish", "evaluate", "report")
+"""Of every run but those whose recipe has no `finish`."""
 # Done by process 0 while the others wait.
 ALONE = ("report",)
 # What `extend` goes on with; their sections have the same names.
@@ -55,6 +56,7 @@ SECTIONS = {
     "teacher": ("seed", "data", "teacher"),
     "collect": ("collect",),
     "train": ("student", "train"),
+    "finish": ("finish",),
     "evaluate": ("evaluate",),
     "report": ("title",),
 }
@@ -94,6 +96,7 @@ class Run:
         self.folder = folder
         self.command = command
         self.yes, self.extend = yes, extend
+        self.stages = tuple(s for s in STAGES if s != "finish" or recipe.finish is not None)
         self._is_buildable, self._has_training = False, False
         self.values = recipe.model_dump(mode="json")
         self._check_folder()
@@ -102,8 +105,8 @@ class Run:
 
     def run(self) -> None:
         """Every stage, each skipped if finished; what there is to ask is asked before the first."""
-        distributed.on_main(lambda: self._foresee(STAGES))
-        for stage in STAGES:
+        distributed.on_main(lambda: self._foresee(self.stages))
+        for stage in self.stages:
             self.stage(stage)
 
     def stage(self, name: str, *, shards: range | None = None, full: bool = False) -> None:
@@ -130,7 +133,7 @@ class Run:
         task = Task(
             self.recipe,
             self.folder,
-            tags={s: self.fingerprint(s) for s in STAGES[: STAGES.index(name) + 1]},
+            tags={s: self.fingerprint(s) for s in self.stages[: self.stages.index(name) + 1]},
             seconds={s: record["seconds"] for s, record in records.items()},
             command=self.command,
             shards=shards,
@@ -155,8 +158,13 @@ class Run:
 
     def _prepare(self, name: str, *, full: bool) -> bool:
         """Whether there is work to do; if so, it is begun in the books."""
-        if name != STAGES[0]:
-            self.require(STAGES[STAGES.index(name) - 1])
+        if name not in self.stages:
+            raise InputError(
+                f"The recipe has no `{name}`; add it, such as {name}.steps=300 with its batch_size "
+                "and learning_rate."
+            )
+        if name != self.stages[0]:
+            self.require(self.stages[self.stages.index(name) - 1])
         self._foresee([name])
         with self._books():
             if not self._has_recipe():
@@ -180,7 +188,7 @@ class Run:
             self._check_start()
         is_read_anew = self.recipe.teacher.source and not self._is_recorded("teacher")
         if not self._is_buildable and (is_read_anew or not self._has_recipe()):
-            check_buildable(self.recipe, [s for s in STAGES if self._is_recorded(s)])
+            check_buildable(self.recipe, [s for s in self.stages if self._is_recorded(s)])
             self._is_buildable = True
         if "collect" in stages:
             self._check_destination()
@@ -214,7 +222,7 @@ class Run:
         if record["fingerprint"] == self.fingerprint(stage) or not self._has_output(stage):
             return []
         found = self._changes(stage, record)
-        if stage == STAGES[0] and not found:
+        if stage == self.stages[0] and not found:
             return ["this version of dsno computes it differently"]
         return found
 
@@ -369,8 +377,8 @@ class Run:
         return self._identity(stage)[0]
 
     def _fingerprint_before(self, stage: str) -> str:
-        index = STAGES.index(stage)
-        return self.fingerprint(STAGES[index - 1]) if index else str(VERSION)
+        index = self.stages.index(stage)
+        return self.fingerprint(self.stages[index - 1]) if index else str(VERSION)
 
     def _identity(self, stage: str) -> tuple[str, dict[str, Any]]:
         """Fingerprint and inputs of a stage; as recorded, if its record is of this recipe."""
@@ -513,8 +521,8 @@ class Run:
 
     def require(self, stage: str) -> None:
         """Raise `InputError` unless the stage, and all before it, are finished by this recipe."""
-        if stage != STAGES[0]:
-            self.require(STAGES[STAGES.index(stage) - 1])
+        if stage != self.stages[0]:
+            self.require(self.stages[self.stages.index(stage) - 1])
         record = read_stages(self.folder).get(stage)
         if record is None or not record["finished"]:
             raise InputError(

@@ -201,6 +201,10 @@ class Engine:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
 
+    def load_average(self, saved: Mapping[str, Any], average: nn.Module) -> None:
+        """Put back the average of what `states` gave."""
+        set_model_state_dict(average, saved["average"], options=WHOLE)
+
     def whole(self, template: nn.Module, module: nn.Module) -> nn.Module:
         """`module` with all of its weights in this process; `template` is it before `spread`."""
         if not self.shard:

@@ -161,9 +161,16 @@ class Objective(nn.Module):
         """
         return [(list(self.model.parameters()), 1.0)]
 
+    def part_name(self, index: int) -> str:
+        """Under which name a value of `forward` is logged."""
+        return f"loss_at_slice/{index}"
+
     @abstractmethod
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """Mean loss over the rows of a batch, and values to log for each output time, if any."""
+        """Mean loss over the rows of a batch, and its parts to log, if any.
+
+        The parts are those of each output time, unless the class says otherwise.
+        """
 
 
 class DenoisingObjective(Objective):

@@ -108,6 +108,10 @@ class MatchingObjective(Objective):
         yield list(self.model.student.parameters()), 1.0
         yield list(self.model.fake.parameters()), self.fake_rate
 
+    def part_name(self, index: int) -> str:
+        """Denoising, matching, anchor."""
+        return f"loss/{('denoising', 'matching', 'anchor')[index]}"
+
     def train(self, mode: bool = True) -> Self:
         """Set the mode of this module, but never that of the networks in it."""
         super().train(mode)

@@ -31,6 +31,7 @@ from dsno.support.signals import interruption_delayed
 from dsno.support.threads import Workers
 from dsno.training.average import average_of, update_average
 from dsno.training.checkpoints import Checkpoints, newest_first
+from dsno.training.guard import Guard, Look
 from dsno.training.learning_rate import LearningRate
 from dsno.training.loggers import Log, check_trackers
 from dsno.training.losses import Objective
@@ -79,6 +80,7 @@ class _State:
     since_checkpoint: list[_Float32] = field(default_factory=list)
     best_step: int = 0
     best_loss: float = math.inf
+    looks: list[Look] = field(default_factory=list)
 
     @classmethod
     def read(cls, value: Any) -> _State:
@@ -86,8 +88,10 @@ class _State:
         state = adapter(cls).validate_python(value)
         steps = [0, *(row["step"] for row in state.history), state.step + 1]
         times = [*state.per_time, *(row["per_time"] for row in state.history if "per_time" in row)]
+        looked = [-1, *(look["step"] for look in state.looks), state.step + 1]
         is_possible = (
             steps == sorted(set(steps))
+            and looked == sorted(set(looked))
             and 0 <= state.best_step <= state.step
             and len(set(map(len, times))) <= 1
         )
@@ -140,6 +144,7 @@ def train(
     log_folder: Path | None = None,
     preview: Preview | None = None,
     rate: Callable[[int], float] | None = None,
+    guard: Guard | None = None,
 ) -> tuple[nn.Module, list[Row]]:
     """Train `objective.model`, from its newest checkpoint if there is one.
 
@@ -158,10 +163,11 @@ def train(
         log_folder: where trackers write; its last part names the run.
         preview: samples to log.
         rate: the learning rate of a step, counted from 0; as the options say by default.
+        guard: looks at the model at every checkpoint, and says which one is kept and when to stop.
 
     Returns:
-        The averaged model, in eval mode on the CPU (of sharded ones on process 0 only), and the
-        history: one record per `log_every` steps with `step`, `loss` (their mean), `per_time`
+        The averaged model, of the last step or the guard's best, in eval mode on the CPU (of
+        sharded ones on process 0 only), and the history: one record per `log_every` steps with `step`, `loss` (their mean), `per_time`
         (the mean of the steps that have it), `learning_rate`, `gradient_norm`.
 
     Raises:
@@ -180,6 +186,7 @@ def train(
         log_folder=log_folder,
         preview=preview,
         rate=rate,
+        guard=guard,
     ).run()
 
 
@@ -197,11 +204,13 @@ class _Training:
         log_folder: Path | None,
         preview: Preview | None,
         rate: Callable[[int], float] | None,
+        guard: Guard | None,
     ) -> None:
         # PyTorch's sharding and checkpoints: a second
         from dsno.training.engine import Engine, checkpoint_activations
 
         self.options, self.batches, self.label, self.preview = options, batches, label, preview
+        self.guard = guard
         self.checkpoints, self.seed = checkpoints, seed
         self.steps = _given(options.steps, "steps")
         self.batch_size = _given(options.batch_size, "batch_size")
@@ -256,6 +265,8 @@ class _Training:
         options, state = self.options, self.state
         for replica in self.replicas.modules:
             replica.train()
+        if self.guard is not None and not state.looks:
+            self._save()
         pieces = (
             (step, i) for step in range(state.step, self.steps) for i in range(len(self.places))
         )
@@ -270,7 +281,7 @@ class _Training:
                 threads=threads_for(self.engine.device),
             ) as prefetched,
         ):
-            while state.step < self.steps:
+            while state.step < self.steps and self._why_stop() is None:
                 try:
                     is_asked = self._step(prefetched, interrupted)
                 except Exception:
@@ -291,6 +302,7 @@ class _Training:
         self.log.finish()
         if (line := self.waiting.line(self.label)) is not None:
             say(line)
+        self._keep_best()
         averaged = self.engine.whole(self.template, self.average.module)
         lay_out(averaged, torch.contiguous_format)  # as files of weights are
         return averaged.cpu().eval(), state.history
@@ -399,7 +411,8 @@ class _Training:
             "waiting_for_data": waited / seconds,
             "memory_gb": peak_memory(self.engine.device) / 1e9,
         }
-        values |= {f"loss_at_slice/{i}": v for i, v in enumerate(row.get("per_time", []))}
+        parts = enumerate(row.get("per_time", []))
+        values |= {self.objective.part_name(i): v for i, v in parts}
         self.log.values(values, state.step)
 
     def _note(self) -> str:
@@ -417,8 +430,14 @@ class _Training:
             self.log.images(self.preview(self.average.module.eval()), self.state.step)
 
     def _save(self) -> None:
-        self.state.at_checkpoint()
         state = self.state
+        state.at_checkpoint()
+        # an interruption in between adds no look, so that it changes nothing
+        is_due = state.step % self.options.checkpoint_every == 0 or state.step == self.steps
+        if self.guard is not None and is_due:
+            with torch.no_grad():
+                state.looks.append(self.guard.look(self.average.module.eval(), state.step))
+            state.best_step = self.guard.best(state.looks)["step"]
         content = {
             "state": {f.name: getattr(state, f.name) for f in dataclasses.fields(state)},
             **self.engine.states(self.model, self.average, self.optimizer),
@@ -426,6 +445,34 @@ class _Training:
         if distributed.is_main():
             self.checkpoints.save(state.step, state.best_step, content)
         distributed.wait_for_everyone()
+
+    def _why_stop(self) -> str | None:
+        """Why the guard stops training; None if it does not."""
+        return None if self.guard is None else self.guard.why_stop(self.state.looks)
+
+    def _keep_best(self) -> None:
+        """Put the guard's best average in place of the last.
+
+        Raises:
+            WorkError: if its checkpoint is damaged.
+        """
+        if self.guard is None:
+            return
+        state = self.state
+        self.guard.looks = state.looks
+        why, best = self._why_stop(), state.best_step
+        if why is not None:
+            say(f"{self.label}: stopped after step {state.step:,}, as {why}.")
+        if best == state.step:
+            return
+        say(f"{self.label}: step {best:,} of {state.step:,} was the best; it is kept.")
+        saved = self.checkpoints.read(self.checkpoints.path(best))
+        if not all(distributed.gathered(saved is not None)) or saved is None:
+            raise WorkError(
+                f"The best model's checkpoint {self.checkpoints.path(best)} cannot be read; remove "
+                f"{self.checkpoints.folder} and run again."
+            )
+        self.engine.load_average(saved, self.average)
 
     def _resume(self, where: Sequence[Checkpoints]) -> _State:
         """Load the newest whole checkpoint there is, if any; the same one in every process."""

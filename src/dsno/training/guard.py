@@ -1,0 +1,82 @@
+"""Looks at a model that is being trained, by its samples: which one to keep, and when to stop.
+
+Distribution matching has no loss that says how good the samples are, and can lose variety or
+diverge, so samples are measured on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
+from torch import nn
+from typing_extensions import TypedDict
+
+LOST = 1.5
+"""How many times the first distance is taken for a divergence: distances rise by a fifth for some
+tens of steps, while the second network gets to know the student's samples, and then fall."""
+
+
+class Look(TypedDict):
+    """What was found after a step.
+
+    Attributes:
+        step: how many steps were done.
+        distance: to real data, in the space of the verdict; None if there are none, as the distance
+            to a teacher's samples grows also where samples get better.
+        recall: share of the reference that lies among the samples.
+    """
+
+    step: Annotated[int, Field(ge=0)]
+    distance: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    recall: Annotated[float, Field(ge=0, le=1)]
+
+
+Measure = Callable[[nn.Module], tuple[float | None, float]]
+"""Distance and recall of a model's samples, see `Look`; every process calls it alike."""
+
+
+@dataclass
+class Guard:
+    """What looks at the averaged model, at every checkpoint and before the first step.
+
+    Attributes:
+        measure: distance and recall.
+        recall_drop: how far recall may fall below the first.
+        looks: all there were; filled by the training.
+    """
+
+    measure: Measure
+    recall_drop: float
+    looks: list[Look] = field(default_factory=list)
+
+    def look(self, model: nn.Module, step: int) -> Look:
+        """Measure the model after a step."""
+        distance, recall = self.measure(model)
+        return {"step": step, "distance": distance, "recall": recall}
+
+    def best(self, looks: Sequence[Look]) -> Look:
+        """The look whose model is kept: of those with enough recall, the nearest to the data.
+
+        Without data it is the last of them.
+        """
+        good = [look for look in looks if self._keeps_recall(look, looks[0])]
+        known = [(look["distance"], look["step"], look) for look in good if look["distance"]]
+        if not known:
+            return good[-1]
+        return min(known, key=lambda found: found[:2])[2]
+
+    def why_stop(self, looks: Sequence[Look]) -> str | None:
+        """Why training should not go on after the last look; None if it should."""
+        first, last = looks[0], looks[-1]
+        if not self._keeps_recall(last, first):
+            return f"recall fell from {first['recall']:.3f} to {last['recall']:.3f}"
+        before, now = first["distance"], last["distance"]
+        if before and now and now > LOST * before:
+            return f"the distance grew from {before:.4g} to {now:.4g}"
+        return None
+
+    def _keeps_recall(self, look: Look, first: Look) -> bool:
+        return look["recall"] >= first["recall"] - self.recall_drop
