@@ -40,9 +40,9 @@ class ConsistencyObjective(Objective):
         self.times, self.delta = times.double(), delta
 
     @property
-    def network(self) -> nn.Module:
+    def networks(self) -> list[nn.Module]:
         """The student's network."""
-        return self.model.network
+        return [self.model.network]
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, None]:
         """The loss of one batch; the target follows the student."""

@@ -276,8 +276,8 @@ class _Line(Objective):
         self.model = torch.nn.Linear(2, 1)
 
     @property
-    def network(self) -> torch.nn.Module:
-        return self.model
+    def networks(self) -> list[torch.nn.Module]:
+        return [self.model]
 
     def forward(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         error: torch.Tensor = self.model(torch.ones(1, 2)).square()

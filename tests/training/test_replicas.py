@@ -55,8 +55,8 @@ class Meeting(Objective):
         return twin
 
     @property
-    def network(self) -> nn.Module:
-        return self.model
+    def networks(self) -> list[nn.Module]:
+        return [self.model]
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, None]:
         if self.meet is not None and int(batch["step"][0]) > 0:

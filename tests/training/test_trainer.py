@@ -39,8 +39,8 @@ class Given(Objective):
         self.model, self.loss = model, loss
 
     @property
-    def network(self) -> nn.Module:
-        return self.model
+    def networks(self) -> list[nn.Module]:
+        return [self.model]
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
         found: tuple[Tensor, Tensor | None] = self.loss(self.model, batch["step"])

@@ -125,8 +125,8 @@ class Reading(Objective):
         self.model, self.look = nn.Linear(4, 4), look
 
     @property
-    def network(self) -> nn.Module:
-        return self.model
+    def networks(self) -> list[nn.Module]:
+        return [self.model]
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, None]:
         loss = self.model(batch["x"]).mean()

@@ -167,8 +167,9 @@ def train(
 
     Returns:
         The averaged model, of the last step or the guard's best, in eval mode on the CPU (of
-        sharded ones on process 0 only), and the history: one record per `log_every` steps with `step`, `loss` (their mean), `per_time`
-        (the mean of the steps that have it), `learning_rate`, `gradient_norm`.
+        sharded ones on process 0 only), and the history: one record per `log_every` steps with
+        `step`, `loss` (their mean), `per_time` (the mean of the steps that have it),
+        `learning_rate`, `gradient_norm`.
 
     Raises:
         InputError: if an option is missing, the batch cannot be split, or the hardware or network
