@@ -91,7 +91,7 @@ def started(work: Work, recipe: Recipe, teacher: Teacher, name: str) -> tuple[DS
 
 def file_name(name: str) -> str:
     """Of the weights of a kind of student."""
-    return f"{STUDENT}-{name.replace(' ', '-')}"
+    return f"{STUDENT}-{name.replace(',', '').replace(' ', '-')}"
 
 
 def fit(
@@ -222,6 +222,7 @@ def _finish(
             seed=recipe.seed,
             times=spec.times,
             fake_steps=spec.fake_steps,
+            fake_first=spec.fake_first,
         ),
         spec.model_copy(update={"log_images_every": every}),
         work.scratch / f"{file_name(name)}-checkpoints",

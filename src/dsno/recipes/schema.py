@@ -415,6 +415,9 @@ class Finish(Optimisation):
     """Of the second network; five times the student's if null."""
     fake_steps: Result[Count] = 1
     """Steps of the second network for one of the student."""
+    fake_first: Result[Whole] = 50
+    """Steps of the second network before the student's first, in which it gets to know its samples;
+    without them the student is led astray at first."""
     betas: Result[tuple[Fraction, Fraction]] = (0.0, 0.99)
     """Of Adam: without momentum, as what is optimised changes from step to step."""
     ema_decay: Result[Fraction] = 0.99
@@ -429,7 +432,7 @@ class Finish(Optimisation):
     watch_samples: Result[Annotated[int, Field(ge=10)]] = 1000
     """Samples that are looked at, from noises of their own."""
     recall_drop: Result[Annotated[float, Field(gt=0, le=1)]] = 0.05
-    """How far recall may fall before matching is stopped, as the student is losing variety."""
+    """How far recall may fall below that before the finish in a model that is kept."""
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:

@@ -168,6 +168,7 @@ def matching_batches(
     seed: int,
     times: tuple[float, float],
     fake_steps: int = 1,
+    fake_first: int = 0,
     store: TrajectoryStore | None = None,
 ) -> Batches:
     """What a step of distribution matching needs, all of it drawn: noises, times and conditions.
@@ -179,12 +180,13 @@ def matching_batches(
         seed: of every draw.
         times: the range of the times at which the student's samples are judged.
         fake_steps: steps of the fake network for one of the student.
+        fake_first: steps of the fake network before the student's first.
         store: trajectories whose noises and last states are used; new noises if None.
     """
     low, high = times
 
     def batch(step: int, places: range) -> Batch:
-        learns = (step + 1) % fake_steps == 0
+        learns = step >= fake_first and (step + 1) % fake_steps == 0
         here = slice(places.start, places.stop)
         items = range(step * size + places.start, step * size + places.stop)
         found: dict[str, Any] = {ITEMS: torch.tensor(items)}
