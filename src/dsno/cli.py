@@ -418,8 +418,15 @@ def sample(
             "--raw", help="Write what the network gives to the .npz, floats before any decoding."
         ),
     ] = False,
+    steps: Annotated[
+        int,
+        typer.Option(
+            help="1: one evaluation of the student. More: the teacher's solver goes on from its "
+            "trajectory. Needs the teacher: a run, or what `dsno export` wrote."
+        ),
+    ] = 1,
 ) -> None:
-    """Make samples with one network evaluation each."""
+    """Make samples with one network evaluation each, or a few (--steps)."""
     from dsno.runs.locate import model_folder
 
     folder = model_folder(target)
@@ -447,8 +454,27 @@ def sample(
         guidance_scale=guidance_scale,
         batch_size=batch_size,
         raw=raw,
+        steps=steps,
     ):
         typer.echo(f"Wrote {num:,} samples to {path}")
+
+
+@app.command()
+def export(
+    target: Annotated[
+        str, typer.Argument(metavar="RUN", help="Folder of a run, or its student's folder.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = ...,  # type: ignore[assignment]
+) -> None:
+    """Write a run's student together with its teacher, for more than one step (--steps)."""
+    from dsno.runs.locate import model_folder
+
+    folder = model_folder(target)
+    if folder is None:
+        raise InputError(f"There is no folder {target}; give the folder of a run.")
+    from dsno.runs.export import export_model
+
+    typer.echo(export_model(folder, out))
 
 
 @app.command("import")

@@ -398,6 +398,25 @@ def test_a_sample_depends_on_the_seed_and_its_number_alone(tiny: Path, tmp_path:
     assert pipeline(batch_size=2, output_type="np").images.shape == (2, 8, 8, 1)
 
 
+def test_a_run_and_what_it_exports_sample_in_more_steps(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("--num", "3", "--raw", "--steps", "3")
+    of_run = samples(copy, tmp_path / "a.npz", *few)["states"]
+    assert "each sample took 3 network evaluations" in capsys.readouterr().err
+    one = samples(copy, tmp_path / "a.npz", *few[:3])["states"]
+    assert not np.allclose(of_run, one, atol=1e-3)
+    assert main(["export", str(copy), "--out", str(tmp_path / "both")]) == 0
+    assert np.array_equal(samples(tmp_path / "both", tmp_path / "b.npz", *few)["states"], of_run)
+    weights = list((tmp_path / "both").rglob("*.safetensors"))
+    assert sorted(path.parent.name for path in weights) == ["model", "teacher"]
+    shutil.rmtree(copy / "teacher")
+    capsys.readouterr()
+    assert main(["sample", str(copy), "--steps", "2", "--out", str(tmp_path / "c.npz")]) == 2
+    assert "was saved without its teacher" in capsys.readouterr().err
+    assert not (tmp_path / "c.npz").exists()
+
+
 def test_a_model_folder_is_evaluated(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
