@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from tests.evaluation.mixture import SHAPE, Student, draws, nothing
 from torch import Tensor
 
-from dsno.diffusion.analytic import GaussianMixture
+from dsno.diffusion.analytic import Gaussian, GaussianMixture
 from dsno.diffusion.conditions import Condition
+from dsno.diffusion.denoisers import Preconditioning
+from dsno.diffusion.schedules import CosineSchedule
 from dsno.evaluation.samplers import (
     Sampler,
     draw,
@@ -110,6 +113,53 @@ def test_samplers_are_the_student_and_each_distinct_curve_once(teacher: Gaussian
         teacher, Student(lambda n: n), plan.model_copy(update={"baseline_steps": 9})
     )
     assert [s.key for s in other] == [*found, ("ddim", 9, "uniform")]
+
+
+class Solved(Student):
+    """An operator that knows the exact states of one Gaussian, at two trained times."""
+
+    def __init__(self, teacher: Gaussian) -> None:
+        super().__init__(lambda noise: self(noise)[:, -1])
+        self.teacher, self.asked = teacher, [0.0625, 0.0]
+        self.preconditioning = Preconditioning(teacher.schedule, "v_prediction")
+
+    slices = 2
+    times = property(lambda self: torch.tensor(self.asked, dtype=torch.float64))
+
+    def forward(self, noise: Tensor, condition: Any = None, times: Any = None) -> Tensor:
+        one = torch.ones((), dtype=torch.float64)
+        start = noise * self.teacher.schedule.sigma(one)
+        known = self.times if times is None else times
+        return torch.stack([self.teacher.flow(start, one, t) for t in known], 1)
+
+
+@pytest.mark.parametrize("trained", [0.0625, 0.25])  # the latter is too noisy to go on from
+def test_the_dial_is_the_teachers_solver_from_the_students_state(trained: float) -> None:
+    teacher = Gaussian(torch.tensor([0.7, -0.3]), torch.tensor([0.5, 0.8]), CosineSchedule())
+    student, noise = Solved(teacher), torch.randn(4, 2, dtype=torch.float64)
+    student.asked[0] = trained
+    plan = Evaluate(dial=(3, 1, 2, 40), baseline_steps=1)
+    found = [s for s in samplers_of(teacher, student, plan) if s.name == "dsno"]
+    t = 0.0625 if trained == 0.0625 else 2 / math.pi * math.atan(0.2)
+    where = f"from t = {t:.3g}"
+    assert [s.key for s in found] == [
+        ("dsno", 1, None),
+        *(("dsno", n, where) for n in (2, 3, 40)),
+    ]
+    assert len({s.slug for s in found}) == 4
+    (x,) = student(noise, times=torch.tensor([t])).unbind(1)
+    one_step = found[1].generate(noise, None)
+    torch.testing.assert_close(one_step, teacher(x, torch.tensor(t)), atol=1e-4, rtol=0)
+    exact = student.sample(noise)
+    errors = [float((s.generate(noise, None) - exact).abs().max()) for s in found[1:]]
+    assert errors[0] > errors[1] > 10 * errors[2]
+
+
+def test_a_student_of_one_slice_is_measured_in_one_step(teacher: GaussianMixture) -> None:
+    student = Solved(teacher)
+    student.slices = 1
+    plan = Evaluate(dial=(2,), baseline_steps=1)
+    assert [s.name for s in samplers_of(teacher, student, plan)] == ["dsno", "ddim"]
 
 
 def test_the_student_is_asked_for_its_state_at_zero() -> None:

@@ -17,6 +17,7 @@ from dsno.diffusion.denoisers import DenoiserProtocol, evaluations_per_call
 from dsno.diffusion.solvers import evaluations, solve
 from dsno.operator.dsno import DSNO
 from dsno.recipes.schema import Curve, Evaluate
+from dsno.sampling.dial import cost, go_on, start_of
 from dsno.support import seeds
 from dsno.support.threads import Workers, per_thread
 
@@ -50,7 +51,8 @@ class Sampler:
         name: `dsno` or the solver's.
         label: its name in tables and figures.
         nfe: network evaluations per sample.
-        spacing: of the solver's steps; None for the student.
+        spacing: of the solver's steps; None for the student, and where the teacher goes on from its
+            trajectory, from which time.
         generate: the sampler itself, for any number of threads.
     """
 
@@ -68,7 +70,8 @@ class Sampler:
     @property
     def slug(self) -> str:
         """The same as the name of a file."""
-        words = (self.name.replace("+", "p"), str(self.nfe), self.spacing or "")
+        spacing = (self.spacing or "").replace(" ", "-")
+        words = (self.name.replace("+", "p"), str(self.nfe), spacing)
         return "-".join(word for word in words if word)
 
 
@@ -80,6 +83,25 @@ def student_sampler(operator: DSNO, decode: Decode = as_is) -> Sampler:
         return decode(own().sample(noise, condition))
 
     return Sampler(STUDENT, SAMPLER_NAMES[STUDENT], 1, None, generate)
+
+
+def dial_sampler(
+    operator: DSNO, denoiser: DenoiserProtocol, steps: int, decode: Decode = as_is
+) -> Sampler:
+    """The teacher's solver from the operator's trajectory, in `steps` steps in all, 2 or more.
+
+    Raises:
+        InputError: if the operator was trained at t = 0 alone.
+    """
+    own, teacher = per_thread(operator), per_thread(denoiser)
+    start = start_of(operator.times, operator.preconditioning)
+
+    def generate(noise: Tensor, condition: Condition | None) -> Tensor:
+        states = own()(noise, condition, start.times)
+        return decode(go_on(teacher(), start, states, steps - 1, condition).states[:, -1])
+
+    label = f"{SAMPLER_NAMES[STUDENT]}, then its teacher"
+    return Sampler(STUDENT, label, cost(denoiser, steps), f"from t = {start.time:.3g}", generate)
 
 
 def teacher_sampler(
@@ -101,11 +123,16 @@ def teacher_sampler(
 def samplers_of(
     denoiser: DenoiserProtocol, operator: DSNO, spec: Evaluate, decode: Decode = as_is
 ) -> list[Sampler]:
-    """The student, then every distinct teacher sampler of the section, the baseline included."""
+    """The student, in one step and in the section's, then every distinct teacher sampler of it.
+
+    The baseline is among the last.
+    """
     curves = [*spec.curves, Curve(solver="ddim", steps=(spec.baseline_steps,))]
     wanted = {(c.solver, steps, c.spacing): None for c in curves for steps in c.steps}
+    further = sorted({*spec.dial} - {1}) if spec.dial and operator.slices > 1 else []
     return [
         student_sampler(operator, decode),
+        *(dial_sampler(operator, denoiser, steps, decode) for steps in further),
         *(teacher_sampler(denoiser, *key, decode) for key in wanted),
     ]
 
