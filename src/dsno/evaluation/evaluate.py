@@ -62,7 +62,7 @@ def evaluate(
     truth = teacher_sampler(denoiser, "dpm++2m", spec.reference_steps, "uniform", decode)
     baseline = teacher_sampler(denoiser, "ddim", spec.baseline_steps, "uniform")
     samplers = samplers_of(denoiser, operator, spec, decode)
-    rows = _Measurement(reference, draws, spec, truth, desk or Desk()).rows(samplers)
+    rows = Measurement(reference, draws, spec, truth, desk or Desk()).rows(samplers)
     seconds = distributed.on_main(
         lambda: seconds_per_sample(samplers, draws, spec.timing_rounds, min(64, spec.samples))
     )
@@ -114,7 +114,7 @@ def evaluate(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Measurement:
+class Measurement:
     """The rows of metrics.json, sampler after sampler; what is finished is read from the desk.
 
     Attributes:
