@@ -588,7 +588,7 @@ class DSNOPipeline(DiffusionPipeline):
         else:
             operator = self.model.operator
             start = start_of(operator.times, operator.preconditioning)
-            states = self._states(noise, given, start.times, last_only=False)
+            states = self.model(noise, times=start.times, **given)
             known = {k: v for k, v in given.items() if v is not None}
             solution = go_on(self.teacher, start, states, steps - 1, known or None)
             states, nfe = solution.states.to(states.dtype), 1 + solution.nfe

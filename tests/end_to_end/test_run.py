@@ -60,6 +60,7 @@ TINY = [
     "evaluate.features=[pixels]",
     "evaluate.pictures=4",
     "evaluate.curves=[]",
+    "evaluate.dial=null",
     "evaluate.baseline_steps=2",
     "evaluate.reference_steps=2",
     "evaluate.timing_rounds=1",
@@ -153,6 +154,8 @@ def test_the_metrics_have_the_documented_keys(digits: Path) -> None:
     rows = metrics["samplers"]
     assert [(row["name"], row["nfe"]) for row in rows] == [
         ("dsno", 1),
+        ("dsno", 2),
+        ("dsno", 3),
         ("ddim", 1),
         ("ddim", 2),
         ("ddim", 4),
