@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from dsno.diffusion.arithmetic import arithmetic
 from dsno.diffusion.conditions import GUIDANCE_SCALE, Condition
 from dsno.diffusion.denoisers import DenoiserProtocol, evaluations_per_call, to_device
 from dsno.diffusion.schedules import signal_and_noise
@@ -199,6 +200,7 @@ def opened(run: Path, out: Path, samples: int | None) -> tuple[Ways, Draws, Refe
     return Ways(operator, denoiser, spec, decode), draws, reference, desk
 
 
+@arithmetic("exact")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a finished run")

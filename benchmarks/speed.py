@@ -39,6 +39,7 @@ from dsno.diffusion.time_grids import SPACINGS, Spacing, grid_times
 from dsno.evaluation.reference import build_reference
 from dsno.evaluation.samplers import Draws, draw, teacher_sampler
 from dsno.operator.dsno import DSNO, sampling_cost
+from dsno.recipes.choices import Compilation
 from dsno.recipes.load import load_recipe
 from dsno.runs.build import conditions_of, load_recipe_data, new_operator
 from dsno.runs.stages import environment
@@ -242,7 +243,12 @@ def fast(operator: DSNO, x: Tensor) -> Callable[[], object]:
 
 
 def our_step(
-    operator: DSNO, batch: int, *, bf16: bool = False, condition: Condition | None = None
+    operator: DSNO,
+    batch: int,
+    *,
+    bf16: bool = False,
+    compiled: Compilation = False,
+    condition: Condition | None = None,
 ) -> Callable[[], object]:
     """A step as `dsno.training.trainer` makes it: gradient norm, fused AdamW, average."""
     m = operator.slices
@@ -250,6 +256,7 @@ def our_step(
     engine = Engine(mixed_precision="bf16" if bf16 else "no")
     objective.to(engine.device)
     average = average_of(operator)
+    engine.compile(operator.lifted.network, compiled)
     optimizer = engine.optimizer([list(operator.parameters())], lr=2e-4)
     shape, device = operator.sample_shape, engine.device
     rows: dict[str, Any] = {
@@ -261,9 +268,10 @@ def our_step(
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with engine.accelerator.autocast():
-            loss, _ = objective(rows)
-        engine.backward(loss)
+        with engine.gradients(objective, last=True):
+            with engine.accelerator.autocast():
+                loss, _ = objective(rows)
+            engine.backward(loss)
         engine.clip(float("inf"), optimizer)
         engine.step(optimizer)
         update_average(average, operator, int(average.n_averaged), 0.9999)
@@ -308,9 +316,7 @@ def training_rows(width: int, batch: int, options: argparse.Namespace) -> list[R
         "checkpointed": our_step(again, batch),
     }
     if device.type == "cuda":
-        quick = student(width)[0]
-        quick.lifted.network.compile()
-        works["fast"] = our_step(quick, batch, bf16=True)
+        works["fast"] = our_step(student(width)[0], batch, bf16=True, compiled=True)
     taken = interleaved(works, options.rounds, device, least_seconds=options.seconds)
     named = "training step / the authors'"
     setting = f"{width} channels, batch {batch}"

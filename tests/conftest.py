@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import typer.main
 from torch import Tensor, nn
 
 from dsno.diffusion.denoisers import Denoiser, Preconditioning
@@ -16,8 +18,9 @@ from dsno.teachers.unet import build_unet
 
 torch.set_num_threads(1)
 
-LONGEST = ("benchmarks", "end_to_end", "training", "operator", "evaluation")
-"""Folders of the tests that take the longest, which workers begin with."""
+LONGEST = ("benchmarks", "end_to_end", "training", "operator", "evaluation", "test_pipeline.py")
+LONGEST += ("backbones", "diffusion", "teachers", "test_cli.py")
+"""Folders and files of the tests that take the longest, which workers begin with."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -35,7 +38,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave short files for the end, or one worker would be at work alone there."""
     if hasattr(config, "workerinput"):
         rank = {name: i for i, name in enumerate(LONGEST)}
-        items.sort(key=lambda item: rank.get(item.path.parent.name, len(rank)))
+
+        def order(item: pytest.Item) -> int:
+            path = item.path
+            return min(rank.get(name, len(rank)) for name in (path.name, path.parent.name))
+
+        items.sort(key=order)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -43,6 +51,14 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep away from the user's own cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DSNO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _commands() -> Iterator[None]:
+    """Make the tree of commands once, not whenever a command is called."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.main.get_command", functools.cache(typer.main.get_command))
         yield
 
 

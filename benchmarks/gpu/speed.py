@@ -12,6 +12,9 @@ import torch
 from timing import interleaved, seconds
 
 from dsno.diffusion.solvers import evaluations, solve
+from dsno.evaluation.samplers import student_sampler
+from dsno.recipes.choices import Compilation
+from dsno.training.memory_format import lay_out
 from gpu import results
 from gpu.models import PRECISIONS, arithmetic
 from gpu.work import Work
@@ -46,12 +49,13 @@ def run(work: Work) -> None:
 
     batches = BATCHES if not work.toy else (1,)
     work.section("forward", lambda: _forward(work, width, batches, changes), 20)
-    work.section("training step", lambda: _training(work, width, changes, UNCOMPILED), 20)
+    work.section("training step", lambda: _training(work, width, changes, UNCOMPILED_STEPS), 20)
     work.section("solvers", lambda: _solvers(work, width, changes), 30)
     work.section("collection", rows(lambda: bench.collection_rows(options)), 20)
     work.section("lift", rows(lambda: bench.lift_rows(options)), 20)
     work.section("CUDA graphs", rows(lambda: [bench.graph_row(width, options, *changes)]), 60)
-    work.section("training step", lambda: _training(work, width, changes, COMPILED), 50)
+    compiled = COMPILED_STEPS[-1:] if work.toy else COMPILED_STEPS  # on a CPU they are the same
+    work.section("training step", lambda: _training(work, width, changes, compiled), 90)
     for batch in batches:
         name = f"forward, compiled, batch {batch}"
         work.section(name, lambda b=batch: _compiled(work, width, b, changes), 50)
@@ -127,11 +131,11 @@ def _forward(work: Work, width: int, batches: Sequence[int], changes: tuple[str,
 
 
 def _compiled(work: Work, width: int, batch: int, changes: tuple[str, ...]) -> None:
-    """The student's sample and trajectory, compiled."""
+    """The student's sample, as an evaluation makes it, and trajectory, compiled."""
     operator, x = bench.student(width, *changes)[0], bench.noise(batch)
-    quick = torch.compile(operator.sample)
+    quick = student_sampler(operator, precision="bf16", compiled=True)
     works = {
-        "sample, bf16, compiled": _within(work, "bf16", lambda: quick(x)),
+        "sample, bf16, compiled": bench.without_gradients(lambda: quick.generate(x, None)),
         "trajectory, bf16, compiled, CUDA graphs": bench.fast(copy.deepcopy(operator), x),
     }
     _times(work, f"forward pass, {_setting(width, operator.slices, batch)}", works, batch)
@@ -141,24 +145,30 @@ def _setting(width: int, slices: int, batch: int) -> str:
     return f"{width} channels, M = {slices}, batch {batch}"
 
 
-UNCOMPILED = (("float32", False), ("tf32", False), ("bf16", False))
-COMPILED = (("bf16", True),)
-"""Arithmetic of a training step, and whether it is compiled."""
+PLAIN, CHANNELS_LAST, COMPILED = "", ", channels last", ", compiled"
+GRAPHS = f"{COMPILED}, CUDA graphs"
+UNCOMPILED_STEPS = (
+    *(("float32", PLAIN), ("tf32", PLAIN), ("bf16", PLAIN)),
+    *(("tf32", CHANNELS_LAST), ("bf16", CHANNELS_LAST)),
+)
+COMPILED_STEPS = (("bf16", COMPILED), ("bf16", GRAPHS))
+"""Arithmetic of a training step, and what else is done to it."""
+HOW: dict[str, Compilation] = {COMPILED: True, GRAPHS: "reduce-overhead"}
 
 
 def _training(
-    work: Work, width: int, changes: tuple[str, ...], kinds: Sequence[tuple[str, bool]]
+    work: Work, width: int, changes: tuple[str, ...], kinds: Sequence[tuple[str, str]]
 ) -> None:
     """A step in each arithmetic, one network at a time in memory."""
     batch, options = work.scaled(TRAINING, 2), options_of(work)
-    for kind, compiled in kinds:
-        name = kind + (", compiled" if compiled else "")
+    for kind, way in kinds:
+        name = kind + way
         operator = bench.student(width, *changes)[0]
-        if compiled:
-            operator.lifted.network.compile()
+        if way == CHANNELS_LAST:
+            lay_out(operator.lifted.network, torch.channels_last)
         if work.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        step = bench.our_step(operator, batch, bf16=kind == "bf16")
+        step = bench.our_step(operator, batch, bf16=kind == "bf16", compiled=HOW.get(way, False))
         with arithmetic("float32" if kind == "float32" else "tf32", work.device):
             taken = interleaved({"step": step}, options.rounds, work.device)["step"]
         setting = f"{name}, {_setting(width, operator.slices, batch)}"

@@ -7,13 +7,13 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from dsno import __version__
 from dsno.support.console import is_silent
-from dsno.support.errors import DsnoError, InputError
+from dsno.support.errors import DsnoError, InputError, one_of
 
 if TYPE_CHECKING:
     from dsno.recipes import Recipe
@@ -313,6 +313,19 @@ def evaluate(
     seed: Annotated[
         int | None, typer.Option(help="For a trained model: sample i depends on it and i alone.")
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="exact|tf32|bf16",
+            help="For a trained model, arithmetic of its network; short for evaluate.precision=.",
+        ),
+    ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="For a trained model: compile its network; evaluate.compile=true."
+        ),
+    ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
@@ -328,7 +341,13 @@ def evaluate(
     if target is not None and "=" in target and not Path(target).exists():
         overrides, target = [target, *overrides], None
     found = None if target is None else judged(target)
-    short = {"data.source": data, "data.path": path, "evaluate.samples": samples}
+    short = {
+        "data.source": data,
+        "data.path": path,
+        "evaluate.samples": samples,
+        "evaluate.precision": precision,
+        "evaluate.compile": compiled or None,
+    }
     alone = {
         "--seed": seed,
         "--reference": reference,
@@ -338,8 +357,9 @@ def evaluate(
     if target is not None and found is None:
         if any(value is not None for value in alone.values()):
             raise InputError(
-                "--data, --path, --reference, --save-statistics, --samples and --seed go with a "
-                "trained model or images; a recipe takes KEY=VALUE, such as evaluate.samples=1000."
+                "--data, --path, --reference, --save-statistics, --samples, --seed, --precision "
+                "and --compile go with a trained model or images; a recipe takes KEY=VALUE, such "
+                "as evaluate.samples=1000."
             )
         opened = _open(target, overrides, out, dry_run, yes=yes)
         opened.stage("evaluate", full=full)
@@ -425,10 +445,23 @@ def sample(
             "trajectory. Needs the teacher: a run, or what `dsno export` wrote."
         ),
     ] = 1,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="exact|tf32|bf16",
+            help="Arithmetic of the networks: full float32; what a GPU's tensor cores make of "
+            "float32; bfloat16.",
+        ),
+    ] = "exact",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the networks (torch.compile).")
+    ] = False,
 ) -> None:
     """Make samples with one network evaluation each, or a few (--steps)."""
+    from dsno.recipes.choices import Arithmetic
     from dsno.runs.locate import model_folder
 
+    chosen = one_of(precision, get_args(Arithmetic), "precision")
     folder = model_folder(target)
     if folder is None:
         opened = _open(target, overrides, out)
@@ -455,6 +488,8 @@ def sample(
         batch_size=batch_size,
         raw=raw,
         steps=steps,
+        precision=chosen,
+        compiled=compiled,
     ):
         typer.echo(f"Wrote {num:,} samples to {path}")
 

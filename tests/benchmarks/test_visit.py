@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from tests.light_reports import make_light
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -75,10 +76,12 @@ def test_a_rehearsal_does_every_part_and_brings_back_its_files(tmp_path: Path) -
         assert record["part"] in done.stdout.split("| part |")[1]
 
 
-def test_the_recipe_runs_at_toy_size(tmp_path: Path) -> None:
+def test_the_recipe_runs_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_light(monkeypatch)
     data = images.as_npz(images.made_up(tmp_path / "shards", 40), tmp_path / "images.npz")
     steps = ("teacher.steps=2", "train.steps=2", "teacher.compile=false", "train.compile=false")
     small = ("evaluate.features=[thumbnail]", "evaluate.pictures=4", "evaluate.reference_steps=4")
+    small += ("evaluate.timing_rounds=1",)
     source = ("data.source=npz", f"data.path={data}")
     run = tmp_path / "run"
     assert main(["run", "cifar10-small", *source, *TOY, *steps, *small, "--out", str(run)]) == 0

@@ -23,6 +23,7 @@ TINY = (
     "evaluate.baseline_steps=2",
     "evaluate.reference_steps=2",
     "evaluate.features=[pixels]",
+    "evaluate.timing_rounds=1",
 )
 
 

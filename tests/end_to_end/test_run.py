@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
@@ -34,17 +36,19 @@ FIXED = [
 ]
 DIGITS = [
     *FIXED,
+    "teacher.network.channels=[8]",
     "teacher.steps=30",
-    "teacher.batch_size=32",
-    "collect.count=256",
-    "collect.shard_size=64",
+    "teacher.batch_size=16",
+    "collect.count=64",
+    "collect.shard_size=16",
     "train.steps=30",
-    "train.batch_size=16",
+    "train.batch_size=8",
     "evaluate.samples=100",
     "evaluate.pictures=16",
     "evaluate.curves=[{solver: ddim, steps: [1, 2]}]",
     "evaluate.baseline_steps=4",
     "evaluate.reference_steps=8",
+    "evaluate.timing_rounds=1",
 ]
 TINY = [
     *FIXED,
@@ -168,7 +172,7 @@ def test_the_metrics_have_the_documented_keys(digits: Path) -> None:
     assert metrics["features"]["classifier"]["held_out_accuracy"] >= 0.85
     assert metrics["reference"]["count"] == 1797
     assert metrics["verdict"]["ddim_nfe"] == 4
-    assert metrics["trajectories"]["count"] == 256
+    assert metrics["trajectories"]["count"] == 64
     assert set(metrics["durations"]) == {"teacher", "collect", "train"}
     assert metrics["recipe"] == load_recipe("digits", DIGITS).model_dump(mode="json")
     assert metrics["student_history"][-1]["step"] == 30
@@ -402,7 +406,10 @@ def test_a_sample_depends_on_the_seed_and_its_number_alone(tiny: Path, tmp_path:
 
 
 def test_a_run_and_what_it_exports_sample_in_more_steps(
-    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     few = ("--num", "3", "--raw", "--steps", "3")
     of_run = samples(copy, tmp_path / "a.npz", *few)["states"]
@@ -411,6 +418,11 @@ def test_a_run_and_what_it_exports_sample_in_more_steps(
     assert not np.allclose(of_run, one, atol=1e-3)
     assert main(["export", str(copy), "--out", str(tmp_path / "both")]) == 0
     assert np.array_equal(samples(tmp_path / "both", tmp_path / "b.npz", *few)["states"], of_run)
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda call, **_: compiled.append(call) or call)
+    fast = samples(copy, tmp_path / "a.npz", *few, "--precision", "bf16", "--compile")["states"]
+    assert len(compiled) == 2  # both networks
+    assert 0 < np.abs(fast - of_run).max() < 0.1
     weights = list((tmp_path / "both").rglob("*.safetensors"))
     assert sorted(path.parent.name for path in weights) == ["model", "teacher"]
     shutil.rmtree(copy / "teacher")

@@ -13,7 +13,7 @@ from tests.pictures import random_levels
 from torch import Tensor
 
 from dsno.data.dataset import Dataset
-from dsno.evaluation import feature_cache
+from dsno.evaluation import batchwise, feature_cache
 from dsno.evaluation.batchwise import Desk, Work
 from dsno.evaluation.features import Wanted
 from dsno.evaluation.reference import build_reference
@@ -68,6 +68,22 @@ def test_two_cores_work_on_two_batches_at_a_time(tmp_path: Path, is_kept: bool) 
     finally:
         torch.set_num_threads(before)
     assert found.tolist() == [float(i) ** 2 for i in range(10)]
+
+
+def test_a_device_has_the_next_batch_before_the_host_keeps_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(batchwise, "runs_ahead", lambda _: True)
+
+    def run(items: range) -> dict[str, Tensor]:
+        events.append(f"asked {items.start}")
+        return {"item": torch.arange(items.start, items.stop)}
+
+    work, desk = Work("items", "items", 7, 3, run, threads=1), Desk(tmp_path)
+    desk.compute(work, lambda n, note: events.append(f"kept {n}"))
+    assert events == ["asked 0", "asked 3", "kept 3", "asked 6", "kept 3", "kept 1"]
+    assert desk.results(work, nothing)["item"].tolist() == list(range(7))
 
 
 def test_a_damaged_batch_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from tests.evaluation.mixture import Student, draws
@@ -83,20 +85,51 @@ def test_a_student_that_is_off_has_exactly_that_paired_error(
     assert metrics["verdict"]["student"] > 4 * 0.25**2 * 0.9  # the mean alone is so far
 
 
+def test_samplers_are_fast_and_what_they_are_measured_by_is_exact(
+    teacher: GaussianMixture, reference: Reference
+) -> None:
+    seen: dict[str, set[str]] = {"solver": set(), "student": set(), "features": set()}
+
+    def note(who: str, x: Tensor) -> Tensor:
+        seen[who].add(torch.get_float32_matmul_precision())
+        return x
+
+    class Noted(GaussianMixture):
+        def __call__(self, x: Tensor, t: Tensor, condition: Condition | None = None, /) -> Tensor:
+            return note("solver", super().__call__(x, t, condition))
+
+    noted = Noted(teacher.means, teacher.stds, teacher.schedule)
+    space = reference.spaces["pixels"]
+    features = dataclasses.replace(space, outputs=lambda x: space.outputs(note("features", x)))
+    student = Student(lambda noise: note("student", exact(teacher, noise)))
+    by = dataclasses.replace(reference, spaces={"pixels": features})
+    fast = plan(precision="tf32", curves=(Curve(solver="dpm++2m", steps=(32,)),))
+    metrics, _ = evaluate(noted, student, by, draws(150), fast)
+    assert metrics["arithmetic"] == {"precision": "tf32", "compiled": False}
+    assert seen == {"solver": {"highest", "high"}, "student": {"high"}, "features": {"highest"}}
+    # the same solver with the same steps is another one here, and a CPU rounds no product
+    rows = {(row["name"], row["nfe"]): row["paired_l1"] for row in metrics["samplers"]}
+    assert rows["dpm++2m", 32] == rows["dsno", 1] == 0
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_samplers_take_turns_when_they_are_timed() -> None:
     order: list[str] = []
 
-    def named(name: str) -> Sampler:
+    def named(name: str, nfe: int, who: str = "ddim") -> Sampler:
         def generate(noise: Tensor, _: Condition | None) -> Tensor:
             order.append(name)
             assert len(noise) == 8
             assert not torch.is_grad_enabled()
             return noise
 
-        return Sampler(name, name, 1, None, generate)
+        return Sampler(who, name, nfe, None, generate)
 
-    times = seconds_per_sample([named("a"), named("b")], draws(), rounds=3, batch=8)
-    # the first is to warm up; every second round is reversed
-    assert order == ["a", *"abbaab"]
-    assert len(times) == 2
+    three = [named("a", 1, "dsno"), named("b", 3, "dsno"), named("c", 1)]
+    times = seconds_per_sample([*three, named("d", 2)], draws(), rounds=3, batch=8)
+    # the student, the student in more steps and the cheapest solver are to warm up; every second
+    # round is reversed
+    assert sorted(order[:3]) == [*"abc"]
+    assert order[3:] == [*"abcddcbaabcd"]
+    assert len(times) == 4
     assert min(times) > 0

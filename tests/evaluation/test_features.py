@@ -18,7 +18,7 @@ def digits() -> Dataset:
 
 @pytest.fixture(scope="module")
 def trained(digits: Dataset) -> TrainedClassifier:
-    return train_classifier(digits.rows, digits.labels, digits.num_classes)
+    return train_classifier(digits.rows, digits.labels, digits.num_classes, epochs=20)
 
 
 def test_the_digits_are_what_they_should_be(digits: Dataset) -> None:

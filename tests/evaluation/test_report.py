@@ -221,6 +221,7 @@ def test_the_page_names_what_decides_the_numbers(
     values = example()
     values |= {
         "seed": 7,
+        "arithmetic": {"precision": "bf16", "compiled": True},
         "batch_size": 500,
         "protocol": {
             "split": "test",
@@ -235,7 +236,7 @@ def test_the_page_names_what_decides_the_numbers(
     write_report(write(tmp_path / "report", values))
     text = text_of((tmp_path / "report" / "report.html").read_text())
     for part in (
-        "Samples 5,000 of seed 7",
+        "Samples 5,000 of seed 7, networks in bf16, compiled",
         "Compared with digits, 1,797 of 1x8x8, split test; SHA-256 0123456789ab ",
         "weights decay 0.999",
         "Features: pixel 97x97; 8 bits",

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 from typing import Any
 
 import pytest
 import torch
+from tests.devices import DEVICE, Crossings
 from tests.evaluation.mixture import SHAPE, Student, draws, nothing
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsno.diffusion.analytic import Gaussian, GaussianMixture
 from dsno.diffusion.conditions import Condition
-from dsno.diffusion.denoisers import Preconditioning
+from dsno.diffusion.denoisers import Denoiser, Preconditioning
 from dsno.diffusion.schedules import CosineSchedule
+from dsno.evaluation.features.plain import PLAIN_SPACES, plain_space
+from dsno.evaluation.reference import rows_of
 from dsno.evaluation.samplers import (
     Sampler,
+    dial_sampler,
     draw,
     samplers_of,
     student_sampler,
     teacher_sampler,
 )
+from dsno.operator.dsno import DSNO
+from dsno.operator.lift import LiftConfig
 from dsno.recipes.schema import Curve, Evaluate
 from dsno.support import seeds
+from dsno.support.threads import MOST
 
 
 @pytest.mark.parametrize("labelled", [False, True])
@@ -166,3 +174,84 @@ def test_the_student_is_asked_for_its_state_at_zero() -> None:
     sampler = student_sampler(Student(lambda noise: noise + 1))
     assert (sampler.name, sampler.nfe) == ("dsno", 1)
     assert torch.equal(sampler.generate(torch.zeros(2, *SHAPE), None), torch.ones(2, *SHAPE))
+
+
+class Thrice(nn.Module):
+    """F = 3.03 x by float32; notes the types it computes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2, bias=False)
+        self.linear.weight = nn.Parameter(3.03 * torch.eye(2))
+        self.types: list[torch.dtype] = []
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        product: Tensor = self.linear(x)
+        self.types.append(product.dtype)
+        return product
+
+
+# By hand: one step is the network's F at t = 0, 3.03 or, in eight bits, 3.03125; two are F of the
+# state (F + 0.2) / sqrt(1.04), whose noise is a fifth of its signal.
+@pytest.mark.parametrize(
+    ("who", "exact", "half"),
+    [("student", 3.03, 3.03125), ("teacher", 3.03, 3.03125), ("dial", 9.597, 9.625)],
+)
+def test_a_sampler_in_bf16_computes_its_network_so_and_its_states_in_float32(
+    who: str, exact: float, half: float
+) -> None:
+    network = Thrice()
+    teacher = Denoiser(network, CosineSchedule(), prediction_type="sample", sample_shape=SHAPE)
+    operator = DSNO.from_teacher(teacher, LiftConfig((), slices=2))
+    lifted = operator.lifted.network
+    seen = {"student": [lifted], "teacher": [network], "dial": [lifted, network]}[who]
+    noise, settings = torch.ones(1, *SHAPE), []
+
+    def decode(states: Tensor) -> Tensor:
+        settings.append(torch.get_float32_matmul_precision())
+        return states
+
+    made = {}
+    for precision in ("exact", "bf16"):
+        sampler = (
+            teacher_sampler(teacher, "ddim", 1, "uniform", decode, precision=precision)
+            if who == "teacher"
+            else student_sampler(operator, decode, precision=precision)
+            if who == "student"
+            else dial_sampler(operator, teacher, 2, decode, precision=precision)
+        )
+        made[sampler.precision] = sampler.generate(noise, None)
+        assert sampler.threads == (1 if precision == "bf16" else MOST)
+    atol = 1e-3 if who == "dial" else 1e-6  # the schedules end near t = 0
+    assert torch.allclose(made["exact"], torch.tensor(exact), atol=atol, rtol=0)
+    assert torch.allclose(made["bf16"], torch.tensor(half), atol=atol, rtol=0)
+    for one in seen:
+        assert (one.types[-1], one.types[0]) == (torch.bfloat16, torch.float32)
+    assert settings == ["highest", "highest"]  # what follows the network is as exact as ever
+
+
+def test_precision_is_part_of_what_a_sampler_is(teacher: GaussianMixture) -> None:
+    plan = Evaluate(dial=(2,), curves=(Curve(solver="dpm++2m", steps=(2,)),), precision="tf32")
+    student = Solved(Gaussian(torch.zeros(2), torch.ones(2), CosineSchedule()))
+    found = [(s.key, s.slug) for s in samplers_of(teacher, student, plan)[:3]]
+    assert found == [
+        (("dsno", 1, None, "tf32"), "dsno-1-tf32"),
+        (("dsno", 2, "from t = 0.0625", "tf32"), "dsno-2-from-t-=-0.0625-tf32"),
+        (("dpm++2m", 2, "uniform", "tf32"), "dpmpp2m-2-uniform-tf32"),
+    ]
+
+
+def test_nothing_is_copied_back_before_samples_and_features_are_there() -> None:
+    """What is drawn goes to the device; the rest stays there until a batch is asked for."""
+    on_device = dataclasses.replace(draws(4), device=DEVICE)
+    sampler = student_sampler(Student(lambda noise: noise / 2))
+    spaces = [plain_space(name, DEVICE) for name in PLAIN_SPACES]
+    with Crossings() as crossings:
+        for _ in range(2):  # the device does not keep what all samplers of an evaluation start from
+            rows = rows_of(spaces, sampler.generate(*on_device.batch(range(4))))
+    assert [(name, row.shape) for name, row in rows.items()] == [
+        ("pixels.features", (4, 4)),
+        ("thumbnail.features", (4, 4)),
+    ]
+    assert crossings.up == [((4, *SHAPE), torch.float32)] * 2
+    assert (crossings.down, crossings.reads) == ([], 0)

@@ -53,6 +53,7 @@ class Child:
         arguments: of the function.
         log: file to which standard output and standard error are appended.
         environment: variables it has besides those of the tests.
+        has_children: whether it starts processes itself.
     """
 
     def __init__(
@@ -61,10 +62,12 @@ class Child:
         arguments: Sequence[Any],
         log: Path,
         environment: Mapping[str, str] | None = None,
+        *,
+        has_children: bool = False,
     ) -> None:
         self.log = log
         work = (function, tuple(arguments), log, dict(environment or {}))
-        self._process = _server().Process(target=_work, args=work, daemon=True)
+        self._process = _server().Process(target=_work, args=work, daemon=not has_children)
         self._process.start()
 
     def is_alive(self) -> bool:

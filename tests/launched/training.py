@@ -50,20 +50,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 DATA = torch.randn(20, 3, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
-def teacher() -> Denoiser:
+def teacher(channels: tuple[int, ...] = (8, 16)) -> Denoiser:
+    attention = (False,) * (len(channels) - 1) + (True,)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        network = build_unet(SHAPE, channels=(8, 16), norm_num_groups=4, attention=(False, True))
+        network = build_unet(SHAPE, channels=channels, norm_num_groups=4, attention=attention)
     return denoiser_of(network, Preconditioning(CosineSchedule(), "v_prediction"), SHAPE)
 
 
-def objective() -> TrajectoryObjective:
-    return copy.deepcopy(_objective())
+def objective(channels: tuple[int, ...] = (8, 16)) -> TrajectoryObjective:
+    return copy.deepcopy(_objective(channels))
 
 
 @functools.cache
-def _objective() -> TrajectoryObjective:
-    denoiser = teacher()
+def _objective(channels: tuple[int, ...]) -> TrajectoryObjective:
+    denoiser = teacher(channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         operator = DSNO.from_teacher(denoiser, LiftConfig(unet_sites(denoiser.network), slices=2))
@@ -89,9 +90,15 @@ def batches_until(end: int) -> Batches:
     return cut
 
 
-def fit(folder: Path, make: Batches = batches, **changes: Any) -> tuple[dict[str, Tensor], list]:
+def fit(
+    folder: Path,
+    make: Batches = batches,
+    *,
+    channels: tuple[int, ...] = (8, 16),
+    **changes: Any,
+) -> tuple[dict[str, Tensor], list]:
     plan = PLAN.model_copy(update=changes)
-    average, history = train(objective(), make, plan, folder, seed=0, tag="t")
+    average, history = train(objective(channels), make, plan, folder, seed=0, tag="t")
     return average.state_dict(), history
 
 

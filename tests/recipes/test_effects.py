@@ -32,9 +32,12 @@ from dsno.training.losses import DISTANCES, LPIPS_VGG
 from dsno.trajectories.manifest import DTYPES
 
 LOGS = {"checkpoint_every", "keep", "log_every", "log_images_every", "log_with"}
-LATER = {"collect.precision": "exact"}
+LATER = {"collect.precision": "exact", "evaluate.precision": "exact"}
 """Keys that recipes of recorded results may lack, and what those results were made with."""
-MEMORY = {"accumulation", "compile", "cpu_replicas", "gradient_checkpointing", "shard"}
+MEMORY = {
+    *("accumulation", "channels_last", "compile", "cpu_replicas"),
+    *("gradient_checkpointing", "shard"),
+}
 NOTHING = {f"{s}.{key}" for s in ("teacher", "train") for key in LOGS} | {
     "name",
     "collect.cache_gb",
@@ -46,6 +49,7 @@ ROUNDING = {f"{s}.{key}" for s in ("teacher", "train") for key in MEMORY} | {
     "collect.batch_size",
     "collect.compile",
     "evaluate.batch_size",
+    "evaluate.compile",
 }
 
 

@@ -63,6 +63,51 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return capsys.readouterr().err
 
 
+def test_a_model_is_measured_in_the_precision_asked_for(
+    model: Path, grey: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [model, "--data", "folder", "--path", grey, "--samples", 6]
+    given.append("evaluate.features=[thumbnail]")
+    exact, half = (evaluated(capsys, *given, *more) for more in ([], ["--precision", "bf16"]))
+    assert exact["arithmetic"] == {"precision": "exact", "compiled": False}
+    assert half["arithmetic"] == {"precision": "bf16", "compiled": False}
+    distances = [found["frechet_distance"]["thumbnail"] for found in (exact, half)]
+    assert distances[0] == pytest.approx(distances[1], rel=0.05)
+    assert distances[0] != distances[1]
+
+
+def test_a_precision_where_nothing_is_sampled_is_refused(
+    grey: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [grey, "--data", "folder", "--path", grey]
+    for more in (["--precision", "tf32"], ["--compile"]):
+        assert "of the network that makes samples, and here none" in refused(capsys, *given, *more)
+    assert "go with a trained model or images" in refused(capsys, "digits", "--compile")
+    said = refused(capsys, *given, "--precision", "fp8")
+    assert "'evaluate.precision' should be 'exact', 'tf32' or 'bf16', not \"fp8\"" in said
+
+
+def test_samples_are_made_in_the_precision_asked_for(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda call, **_: compiled.append(call) or call)
+    made = {}
+    for name, more in ("exact", []), ("bf16", ["--precision", "bf16", "--compile"]):
+        file = str(tmp_path / f"{name}.npz")
+        assert main(["sample", str(model), "--num", "2", "--raw", "--out", file, *more]) == 0
+        made[name] = np.load(file)["states"]
+    assert len(compiled) == 1
+    gap = np.abs(made["bf16"] - made["exact"])
+    assert made["bf16"].dtype == np.float32
+    assert 0 < gap.max() < 0.1
+    assert main(["sample", str(model), "--precision", "half"]) == 2
+    assert "Unknown precision 'half': known are 'bf16', 'exact', 'tf32'" in capsys.readouterr().err
+
+
 def by_pillow(path: Path, size: tuple[int, int]) -> np.ndarray:
     """(H, W, 3) levels: fitted to `size` (height, width), the centre kept, and made RGB."""
     with Image.open(path) as image:

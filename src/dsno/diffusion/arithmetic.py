@@ -1,4 +1,4 @@
-"""In which precision a teacher's network computes: exactly, or as fast as the device can.
+"""In which precision a network computes: exactly, or as fast as the device can.
 
 | name    | network                                                                | kernels       |
 |---------|------------------------------------------------------------------------|---------------|
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,15 @@ from dsno.diffusion.denoisers import Denoiser, DenoiserProtocol, NetworkCall
 from dsno.diffusion.guidance import GuidedDenoiser
 from dsno.recipes.choices import Arithmetic
 from dsno.support.errors import InputError
+
+
+class CallsNetwork(Protocol):
+    """A denoiser of a network, or an operator: `call` is how its network is called."""
+
+    call: NetworkCall
+
+
+Model = TypeVar("Model", bound=CallsNetwork)
 
 
 @contextlib.contextmanager
@@ -59,18 +69,21 @@ def network_in(
         return denoiser
     if isinstance(denoiser, GuidedDenoiser):
         guided = copy.copy(denoiser)
-        guided.inner = _called_in(denoiser.inner, precision, compiled)
+        guided.inner = called_in(denoiser.inner, precision, compiled=compiled)
         return guided
     if isinstance(denoiser, Denoiser):
-        return _called_in(denoiser, precision, compiled)
+        return called_in(denoiser, precision, compiled=compiled)
     raise InputError(
         f"The network of a {type(denoiser).__name__} is not known, so it can neither compute in "
         "bf16 nor be compiled; leave `precision` and `compile` as they are by default."
     )
 
 
-def _called_in(denoiser: Denoiser, precision: Arithmetic, compiled: bool) -> Denoiser:
-    found = copy.copy(denoiser)
+def called_in(model: Model, precision: Arithmetic, *, compiled: bool = False) -> Model:
+    """The same model with its network called so; it shares the weights. As `network_in`."""
+    if precision != "bf16" and not compiled:
+        return model
+    found = copy.copy(model)
     if compiled:
         found.call = _compiled(found.call)
     if precision == "bf16":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ from dsno.support import distributed
 from dsno.support.console import Advance, progress
 from dsno.support.errors import InputError
 from dsno.support.files import replacing
-from dsno.support.threads import Workers
+from dsno.support.threads import MOST, Workers
+from dsno.support.transfers import Arrival, runs_ahead
 
 Results = Mapping[str, Tensor]
 """Arrays by name, joined along their first dimension in the order of the items."""
@@ -41,6 +43,7 @@ class Work:
         batch_size: items at a time.
         run: from some items to an array of each result.
         cost: of an item, in units of the progress bar.
+        threads: that may run it side by side, at most.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Work:
     batch_size: int
     run: Callable[[range], Results]
     cost: int = 1
+    threads: int = MOST
 
     @property
     def batches(self) -> list[range]:
@@ -92,14 +96,24 @@ class Desk:
             lambda: [items for items in work.batches if not self._is_done(work, items)]
         )
 
-        def one(items: range) -> None:
-            found = _rows(work, items)
+        device, asked = distributed.device(), deque[tuple[range, _Rows]]()
+
+        def keep_oldest() -> None:
+            items, rows = asked.popleft()
+            found = rows.wait()
             with replacing(folder / _file(items)) as temporary:
                 save_file(found, temporary)
             advance(len(items) * work.cost, note=work.label)
 
-        with Workers(distributed.device()) as workers:
+        def one(items: range) -> None:
+            asked.append((items, _Rows(work, items)))
+            if not runs_ahead(device) or len(asked) > 1:  # the device is never without work
+                keep_oldest()
+
+        with Workers(device, work.threads) as workers:
             workers.share(one, _taken(left, distributed.shared_total(work.name)))
+        while asked:
+            keep_oldest()
         distributed.wait_for_everyone()
 
     def results(self, work: Work, advance: Advance) -> dict[str, Tensor]:
@@ -108,11 +122,11 @@ class Desk:
         def one(items: range) -> dict[str, Tensor]:
             if self.folder is not None:
                 return self.batch(work.name, items)
-            rows = _rows(work, items)
+            rows = _Rows(work, items).wait()
             advance(len(items) * work.cost, note=work.label)
             return rows
 
-        with Workers(distributed.device()) as workers:
+        with Workers(distributed.device(), work.threads) as workers:
             found = workers.map(one, work.batches)
         return {name: torch.cat([batch[name] for batch in found]) for name in found[0]}
 
@@ -150,9 +164,17 @@ def _taken(batches: Sequence[range], take: Callable[[int], int]) -> Iterator[ran
         yield batches[turn - 1]
 
 
-def _rows(work: Work, items: range) -> dict[str, Tensor]:
-    with torch.no_grad():
-        return {name: value.cpu().contiguous() for name, value in work.run(items).items()}
+class _Rows:
+    """The results of some items, on their way to the host."""
+
+    def __init__(self, work: Work, items: range) -> None:
+        with torch.no_grad():
+            found = work.run(items)
+            self._arrivals = {k: Arrival(value.contiguous()) for k, value in found.items()}
+
+    def wait(self) -> dict[str, Tensor]:
+        """The results, once they are there."""
+        return {name: arrival.wait() for name, arrival in self._arrivals.items()}
 
 
 @contextlib.contextmanager

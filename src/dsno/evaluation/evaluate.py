@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsno.diffusion.arithmetic import arithmetic
 from dsno.diffusion.denoisers import DenoiserProtocol, evaluations_per_call
 from dsno.evaluation.batchwise import Desk, Work, shared_progress
 from dsno.evaluation.equivalence import step_equivalence
 from dsno.evaluation.measured import Row, read_row, write_row
 from dsno.evaluation.reference import Reference, outputs_in, rows_of
 from dsno.evaluation.samplers import (
+    STUDENT,
     Decode,
     Draws,
     Sampler,
@@ -29,8 +31,10 @@ from dsno.operator.dsno import DSNO
 from dsno.recipes.schema import Evaluate
 from dsno.support import distributed
 from dsno.support.console import Advance
+from dsno.support.transfers import to_device
 
 
+@arithmetic("exact")
 def evaluate(
     denoiser: DenoiserProtocol,
     operator: DSNO,
@@ -42,6 +46,9 @@ def evaluate(
     desk: Desk | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Measure the student and the teacher's samplers from the same noise.
+
+    Their networks compute as `spec` says; features, and the solution that paired errors are
+    measured from, are exact in any case.
 
     Under a launcher every process calls this and gets the same; batches are shared among them.
 
@@ -60,8 +67,9 @@ def evaluate(
     short = reference.shortages(spec.samples)
     warn(short)
     truth = teacher_sampler(denoiser, "dpm++2m", spec.reference_steps, "uniform", decode)
-    baseline = teacher_sampler(denoiser, "ddim", spec.baseline_steps, "uniform")
     samplers = samplers_of(denoiser, operator, spec, decode)
+    of_baseline = teacher_sampler(denoiser, "ddim", spec.baseline_steps, "uniform").nfe, "uniform"
+    baseline = next(s for s in samplers if s.name == "ddim" and (s.nfe, s.spacing) == of_baseline)
     rows = Measurement(reference, draws, spec, truth, desk or Desk()).rows(samplers)
     seconds = distributed.on_main(
         lambda: seconds_per_sample(samplers, draws, spec.timing_rounds, min(64, spec.samples))
@@ -85,6 +93,7 @@ def evaluate(
         "samples": spec.samples,
         "seed": draws.seed,
         "batch_size": draws.batch_size,
+        "arithmetic": arithmetic_record(spec),
         "samplers": measured,
         "step_equivalence": [dataclasses.asdict(e) for e in equivalence],
         "reference": reference.summary(),
@@ -111,6 +120,11 @@ def evaluate(
         first = torch.arange(min(spec.pictures, reference.count))
         arrays = {"real": reference.data.rows(first), **arrays}
     return metrics, arrays
+
+
+def arithmetic_record(spec: Evaluate) -> dict[str, Any]:
+    """What metrics.json says of the way networks that make samples computed."""
+    return {"precision": spec.precision, "compiled": spec.compile}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,12 +181,13 @@ class Measurement:
             if sampler.key == self.truth.key:
                 rows["images"] = images
             else:
-                gap = (images.cpu() - exact(items)).abs()
+                gap = (images - to_device(exact(items), images.device)).abs()
                 rows["paired_l1"] = gap.flatten(1).double().mean(1)
             return rows
 
         label, size = f"{sampler.label} {sampler.nfe}", self.draws.batch_size
-        return Work(sampler.slug, label, self.spec.samples, size, run, cost=sampler.nfe)
+        work = Work(sampler.slug, label, self.spec.samples, size, run, cost=sampler.nfe)
+        return dataclasses.replace(work, threads=sampler.threads)
 
     def _exact(self, images: Tensor | None, items: range) -> Tensor:
         """Solutions from the same noises."""
@@ -213,7 +228,8 @@ def seconds_per_sample(
     times: list[list[float]] = [[] for _ in samplers]
     turns = list(zip(times, samplers, strict=True))
     with torch.no_grad():
-        samplers[0].generate(noise, condition)  # warm up
+        for sampler in _one_of_each(samplers):  # warm up: kernels are chosen, or compiled
+            sampler.generate(noise, condition)
         synchronize(draws.device)
         for index in range(rounds):
             for taken, sampler in turns if index % 2 == 0 else reversed(turns):
@@ -222,6 +238,12 @@ def seconds_per_sample(
                 synchronize(draws.device)
                 taken.append((time.perf_counter() - start) / batch)
     return [statistics.median(taken) for taken in times]
+
+
+def _one_of_each(samplers: Sequence[Sampler]) -> list[Sampler]:
+    """The first, then the cheapest of the student in more steps and of the solvers."""
+    others = {s.name == STUDENT: s for s in sorted(samplers[1:], key=lambda s: -s.nfe)}
+    return [samplers[0], *others.values()]
 
 
 def synchronize(device: torch.device) -> None:

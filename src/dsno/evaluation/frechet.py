@@ -19,6 +19,10 @@ class Moments:
     covariance: Tensor
     count: int
 
+    def to(self, device: torch.device) -> Moments:
+        """The same on a device."""
+        return Moments(self.mean.to(device), self.covariance.to(device), self.count)
+
 
 def moments(features: Float[Tensor, "n d"]) -> Moments:
     """Mean and unbiased covariance.

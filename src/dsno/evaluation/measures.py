@@ -35,8 +35,12 @@ class ReferenceSpace:
     features: Tensor | None = None
     _manifolds: dict[int, Manifold] = field(default_factory=dict, init=False, repr=False)
 
+    def distance(self, samples: Tensor) -> float:
+        """The Frechet distance of samples, by their features (n, d)."""
+        return frechet_distance(moments(samples.to(self.moments.mean.device)), self.moments)
+
     def measure(self, samples: Tensor, logits: Tensor | None = None) -> dict[str, Any]:
-        """The entries of metrics.json of samples.
+        """The entries of metrics.json of samples, computed where the reference is.
 
         What the samples are too few for, or what needs features of the reference that are not
         known, is left out.
@@ -48,6 +52,7 @@ class ReferenceSpace:
         Raises:
             InputError: for fewer than two samples, or features that are not finite.
         """
+        samples = samples.to(self.moments.mean.device)
         made = moments(samples)
         found: dict[str, Any] = {
             "frechet_distance": frechet_distance(made, self.moments),

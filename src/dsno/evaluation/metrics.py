@@ -142,6 +142,11 @@ class _Trajectories(_Record):
     precision: str = "exact"
 
 
+class _Arithmetic(_Record):
+    precision: str = "exact"
+    compiled: bool = False
+
+
 class Metrics(_Record):
     """metrics.json, as `dsno evaluate` writes it."""
 
@@ -150,8 +155,9 @@ class Metrics(_Record):
     samples: int
     seed: int | None = None
     batch_size: int | None = None
+    arithmetic: _Arithmetic = _Arithmetic()
     protocol: _Protocol | None = None
-    """None in files of earlier versions, as the two above."""
+    """None in files of earlier versions, as `seed` and `batch_size`."""
     samplers: list[SamplerRecord]
     reference: _Reference
     features: dict[str, _Features]

@@ -25,6 +25,7 @@ from dsno.recipes.choices import FeatureName
 from dsno.support import distributed, seeds
 from dsno.support.errors import InputError
 from dsno.support.files import fingerprint
+from dsno.support.transfers import runs_ahead
 
 CHUNK = 5000
 """Real images whose features are computed at a time, where it is not said."""
@@ -55,7 +56,7 @@ class Reference:
     def distances(self, samples: Tensor) -> dict[str, float]:
         """Frechet distance of samples to the reference in each space."""
         return {
-            name: frechet_distance(moments(space(samples).features), self.by_space[name].moments)
+            name: self.by_space[name].distance(space(samples).features)
             for name, space in self.spaces.items()
         }
 
@@ -115,13 +116,15 @@ def build_reference(
         name: build_space(name, wanted) for name in names or usual_spaces(data)
     }
     outputs = _outputs(data, spaces, desk, batch_size)
+    where = measuring_device(wanted.device)
     order = torch.from_numpy(seeds.generator(seed, seeds.SPLIT, 1).permutation(len(data)))
     half = len(order) // 2
     by_space: dict[str, ReferenceSpace] = {}
 
     def floor() -> dict[str, float]:
         found = {}
-        for name, (features, _) in outputs.items():
+        for name, made in outputs.items():
+            features = made.features.to(where)
             by_space[name] = ReferenceSpace(moments(features), features[order[:KEPT]])
             halves = (moments(features[rows]) for rows in (order[:half], order[half:]))
             found[name] = frechet_distance(*halves)
@@ -136,6 +139,11 @@ def build_reference(
         by_space,
         data,
     )
+
+
+def measuring_device(device: torch.device) -> torch.device:
+    """Where distances are computed: on a GPU that has float64, else on the CPU."""
+    return device if runs_ahead(device) else torch.device("cpu")
 
 
 def _outputs(
@@ -225,7 +233,7 @@ def reference_of_statistics(
         found.moments.count,
         {name: space},
         {name: space.record},
-        by_space={name: ReferenceSpace(found.moments)},
+        by_space={name: ReferenceSpace(found.moments.to(measuring_device(wanted.device)))},
     )
 
 

@@ -5,21 +5,26 @@ A sampler is any callable `(noise, condition) -> samples`; teacher and student a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor
 
+from dsno.diffusion.arithmetic import arithmetic, called_in, network_in
 from dsno.diffusion.conditions import Condition, Conditions
 from dsno.diffusion.denoisers import DenoiserProtocol, evaluations_per_call
 from dsno.diffusion.solvers import evaluations, solve
 from dsno.operator.dsno import DSNO
+from dsno.recipes.choices import Arithmetic
 from dsno.recipes.schema import Curve, Evaluate
 from dsno.sampling.dial import cost, go_on, start_of
 from dsno.support import seeds
-from dsno.support.threads import Workers, per_thread
+from dsno.support.threads import MOST, Workers, per_thread
+from dsno.support.transfers import to_device
 
 STUDENT = "dsno"
 SAMPLER_NAMES = {
@@ -53,7 +58,9 @@ class Sampler:
         nfe: network evaluations per sample.
         spacing: of the solver's steps; None for the student, and where the teacher goes on from its
             trajectory, from which time.
-        generate: the sampler itself, for any number of threads.
+        generate: the sampler itself, for as many threads.
+        precision: of the networks; what is made of their states is as exact as the surroundings.
+        threads: how many may use it at a time, at most.
     """
 
     name: str
@@ -61,63 +68,105 @@ class Sampler:
     nfe: int
     spacing: str | None
     generate: Generate
+    precision: Arithmetic = "exact"
+    threads: int = MOST
 
     @property
-    def key(self) -> tuple[str, int, str | None]:
+    def key(self) -> tuple[str | int | None, ...]:
         """What distinguishes it from the others."""
-        return self.name, self.nfe, self.spacing
+        key = self.name, self.nfe, self.spacing
+        return key if self.precision == "exact" else (*key, self.precision)
 
     @property
     def slug(self) -> str:
         """The same as the name of a file."""
-        spacing = (self.spacing or "").replace(" ", "-")
-        words = (self.name.replace("+", "p"), str(self.nfe), spacing)
+        words = [str(word or "").replace(" ", "-") for word in self.key]
+        words[0] = self.name.replace("+", "p")
         return "-".join(word for word in words if word)
 
 
-def student_sampler(operator: DSNO, decode: Decode = as_is) -> Sampler:
-    """The operator's state at t = 0."""
-    own = per_thread(operator)
+def student_sampler(
+    operator: DSNO,
+    decode: Decode = as_is,
+    *,
+    precision: Arithmetic = "exact",
+    compiled: bool = False,
+) -> Sampler:
+    """The operator's state at t = 0, its network in a precision and perhaps compiled."""
+    own = per_thread(called_in(operator, precision, compiled=compiled))
 
     def generate(noise: Tensor, condition: Condition | None) -> Tensor:
-        return decode(own().sample(noise, condition))
+        with _set_to(precision):
+            states = own().sample(noise, condition)
+        return decode(states)
 
-    return Sampler(STUDENT, SAMPLER_NAMES[STUDENT], 1, None, generate)
+    threads = _threads(precision, compiled)
+    return Sampler(STUDENT, SAMPLER_NAMES[STUDENT], 1, None, generate, precision, threads)
 
 
 def dial_sampler(
-    operator: DSNO, denoiser: DenoiserProtocol, steps: int, decode: Decode = as_is
+    operator: DSNO,
+    denoiser: DenoiserProtocol,
+    steps: int,
+    decode: Decode = as_is,
+    *,
+    precision: Arithmetic = "exact",
+    compiled: bool = False,
 ) -> Sampler:
     """The teacher's solver from the operator's trajectory, in `steps` steps in all, 2 or more.
+
+    Both networks are in a precision and perhaps compiled.
 
     Raises:
         InputError: if the operator was trained at t = 0 alone.
     """
-    own, teacher = per_thread(operator), per_thread(denoiser)
+    own = per_thread(called_in(operator, precision, compiled=compiled))
+    teacher = per_thread(network_in(denoiser, precision, compiled=compiled))
     start = start_of(operator.times, operator.preconditioning)
 
     def generate(noise: Tensor, condition: Condition | None) -> Tensor:
-        states = own()(noise, condition, start.times)
-        return decode(go_on(teacher(), start, states, steps - 1, condition).states[:, -1])
+        with _set_to(precision):
+            states = own()(noise, condition, start.times)
+            solution = go_on(teacher(), start, states, steps - 1, condition)
+        return decode(solution.states[:, -1])
 
-    label = f"{SAMPLER_NAMES[STUDENT]}, then its teacher"
-    return Sampler(STUDENT, label, cost(denoiser, steps), f"from t = {start.time:.3g}", generate)
+    label, where = f"{SAMPLER_NAMES[STUDENT]}, then its teacher", f"from t = {start.time:.3g}"
+    nfe, threads = cost(denoiser, steps), _threads(precision, compiled)
+    return Sampler(STUDENT, label, nfe, where, generate, precision, threads)
 
 
 def teacher_sampler(
-    denoiser: DenoiserProtocol, method: str, steps: int, spacing: str, decode: Decode = as_is
+    denoiser: DenoiserProtocol,
+    method: str,
+    steps: int,
+    spacing: str,
+    decode: Decode = as_is,
+    *,
+    precision: Arithmetic = "exact",
+    compiled: bool = False,
 ) -> Sampler:
-    """A teacher's solver with `steps` steps."""
-    own = per_thread(denoiser)
+    """A teacher's solver with `steps` steps, the network in a precision and perhaps compiled."""
+    own = per_thread(network_in(denoiser, precision, compiled=compiled))
 
     def generate(noise: Tensor, condition: Condition | None) -> Tensor:
-        solution = solve(
-            own(), noise, method=method, steps=steps, spacing=spacing, condition=condition
-        )
+        with _set_to(precision):
+            solution = solve(
+                own(), noise, method=method, steps=steps, spacing=spacing, condition=condition
+            )
         return decode(solution.states[:, -1])
 
     nfe = evaluations(method, steps) * evaluations_per_call(denoiser)
-    return Sampler(method, SAMPLER_NAMES[method], nfe, spacing, generate)
+    threads = _threads(precision, compiled)
+    return Sampler(method, SAMPLER_NAMES[method], nfe, spacing, generate, precision, threads)
+
+
+def _set_to(precision: Arithmetic) -> AbstractContextManager[None]:
+    """The libraries' setting, which threads share: that of `exact` is set around them all."""
+    return contextlib.nullcontext() if precision == "exact" else arithmetic(precision)
+
+
+def _threads(precision: Arithmetic, compiled: bool) -> int:
+    return 1 if compiled or precision != "exact" else MOST
 
 
 def samplers_of(
@@ -130,11 +179,17 @@ def samplers_of(
     curves = [*spec.curves, Curve(solver="ddim", steps=(spec.baseline_steps,))]
     wanted = {(c.solver, steps, c.spacing): None for c in curves for steps in c.steps}
     further = sorted({*spec.dial} - {1}) if spec.dial and operator.slices > 1 else []
+    how: _How = {"precision": spec.precision, "compiled": spec.compile}
     return [
-        student_sampler(operator, decode),
-        *(dial_sampler(operator, denoiser, steps, decode) for steps in further),
-        *(teacher_sampler(denoiser, *key, decode) for key in wanted),
+        student_sampler(operator, decode, **how),
+        *(dial_sampler(operator, denoiser, steps, decode, **how) for steps in further),
+        *(teacher_sampler(denoiser, *key, decode, **how) for key in wanted),
     ]
+
+
+class _How(TypedDict):
+    precision: Arithmetic
+    compiled: bool
 
 
 @dataclass
@@ -154,18 +209,21 @@ class Draws:
     conditions: Conditions
     batch_size: int
     device: torch.device = torch.device("cpu")
-    _cache: dict[range, tuple[Tensor, Condition | None]] = field(
+    _cache: dict[range, tuple[Tensor, dict[str, Tensor]]] = field(
         default_factory=dict, init=False, repr=False
     )
 
     def batch(self, items: range) -> tuple[Tensor, Condition | None]:
-        """Noise and condition of some items."""
+        """Noise and condition of some items, drawn once and kept by the host."""
         if items not in self._cache:
             noise = seeds.item_noise(self.seed, items, self.shape, stream=seeds.SAMPLE)
-            drawn = self.conditions.draw(self.seed, items, sampling=True)
-            found = noise, self.conditions.expand(drawn)
-            self._cache[items] = send_to_device(found, self.device)
-        return self._cache[items]
+            self._cache[items] = noise, self.conditions.draw(self.seed, items, sampling=True)
+        noise, drawn = self._cache[items]
+        given = self.conditions.expand(drawn)
+        return (
+            to_device(noise, self.device),
+            given and {k: to_device(v, self.device) for k, v in given.items()},
+        )
 
     def batches(self, count: int) -> list[range]:
         """Items 0 .. count - 1 in batches."""
@@ -181,5 +239,5 @@ def draw(sampler: Sampler, draws: Draws, count: int, advance: Callable[..., None
         advance(len(items) * sampler.nfe, note=f"{sampler.label} {sampler.nfe}")
         return samples
 
-    with Workers(draws.device) as workers:
+    with Workers(draws.device, sampler.threads) as workers:
         return torch.cat(workers.map(batch, draws.batches(count)))

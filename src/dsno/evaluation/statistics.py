@@ -89,8 +89,8 @@ def save_statistics(path: Path, moments: Moments, name: str, space: Space) -> No
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
-            mu=moments.mean.numpy(),
-            sigma=moments.covariance.numpy(),
+            mu=moments.mean.cpu().numpy(),
+            sigma=moments.covariance.cpu().numpy(),
             count=np.int64(moments.count),
             features=np.array(json.dumps(about)),
         )

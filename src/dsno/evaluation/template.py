@@ -89,7 +89,10 @@ def deciding(metrics: Metrics) -> list[tuple[str, str]]:
     """What else decides the numbers, line by line; nothing for files that do not say."""
     lines: list[tuple[str, str]] = []
     if metrics.seed is not None:
-        lines.append(("Samples", f"{metrics.samples:,} of seed {metrics.seed}"))
+        kind = metrics.arithmetic
+        how = "" if kind.precision == "exact" else f", networks in {kind.precision}"
+        how += ", compiled" if kind.compiled else ""
+        lines.append(("Samples", f"{metrics.samples:,} of seed {metrics.seed}{how}"))
     if (protocol := metrics.protocol) is not None:
         shape = "x".join(map(str, protocol.shape))
         split = f", split {protocol.split}" if protocol.split is not None else ""

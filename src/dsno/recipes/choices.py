@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 Arithmetic = Literal["exact", "tf32", "bf16"]
+Compilation = Literal[False, True, "reduce-overhead"]
 DataSource = Literal["digits", "folder", "huggingface", "npz"]
 Decay = Literal["constant", "cosine", "milestones"]
 FeatureName = Literal["pixels", "thumbnail", "classifier", "imagenet", "inception", "torchscript"]

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dsno.recipes.choices import (
     Arithmetic,
+    Compilation,
     DataSource,
     Decay,
     FeatureName,
@@ -108,8 +109,12 @@ class Optimisation(Section):
     """Arithmetic of the network; the weights stay float32."""
     gradient_checkpointing: Rounding[bool] = False
     """Save memory by computing activations again in the backward pass."""
-    compile: Rounding[bool] = False
-    """Compile the network (`torch.compile`)."""
+    compile: Rounding[Compilation] = False
+    """Compile the network (`torch.compile`). `reduce-overhead` also starts it as one CUDA graph on
+    a GPU, for networks whose kernels are shorter than their launches; not with `shard`."""
+    channels_last: Rounding[bool] = False
+    """Keep weights and images of convolutions in memory with their channels last, as tensor cores
+    take them; compiled networks on a GPU choose by themselves."""
     shard: Rounding[bool] = False
     """Spread weights and optimiser state over the processes (FSDP) rather than replicate them."""
     checkpoint_every: Neutral[Count] = 500
@@ -122,6 +127,15 @@ class Optimisation(Section):
     """Steps between samples in the log; null for none."""
     log_with: Neutral[tuple[Tracker, ...]] = ("tensorboard",)
     """Trackers, by Accelerate's names; those that write files write to the run's logs/ folder."""
+
+    @model_validator(mode="after")
+    def _weights_stay(self) -> Self:
+        if self.compile == "reduce-overhead" and self.shard:
+            raise ValueError(
+                "`compile` = reduce-overhead replays a CUDA graph on weights that stay where they "
+                "are, which those of `shard` do not; set one of the two to false"
+            )
+        return self
 
 
 class Data(Section):
@@ -406,6 +420,11 @@ class Evaluate(Section):
 
     samples: Annotated[int, Field(ge=2)] = 5000
     batch_size: Rounding[Count] = 500
+    precision: LaterResult[Arithmetic] = "exact"
+    """Arithmetic of the student's and the teacher's network, as `collect.precision`. What samples
+    are compared with, and features, are exact in any case."""
+    compile: Rounding[bool] = False
+    """Compile both networks (`torch.compile`)."""
     features: tuple[FeatureName, ...] = ()
     """Spaces distances are measured in; what the data allow if empty: pixels (thumbnails of larger
     images), and a classifier's features where there are labels. The last one gives the verdict."""

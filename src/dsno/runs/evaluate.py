@@ -13,8 +13,10 @@ from torch import Tensor
 
 from dsno.data.dataset import Dataset
 from dsno.data.load import load_data
+from dsno.diffusion.arithmetic import arithmetic
 from dsno.diffusion.conditions import Conditions
 from dsno.evaluation.batchwise import Desk, Work, shared_progress
+from dsno.evaluation.evaluate import arithmetic_record
 from dsno.evaluation.features import Wanted, distance_name
 from dsno.evaluation.frechet import frechet_distance
 from dsno.evaluation.reference import (
@@ -37,8 +39,12 @@ from dsno.support.cache import cache_folder
 from dsno.support.environment import environment, versions
 from dsno.support.errors import InputError
 from dsno.support.files import fingerprint, sha256
+from dsno.support.threads import MOST
 
-TAKEN = ("samples", "batch_size", "features", "classifier_seed", "inception", "torchscript")
+TAKEN = (
+    *("samples", "batch_size", "precision", "compile"),
+    *("features", "classifier_seed", "inception", "torchscript"),
+)
 """Keys of `evaluate` that mean something where there is no teacher."""
 FITTING = {"size", "channels"}
 """Keys of `data` that images are fitted to, whatever they are compared with."""
@@ -67,7 +73,7 @@ class Request:
 
 
 def sections(
-    given: Mapping[str, str | int | None], overrides: Sequence[str]
+    given: Mapping[str, str | int | bool | None], overrides: Sequence[str]
 ) -> tuple[Data, Evaluate]:
     """The sections of a recipe that an evaluation without a recipe takes.
 
@@ -119,6 +125,7 @@ class _Subject:
         images: some of them.
         identity: decides what the images are.
         label: for the progress bar.
+        threads: that may ask for some side by side, at most.
     """
 
     about: Mapping[str, Any]
@@ -127,8 +134,10 @@ class _Subject:
     images: Callable[[range], Tensor]
     identity: Any
     label: str
+    threads: int = MOST
 
 
+@arithmetic("exact")
 def evaluate_target(target: Judged | None, request: Request) -> dict[str, Any]:
     """Frechet distances of what is judged to a reference; under a launcher all processes call this.
 
@@ -141,8 +150,14 @@ def evaluate_target(target: Judged | None, request: Request) -> dict[str, Any]:
 
     Raises:
         InputError: for data that cannot be read or have another shape, a text-conditional model,
-            or statistics of other features.
+            statistics of other features, or a precision where nothing is sampled.
     """
+    spec = request.spec
+    if (target is None or target.kind != "model") and (spec.precision != "exact" or spec.compile):
+        raise InputError(
+            "evaluate.precision and evaluate.compile are of the network that makes samples, and "
+            "here none does; leave them out."
+        )
     if target is not None and target.kind == "statistics":
         return _compare_statistics(target, request)
     subject = None if target is None else _subject(target, request)
@@ -241,7 +256,8 @@ def _measure(subject: _Subject, reference: Reference, request: Request) -> dict[
         return rows_of(spaces, subject.images(items))
 
     size = request.spec.batch_size
-    work = Work(f"judged-{fingerprint(mark)}", subject.label, subject.count, size, run)
+    name, count = f"judged-{fingerprint(mark)}", subject.count
+    work = Work(name, subject.label, count, size, run, threads=subject.threads)
     with shared_progress(
         subject.label, subject.count, done=desk.done(work), unit="image"
     ) as advance:
@@ -291,7 +307,10 @@ def _model(target: Judged, request: Request) -> _Subject:
         )
     conditions = Conditions(model.config.class_frequencies, model.guidance_range)
     draws = Draws(request.seed, operator.sample_shape, conditions, request.spec.batch_size, device)
-    sampler = student_sampler(operator, pipeline.decode)
+    spec = request.spec
+    sampler = student_sampler(
+        operator, pipeline.decode, precision=spec.precision, compiled=spec.compile
+    )
     weights = {
         str(path.relative_to(target.path)): sha256(path)
         for pattern in ("*.safetensors", "*.json")
@@ -303,14 +322,16 @@ def _model(target: Judged, request: Request) -> _Subject:
         "sha256": fingerprint(weights),
         "nfe": sampler.nfe,
         "seed": request.seed,
+        "arithmetic": arithmetic_record(spec),
     }
     return _Subject(
         about,
         pipeline.image_shape,
         request.spec.samples,
         lambda items: sampler.generate(*draws.batch(items)),
-        [about["sha256"], request.seed],
+        [about["sha256"], request.seed, spec.precision],
         "sampling",
+        sampler.threads,
     )
 
 

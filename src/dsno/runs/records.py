@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from dsno.support.adapters import adapter
 from dsno.support.errors import InputError
 from dsno.support.files import read_json, write_json
 
@@ -80,7 +81,7 @@ def read_stages(folder: Path) -> dict[str, StageRecord]:
     remedy = "delete it to run the stages again"
     stages = read_json(path, "record of stages", remedy)
     try:
-        found = TypeAdapter(dict[str, StageRecord]).validate_python(stages, strict=True)
+        found = adapter(dict[str, StageRecord]).validate_python(stages, strict=True)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise InputError(

@@ -14,6 +14,7 @@ stage is skipped; what another recipe made is set aside, and the change is named
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -456,7 +457,7 @@ class Run:
                 f"{self.folder} is not empty and holds no run; give a new or empty folder to --out."
             )
 
-    @property
+    @functools.cached_property
     def _text(self) -> str:
         """The resolved recipe as YAML."""
         return yaml.safe_dump(self.values, sort_keys=False)

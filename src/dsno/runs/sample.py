@@ -8,7 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from dsno.diffusion.arithmetic import arithmetic, called_in
 from dsno.pipeline import DSNOPipeline
+from dsno.recipes.choices import Arithmetic
 from dsno.runs.export import load_with_teacher
 from dsno.sampling.writers import SampleFile, check_target, opened
 from dsno.support import distributed, seeds
@@ -28,6 +30,8 @@ def sample_model(
     batch_size: int = 256,
     raw: bool = False,
     steps: int = 1,
+    precision: Arithmetic = "exact",
+    compiled: bool = False,
 ) -> list[Path]:
     """Sample a model folder into each of `files`; see `dsno.sampling.writers` for their layouts.
 
@@ -46,6 +50,8 @@ def sample_model(
         raw: write the states before decoding, as floats.
         steps: 1, the operator's evaluation; each further one is a step of the teacher's solver.
             What a sample then costs is said.
+        precision: in which the networks compute.
+        compiled: whether they are compiled, for each size of batch anew.
 
     Raises:
         InputError: for a count below 1, a label out of range, a condition the model does not have,
@@ -61,12 +67,22 @@ def sample_model(
         raise InputError(f"The batch size must be at least 1, not {batch_size}.")
     load = load_with_teacher if steps > 1 else DSNOPipeline.from_pretrained
     pipeline = load(folder).to(distributed.device())
-    shape = pipeline.model.operator.sample_shape
+    operator = pipeline.model.operator = called_in(
+        pipeline.model.operator, precision, compiled=compiled
+    )
+    if steps > 1:
+        teacher = pipeline.teacher
+        teacher.denoiser = called_in(teacher.denoiser, precision, compiled=compiled)
+    shape = operator.sample_shape
     for path in files:
         check_target(path, num, pipeline.image_shape, raw=raw)
     embeds = _embeds(pipeline, prompts)
     frequencies = pipeline.model.config.class_frequencies
-    with contextlib.ExitStack() as stack, progress("sampling", num, unit="sample") as advance:
+    with (
+        contextlib.ExitStack() as stack,
+        arithmetic(precision),
+        progress("sampling", num, unit="sample") as advance,
+    ):
         writers: list[SampleFile] = []
         for first in range(0, num, batch_size):
             items = range(first, min(first + batch_size, num))

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dsno.data.dataset import Dataset
+from dsno.diffusion.arithmetic import arithmetic
 from dsno.diffusion.conditions import Condition
 from dsno.diffusion.denoisers import Denoiser, DenoiserProtocol, evaluations_per_call, to_device
 from dsno.diffusion.solvers import evaluations, solve
@@ -376,6 +377,7 @@ def _student_preview(recipe: Recipe, teacher: Teacher, prompts: Prompts | None) 
     return preview
 
 
+@arithmetic("exact")
 def make_metrics(task: Task) -> str:
     """Measure every sampler; return what was read and written."""
     spec, folder = task.recipe.evaluate, task.folder / "report"

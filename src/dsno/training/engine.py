@@ -30,6 +30,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from dsno.recipes.choices import Compilation
 from dsno.support import distributed
 from dsno.support.errors import InputError
 from dsno.training.losses import Objective
@@ -65,6 +66,7 @@ class Engine:
         if mixed_precision == "fp16" and self.device.type == "cpu":
             raise InputError("fp16 needs a GPU; use mixed_precision bf16 or no on a CPU.")
         self.shard = shard
+        self._replays = False
         # A recipe sets these, not the launcher's configuration, and teacher and student may differ.
         os.environ.pop("ACCELERATE_USE_FSDP", None)
         AcceleratorState._reset_state()
@@ -110,9 +112,30 @@ class Engine:
         fused = self.device.type in FUSED
         return torch.optim.AdamW([{"params": list(g)} for g in groups], fused=fused, **options)
 
+    def compile(self, network: nn.Module, how: Compilation) -> None:
+        """Compile a network, if that is asked for; see the recipe's key."""
+        if how == "reduce-overhead":
+            network.compile(mode=how)
+            self._replays = self.device.type == "cuda"
+        elif how:
+            network.compile()
+
     @contextlib.contextmanager
     def gradients(self, worker: nn.Module, last: bool) -> Iterator[None]:
         """Of one micro-batch: gradients are exchanged with the last one only."""
+        if self._replays:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        with self._exchanged(worker, last):
+            yield
+        if self._replays and not last:
+            # A graph leaves its gradients where its next replay puts others, and autograd adds to
+            # them there (pytorch/pytorch#169545).
+            for weight in worker.parameters():
+                if weight.grad is not None:
+                    weight.grad = weight.grad.clone()
+
+    @contextlib.contextmanager
+    def _exchanged(self, worker: nn.Module, last: bool) -> Iterator[None]:
         if isinstance(worker, FSDPModule):
             worker.set_requires_gradient_sync(last)
             yield

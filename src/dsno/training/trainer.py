@@ -17,12 +17,13 @@ from typing import Annotated, Any, NotRequired, TypeVar
 
 import torch
 from accelerate.utils import send_to_device
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from dsno.recipes.schema import Optimisation
 from dsno.support import distributed, seeds
+from dsno.support.adapters import adapter
 from dsno.support.console import progress, say
 from dsno.support.environment import peak_memory
 from dsno.support.errors import InputError, WorkError
@@ -33,6 +34,7 @@ from dsno.training.checkpoints import Checkpoints, newest_first
 from dsno.training.learning_rate import LearningRate
 from dsno.training.loggers import Log, check_trackers
 from dsno.training.losses import Objective
+from dsno.training.memory_format import lay_out
 from dsno.training.prefetch import Batch, Prefetcher, threads_for
 from dsno.training.replicas import Replicas, replicas_of
 from dsno.training.split import micro_batches
@@ -81,7 +83,7 @@ class _State:
     @classmethod
     def read(cls, value: Any) -> _State:
         """The state that a checkpoint holds; a ValueError if it is none."""
-        state = TypeAdapter(cls).validate_python(value)
+        state = adapter(cls).validate_python(value)
         steps = [0, *(row["step"] for row in state.history), state.step + 1]
         times = [*state.per_time, *(row["per_time"] for row in state.history if "per_time" in row)]
         is_possible = (
@@ -226,13 +228,15 @@ class _Training:
         if options.gradient_checkpointing:
             for network in objective.networks:
                 checkpoint_activations(network)
+        if options.channels_last:
+            for network in objective.networks:
+                lay_out(network, torch.channels_last)
         self.template = self.engine.template(self.model)
         self.average = average_of(self.model)
         first = batches(0, self.places[0])
         self.worker = self.engine.spread(objective, [self.average], _without_items(first))
-        if options.compile:
-            for network in objective.networks:
-                network.compile()
+        for network in objective.networks:
+            self.engine.compile(network, options.compile)
         groups = list(objective.groups())
         self.factors = [factor for _, factor in groups]
         self.optimizer = self.engine.optimizer(
@@ -288,6 +292,7 @@ class _Training:
         if (line := self.waiting.line(self.label)) is not None:
             say(line)
         averaged = self.engine.whole(self.template, self.average.module)
+        lay_out(averaged, torch.contiguous_format)  # as files of weights are
         return averaged.cpu().eval(), state.history
 
     def _batch(self, piece: tuple[int, int]) -> Batch:

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from dsno.diffusion.conditions import CLASS_LABELS, GUIDANCE_SCALE, PROMPT
 from dsno.recipes.choices import Arithmetic, StorageType
+from dsno.support.adapters import adapter
 from dsno.support.errors import InputError
 from dsno.support.files import read_json
 from dsno.support.storage import StorageDir, as_storage
@@ -189,7 +190,7 @@ def _read_manifest(storage: StorageDir) -> Manifest:
             f"{FORMAT}; {remedy}."
         )
     try:
-        manifest = TypeAdapter(Manifest).validate_python(value)
+        manifest = adapter(Manifest).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -278,7 +279,7 @@ def _read_record(storage: StorageDir, manifest: Manifest, index: int) -> Shard |
                 raise FileNotFoundError(local)
             value = read_json(local, "record", "delete it")
         tag = value.pop("tag", None)
-        shard = TypeAdapter(Shard).validate_python(value)
+        shard = adapter(Shard).validate_python(value)
     except (InputError, ValidationError):
         return None
     alone = dataclasses.replace(manifest, shards=(shard,))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dsno.support.errors import InputError
 from dsno.support.files import fingerprint
+from dsno.support.transfers import to_device
 
 Features = Callable[[Tensor], Tensor]
 """(n, *shape) -> (n, d)."""
@@ -21,7 +22,7 @@ class Outputs(NamedTuple):
     """What a space makes of images.
 
     Attributes:
-        features: (n, d), float32, on the CPU.
+        features: (n, d), float32.
         logits: (n, classes) of the network's own classes; None where it has none.
     """
 
@@ -51,10 +52,11 @@ class Space:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Outputs:
-        """Outputs of images on any device."""
-        found = [self.outputs(some.to(self.device)) for some in torch.split(images, self.batch)]
-        features = torch.cat([some.features.float().cpu() for some in found])
-        logits = [some.logits.float().cpu() for some in found if some.logits is not None]
+        """Outputs of images on any device; they stay on the space's."""
+        parts = torch.split(images, self.batch)
+        found = [self.outputs(to_device(some, self.device)) for some in parts]
+        features = torch.cat([some.features.float() for some in found])
+        logits = [some.logits.float() for some in found if some.logits is not None]
         return Outputs(features, torch.cat(logits) if logits else None)
 
     @property
