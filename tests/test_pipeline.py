@@ -22,9 +22,13 @@ from tests.devices import DEVICE, Crossings
 from tests.hub import Hub
 
 from dsno.backbones.registry import backbone_of
+from dsno.diffusion.denoisers import Preconditioning
+from dsno.diffusion.guidance import GuidedDenoiser
+from dsno.diffusion.schedules import CosineSchedule
 from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig
-from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
+from dsno.pipeline import DSNOModel, DSNOPipeline, DSNOTeacher, save_pipeline
+from dsno.sampling.dial import start_of
 from dsno.support.errors import InputError
 from dsno.teachers.pipelines import diffusers_teacher
 
@@ -308,6 +312,30 @@ def test_images_of_one_prompt_lie_next_to_each_other(textual: DSNOPipeline) -> N
             textual(**wrong)
 
 
+def test_text_guides_the_teacher_of_a_saved_folder_too(
+    textual: DSNOPipeline, tmp_path: Path
+) -> None:
+    saved = diffusers_teacher(makers.stable_diffusion_folder(tmp_path / "teacher"))
+    guided = saved.guided(2.0, "fog")
+    whole = DSNOPipeline(**textual.components)
+    whole.register_modules(teacher=DSNOTeacher.from_denoiser(guided))
+    whole.save_pretrained(tmp_path / "whole")
+    again = DSNOPipeline.from_pretrained(tmp_path / "whole")
+    noise = torch.randn(2, *textual.model.operator.sample_shape)
+    embeds, nothing = textual.embed(["a", "fog"])
+    start = start_of(again.model.operator.times, again.model.operator.preconditioning)
+    with torch.no_grad():
+        given = {"encoder_hidden_states": embeds.expand(2, -1, -1)}
+        x = start.of(textual.model.operator(noise, given, start.times))
+        t = torch.tensor(start.time)
+        conditional = saved.denoiser(x, t, given)
+        null = saved.denoiser(x, t, {"encoder_hidden_states": nothing.expand(2, -1, -1)})
+    made = again(prompt="a", noise=noise, num_inference_steps=2, output_type="raw")
+    torch.testing.assert_close(made.latents, null + 2 * (conditional - null), atol=1e-4, rtol=1e-4)
+    assert made.images.shape == (2, 3, 16, 16)
+    assert made.nfe == 3
+
+
 def test_latents_are_what_the_images_are_decoded_from(textual: DSNOPipeline) -> None:
     noise = torch.randn(2, *textual.model.operator.sample_shape)
     latents = textual(prompt="a", latents=noise, output_type="latent").images
@@ -416,6 +444,70 @@ def test_the_trajectory_may_be_asked_at_any_times(make: Any) -> None:
         )
 
 
+# -------------------------------------------------------------------------------- more steps
+
+
+@pytest.mark.parametrize("scale", [None, 3.0, (1.0, 5.0)])
+def test_a_second_step_is_the_teachers_estimate_of_the_operators_state(
+    scale: Any, unet_teacher: Any, tmp_path: Path
+) -> None:
+    """By the same network without this package's guidance, also from a saved folder."""
+    shape, labels = (1, 8, 8), torch.tensor([0, 1])
+    teacher = unet_teacher(shape, channels=(4,), norm_num_groups=2, num_classes=3)  # 2: no class
+    one = {"class_labels": labels[:1]}
+    lift = LiftConfig(["mid_block.resnets.0"], guidance=isinstance(scale, tuple))
+    operator = makers.shake(DSNO.from_teacher(teacher, lift, condition=one))
+    model = DSNOModel.from_operator(operator, class_frequencies=[0.5, 0.5], guidance_scale=scale)
+    fixed = None if isinstance(scale, tuple) else scale
+    null = {"class_labels": torch.tensor(2)}
+    guided = teacher if scale is None else GuidedDenoiser(teacher, fixed, null)
+    pipeline = DSNOPipeline(model, teacher=DSNOTeacher.from_denoiser(guided))
+    noise, t = torch.randn(2, *shape), torch.tensor(0.0625)  # the smallest trained time above 0
+
+    given = {"class_labels": labels}
+    weights = torch.full((2,), 3.0)
+    with torch.no_grad():
+        named = {"guidance_scale": weights} if isinstance(scale, tuple) else {}
+        x = operator(noise, given | named)[:, 2]
+        expected = teacher(x, t, given)
+        if scale is not None:
+            nothing = teacher(x, t, {"class_labels": torch.tensor([2, 2])})
+            expected = nothing + 3 * (expected - nothing)
+    pipeline.save_pretrained(tmp_path)
+    call = {"noise": noise, "class_labels": labels, "output_type": "raw"}
+    for sampled in (pipeline, DSNOPipeline.from_pretrained(tmp_path)):
+        made = sampled(num_inference_steps=2, **call)
+        torch.testing.assert_close(made.images, expected, atol=1e-5, rtol=1e-5)
+        assert made.nfe == (2 if scale is None else 3)
+        assert sampled(num_inference_steps=4, **call).nfe == (4 if scale is None else 7)
+        assert torch.equal(sampled(**call).images, pipeline(**call).images)
+    assert sampled(**call).nfe == 1
+    with torch.no_grad():
+        alone = operator.sample(noise, given | named)
+    assert torch.equal(pipeline(**call, num_inference_steps=1).images, alone)
+    with pytest.raises(InputError, match="leave out return_trajectory"):
+        pipeline(**call, num_inference_steps=2, return_trajectory=True)
+    without = DSNOPipeline.from_pretrained(tmp_path, teacher=None)
+    with pytest.raises(InputError, match="saved without its teacher"):
+        without(**call, num_inference_steps=2)
+    other = unet_teacher((1, 4, 4), channels=(4,), norm_num_groups=2)
+    without.register_modules(teacher=DSNOTeacher.from_denoiser(other))
+    with pytest.raises(InputError, match="another shape or another schedule"):
+        without(**call, num_inference_steps=2)
+
+
+def test_the_teacher_goes_on_from_the_last_trained_time_that_is_quiet_enough() -> None:
+    """The noise of the cosine schedule is tan(pi t / 2) times the data."""
+    meaning = Preconditioning(CosineSchedule(), "v_prediction")
+    trained = start_of(torch.tensor([0.25, 0.0625, 0.0]), meaning)
+    assert (trained.time, trained.times) == (0.0625, None)
+    quiet = start_of(torch.tensor([0.25, 0.0]), meaning)
+    assert math.tan(math.pi * quiet.time / 2) == pytest.approx(0.2, rel=1e-3)
+    assert quiet.times.tolist() == [quiet.time]
+    with pytest.raises(InputError, match=r"student\.slices of 2 or more"):
+        start_of(torch.tensor([0.0]), meaning)
+
+
 # -------------------------------------------------------------------------------- devices
 
 
@@ -513,7 +605,9 @@ REFUSED: dict[int, list[tuple[dict[str, Any], str]]] = {
         ({"generator": 0}, r"torch\.Generator\(\)\.manual_seed\(0\), not 0"),
         ({"generator": []}, "generators is empty"),
         ({"generator": [seeded(), seeded()], "batch_size": 3}, "generator 2, batch_size 3"),
-        ({"num_inference_steps": 50}, "one evaluation.*must be 1, not 50"),
+        ({"num_inference_steps": 50}, "saved without its teacher.*dsno export"),
+        ({"num_inference_steps": 0}, "inference steps must be at least 1, not 0"),
+        ({"num_inference_steps": 1.5}, "inference steps must be a whole number, not 1.5"),
         ({"num_images_per_prompt": 2}, "give batch_size"),
         ({"noise": torch.zeros(1), "latents": torch.zeros(1)}, "one of the two"),
         ({"guidance_scale": 2.0}, "has no guidance"),

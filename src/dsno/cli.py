@@ -438,19 +438,26 @@ def sample(
             "--raw", help="Write what the network gives to the .npz, floats before any decoding."
         ),
     ] = False,
+    steps: Annotated[
+        int,
+        typer.Option(
+            help="1: one evaluation of the student. More: the teacher's solver goes on from its "
+            "trajectory. Needs the teacher: a run, or what `dsno export` wrote."
+        ),
+    ] = 1,
     precision: Annotated[
         str,
         typer.Option(
             metavar="exact|tf32|bf16",
-            help="Arithmetic of the network: full float32; what a GPU's tensor cores make of "
+            help="Arithmetic of the networks: full float32; what a GPU's tensor cores make of "
             "float32; bfloat16.",
         ),
     ] = "exact",
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the network (torch.compile).")
+        bool, typer.Option("--compile", help="Compile the networks (torch.compile).")
     ] = False,
 ) -> None:
-    """Make samples with one network evaluation each."""
+    """Make samples with one network evaluation each, or a few (--steps)."""
     from dsno.recipes.choices import Arithmetic
     from dsno.runs.locate import model_folder
 
@@ -480,10 +487,29 @@ def sample(
         guidance_scale=guidance_scale,
         batch_size=batch_size,
         raw=raw,
+        steps=steps,
         precision=chosen,
         compiled=compiled,
     ):
         typer.echo(f"Wrote {num:,} samples to {path}")
+
+
+@app.command()
+def export(
+    target: Annotated[
+        str, typer.Argument(metavar="RUN", help="Folder of a run, or its student's folder.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = ...,  # type: ignore[assignment]
+) -> None:
+    """Write a run's student together with its teacher, for more than one step (--steps)."""
+    from dsno.runs.locate import model_folder
+
+    folder = model_folder(target)
+    if folder is None:
+        raise InputError(f"There is no folder {target}; give the folder of a run.")
+    from dsno.runs.export import export_model
+
+    typer.echo(export_model(folder, out))
 
 
 @app.command("import")

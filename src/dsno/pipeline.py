@@ -26,16 +26,20 @@ from dsno.backbones.safe_loading import (
     weight_variants,
 )
 from dsno.backbones.text_encoder import TextEncoder
-from dsno.diffusion.conditions import CLASS_LABELS, EMBEDDINGS, GUIDANCE_SCALE
-from dsno.diffusion.denoisers import Preconditioning
+from dsno.diffusion.conditions import CLASS_LABELS, EMBEDDINGS, GUIDANCE_SCALE, Condition
+from dsno.diffusion.denoisers import Denoiser, DenoiserProtocol, Preconditioning
+from dsno.diffusion.guidance import GuidedDenoiser
+from dsno.diffusion.schedules import NoiseSchedule
 from dsno.operator.batch_plan import BatchPlan
 from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig, Lifted
 from dsno.sampling import arguments
+from dsno.sampling.dial import go_on, start_of
 from dsno.sampling.folder import (
     Names,
     check_folder,
     choose_variant,
+    read_config,
     read_model_config,
     require_variant,
 )
@@ -44,10 +48,87 @@ from dsno.sampling.outputs import OUTPUT_TYPES, DSNOPipelineOutput, convert
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError, one_of
 from dsno.support.scalars import whole
+from dsno.teachers.store import denoiser_of
 from dsno.teachers.weights import mismatch_sentence
 
+NO_TEACHER = (
+    "This model was saved without its teacher, which takes every step after the first: use its "
+    "run's folder (`dsno sample runs/NAME --steps 2`), or write the model with its teacher by "
+    "`dsno export runs/NAME --out FOLDER`."
+)
 
-class DSNOModel(ModelMixin, ConfigMixin):
+
+class _SavedModel(ModelMixin, ConfigMixin):
+    """A model whose folder is checked before a library reads it, and holds safetensors only."""
+
+    what: ClassVar[str] = "model"
+    """It is, for errors."""
+
+    @classmethod
+    def _read_config(cls, folder: Path) -> Mapping[str, Any]:
+        return read_config(folder, cls.what)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Load a model saved by `save_pretrained`.
+
+        Args:
+            pretrained_model_name_or_path: folder with config.json and safetensors, or `owner/name`
+                on the Hub.
+            kwargs: passed to `ModelMixin.from_pretrained` (`subfolder`, `variant`, ...).
+
+        Raises:
+            InputError: if it is not such a folder, or a file of it is damaged or does not fit.
+        """
+        top = local_folder(pretrained_model_name_or_path, kwargs)
+        path = top / (kwargs.pop("subfolder", None) or "")
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("low_cpu_mem_usage", False)  # tables are made as the model is built
+        variant = kwargs.pop("variant", None)
+        if variant is None:
+            variant = best_variant(path, DIFFUSERS_STEM)
+        else:
+            require_variant(path, variant, weight_variants(path, DIFFUSERS_STEM))
+        with loading(path):
+            config = cls._read_config(path)
+            check_model(path, config, lambda: cls.from_config(config), cls.what, variant)
+            kwargs |= {"variant": variant, "use_safetensors": True, "output_loading_info": True}
+            model, info = super().from_pretrained(path, **kwargs)
+        sentence = mismatch_sentence(
+            str(path), missing=info["missing_keys"], extra=info["unexpected_keys"], misshaped=[]
+        )
+        if sentence:
+            raise InputError(sentence)
+        return (model, info) if wants_info else model
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        **kwargs: Any,
+    ) -> None:
+        """Save weights and configuration.
+
+        Args:
+            save_directory: folder to write.
+            safe_serialization: True; other formats would not be loaded again.
+            variant: part of the names of the weights' files, such as "fp16".
+            max_shard_size: of one file of weights; more are written beyond it.
+            kwargs: passed to `ModelMixin.save_pretrained`.
+
+        Raises:
+            InputError: for pickled weights.
+        """
+        require_safetensors(safe_serialization, kwargs)
+        super().save_pretrained(
+            save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs
+        )
+
+
+class DSNOModel(_SavedModel):
     """The operator with a JSON-able configuration, saved by `save_pretrained`.
 
     Args:
@@ -151,63 +232,8 @@ class DSNOModel(ModelMixin, ConfigMixin):
         return model
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """Load a model saved by `save_pretrained`.
-
-        Args:
-            pretrained_model_name_or_path: folder with config.json and safetensors, or `owner/name`
-                on the Hub.
-            kwargs: passed to `ModelMixin.from_pretrained` (`subfolder`, `variant`, ...).
-
-        Raises:
-            InputError: if it is not such a folder, or a file of it is damaged or does not fit.
-        """
-        top = local_folder(pretrained_model_name_or_path, kwargs)
-        path = top / (kwargs.pop("subfolder", None) or "")
-        wants_info = kwargs.pop("output_loading_info", False)
-        kwargs.setdefault("low_cpu_mem_usage", False)  # tables are made as the model is built
-        variant = kwargs.pop("variant", None)
-        if variant is None:
-            variant = best_variant(path, DIFFUSERS_STEM)
-        else:
-            require_variant(path, variant, weight_variants(path, DIFFUSERS_STEM))
-        with loading(path):
-            config = read_model_config(path)
-            check_model(path, config, lambda: cls.from_config(config), "model", variant)
-            kwargs |= {"variant": variant, "use_safetensors": True, "output_loading_info": True}
-            model, info = super().from_pretrained(path, **kwargs)
-        sentence = mismatch_sentence(
-            str(path), missing=info["missing_keys"], extra=info["unexpected_keys"], misshaped=[]
-        )
-        if sentence:
-            raise InputError(sentence)
-        return (model, info) if wants_info else model
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str = "10GB",
-        **kwargs: Any,
-    ) -> None:
-        """Save weights and configuration.
-
-        Args:
-            save_directory: folder to write.
-            safe_serialization: True; other formats would not be loaded again.
-            variant: part of the names of the weights' files, such as "fp16".
-            max_shard_size: of one file of weights; more are written beyond it.
-            kwargs: passed to `ModelMixin.save_pretrained`.
-
-        Raises:
-            InputError: for pickled weights.
-        """
-        require_safetensors(safe_serialization, kwargs)
-        super().save_pretrained(
-            save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs
-        )
+    def _read_config(cls, folder: Path) -> Mapping[str, Any]:
+        return read_model_config(folder)
 
     def forward(
         self,
@@ -235,6 +261,124 @@ class DSNOModel(ModelMixin, ConfigMixin):
         return (scale[0], scale[1]) if isinstance(scale, Sequence) else None
 
 
+class DSNOTeacher(_SavedModel):
+    """The teacher of an operator, with its guidance: `teacher(x, t, condition) -> x_0`.
+
+    It is what solvers take (`DenoiserProtocol`), saved by `save_pretrained` like the model.
+
+    Args:
+        backbone: name of the network's class, see `dsno.backbones.registry`.
+        backbone_config: its configuration.
+        preconditioning: `Preconditioning.to_config()`.
+        sample_shape: shape of one sample.
+        clip_sample, dynamic_threshold: see `Denoiser`.
+        null_class: of guidance by labels, the label that means no class; else None.
+        null_embeddings: of guidance by text, the shape (L, D) of the embeddings of no prompt, which
+            are among the weights; else None.
+        guidance_scale: of the guidance; None where each sample has its own, or there is none.
+    """
+
+    what: ClassVar[str] = "teacher"
+
+    @register_to_config
+    def __init__(
+        self,
+        backbone: str,
+        backbone_config: Mapping[str, Any],
+        preconditioning: Mapping[str, Any],
+        sample_shape: Sequence[int],
+        clip_sample: float | None = None,
+        dynamic_threshold: Sequence[float] | None = None,
+        null_class: int | None = None,
+        null_embeddings: Sequence[int] | None = None,
+        guidance_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        threshold = None
+        if dynamic_threshold is not None:
+            quantile, largest = dynamic_threshold
+            threshold = quantile, largest
+        network = registry.backbone(backbone).build(backbone_config)
+        with torch.device("cpu"):  # a schedule needs numbers, as in the model
+            self.denoiser = denoiser_of(
+                network,
+                Preconditioning.from_config(preconditioning),
+                sample_shape,
+                clip_sample=clip_sample,
+                dynamic_threshold=threshold,
+            )
+        null = None if null_embeddings is None else torch.zeros(tuple(null_embeddings))
+        self.register_buffer("null", null)
+
+    @classmethod
+    def from_denoiser(cls, denoiser: DenoiserProtocol) -> DSNOTeacher:
+        """Wrap a teacher whose network is of a known class, with or without guidance.
+
+        Raises:
+            InputError: if it has no such network.
+        """
+        guided = denoiser if isinstance(denoiser, GuidedDenoiser) else None
+        inner = denoiser if guided is None else guided.inner
+        if not isinstance(inner, Denoiser):
+            raise InputError(f"A {type(inner).__name__} has no network to be saved.")
+        kind = registry.backbone_of(inner.network)
+        nothing = {} if guided is None else guided.null_condition
+        label, embeddings = nothing.get(CLASS_LABELS), nothing.get(EMBEDDINGS)
+        with torch.device("meta"):  # its weights are replaced just below
+            teacher: DSNOTeacher = cls(
+                backbone=kind.name,
+                backbone_config=kind.config(inner.network),
+                preconditioning=inner.preconditioning.to_config(),
+                sample_shape=list(inner.sample_shape),
+                clip_sample=inner.clip_sample,
+                dynamic_threshold=inner.dynamic_threshold and list(inner.dynamic_threshold),
+                null_class=None if label is None else int(label),
+                null_embeddings=None if embeddings is None else list(embeddings.shape),
+                guidance_scale=None if guided is None else guided.scale,
+            )
+        teacher.denoiser, teacher.null = inner, embeddings
+        teacher.eval()
+        return teacher
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule it was trained with."""
+        return self.denoiser.schedule
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.denoiser.sample_shape
+
+    @property
+    def sigma_data(self) -> float:
+        """Standard deviation of the data."""
+        return self.denoiser.sigma_data
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of a call: 2 with guidance."""
+        return GuidedDenoiser.evaluations if self._is_guided else 1
+
+    @property
+    def _is_guided(self) -> bool:
+        return self.config.null_class is not None or self.null is not None
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """D(x, t), guided; `t` is a scalar or (batch,).
+
+        Where each sample has its own guidance scale, that is among the conditions.
+        """
+        if not self._is_guided:
+            plain: Tensor = self.denoiser(x, t, condition)
+            return plain
+        null = {EMBEDDINGS: self.null}
+        if self.null is None:
+            label = x.new_full((), self.config.null_class, dtype=torch.int64)
+            null = {CLASS_LABELS: label}
+        return GuidedDenoiser(self.denoiser, self.config.guidance_scale, null)(x, t, condition)
+
+
 def _config_of(network: nn.Module, kind: registry.Backbone) -> dict[str, Any]:
     """The configuration that builds this very network: a student's last layer may be narrower."""
     config = kind.config(network)
@@ -245,27 +389,35 @@ def _config_of(network: nn.Module, kind: registry.Backbone) -> dict[str, Any]:
 
 
 class DSNOPipeline(DiffusionPipeline):
-    """Sample a trained operator: noise in, samples out, one network evaluation.
+    """Sample a trained operator: noise in, samples out, one network evaluation or a few.
 
     Args:
         model: the operator.
         vae: the autoencoder of a latent model.
         text_encoder: of a text-conditional model.
         tokenizer: of a text-conditional model.
+        teacher: of the model, for more than one step.
 
     Example:
         >>> pipeline = DSNOPipeline.from_pretrained("runs/digits/student")  # doctest: +SKIP
         >>> images = pipeline(batch_size=16).images  # doctest: +SKIP
     """
 
-    _optional_components: ClassVar[list[str]] = ["vae", "text_encoder", "tokenizer"]
-    model_cpu_offload_seq = "text_encoder->model->vae"
+    _optional_components: ClassVar[list[str]] = ["vae", "text_encoder", "tokenizer", "teacher"]
+    model_cpu_offload_seq = "text_encoder->model->teacher->vae"
 
     def __init__(
-        self, model: DSNOModel, vae: Any = None, text_encoder: Any = None, tokenizer: Any = None
+        self,
+        model: DSNOModel,
+        vae: Any = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        teacher: DSNOTeacher | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(model=model, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_modules(
+            model=model, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, teacher=teacher
+        )
 
     @classmethod
     def from_pretrained(
@@ -291,7 +443,7 @@ class DSNOPipeline(DiffusionPipeline):
             )
         kwargs.setdefault("low_cpu_mem_usage", False)  # as for the model itself
         kwargs["variant"] = choose_variant(path, kwargs.get("variant"))
-        names = Names(cls.__name__, DSNOModel.__module__, DSNOModel.__name__)
+        names = Names(cls.__name__, DSNOModel.__module__, DSNOModel.__name__, DSNOTeacher.__name__)
         with loading(folder):
             check_folder(path, names, given=kwargs, variant=kwargs["variant"])
             pipeline = super().from_pretrained(path, use_safetensors=True, **kwargs)
@@ -382,18 +534,22 @@ class DSNOPipeline(DiffusionPipeline):
                 list, or one per sample; the middle of the range if none is given.
             latents: another name for `noise`.
             num_images_per_prompt: samples of each prompt, next to each other.
-            num_inference_steps: 1, the one evaluation that there is.
+            num_inference_steps: 1, the operator's one evaluation; each further step is one of the
+                teacher's solver from a state of the operator's trajectory, see
+                `dsno.sampling.dial`. It takes a model that was saved with its teacher.
             return_dict: return the output's object; else a tuple of the images, and of the
                 trajectory and its times if they were asked for.
 
         Raises:
             InputError: for a batch size below 1, labels out of range or given to an unconditional
                 model, no prompt for a text-conditional one, a guidance scale where it is no input,
-                sizes that disagree, times without `return_trajectory`, an unknown output type, or
-                more than one step.
+                sizes that disagree, times without `return_trajectory`, an unknown output type,
+                or more than one step with `return_trajectory` or without a teacher.
         """
         one_of(output_type, OUTPUT_TYPES, "output type")
-        arguments.check_one_evaluation(num_inference_steps)
+        steps = arguments.check_steps(num_inference_steps)
+        if steps > 1:
+            self._check_steps(return_trajectory)
         if times is not None and not return_trajectory:
             raise InputError("Times are of the trajectory: give return_trajectory=True too.")
         if noise is not None and latents is not None:
@@ -424,12 +580,18 @@ class DSNOPipeline(DiffusionPipeline):
             GUIDANCE_SCALE: arguments.check_guidance(guidance_scale, count, config.guidance_scale),
         }
         asked = None if times is None else arguments.check_times(times)
-        states = self._states(
-            torch.as_tensor(noise).to(device=device, dtype=self.model.dtype),
-            {k: None if v is None else v.to(device) for k, v in condition.items()},
-            asked,
-            last_only=not return_trajectory,
-        )
+        given = {k: None if v is None else v.to(device) for k, v in condition.items()}
+        noise = torch.as_tensor(noise).to(device=device, dtype=self.model.dtype)
+        nfe = 1
+        if steps == 1:
+            states = self._states(noise, given, asked, last_only=not return_trajectory)
+        else:
+            operator = self.model.operator
+            start = start_of(operator.times, operator.preconditioning)
+            states = self.model(noise, times=start.times, **given)
+            known = {k: v for k, v in given.items() if v is not None}
+            solution = go_on(self.teacher, start, states, steps - 1, known or None)
+            states, nfe = solution.states.to(states.dtype), 1 + solution.nfe
         shown = self.model.operator.times if asked is None else asked
         samples = states[:, -1]
         images = samples if output_type == "latent" else convert(self.decode(samples), output_type)
@@ -443,7 +605,30 @@ class DSNOPipeline(DiffusionPipeline):
             shown if return_trajectory else None,
             condition[CLASS_LABELS],
             None if self.vae is None else samples,
+            nfe,
         )
+
+    def _check_steps(self, return_trajectory: bool) -> None:
+        """Refuse more than one step where they cannot be taken.
+
+        Raises:
+            InputError: if the trajectory is asked for, or there is no teacher, or one of other
+                samples or another schedule.
+        """
+        if return_trajectory:
+            raise InputError(
+                "The trajectory is the operator's, of one step: leave out return_trajectory or "
+                "num_inference_steps."
+            )
+        if self.teacher is None:
+            raise InputError(NO_TEACHER)
+        operator = self.model.operator
+        schedules = [m.schedule.to_config() for m in (self.teacher, operator.preconditioning)]
+        if schedules[0] != schedules[1] or self.teacher.sample_shape != operator.sample_shape:
+            raise InputError(
+                "The teacher of this pipeline has samples of another shape or another schedule "
+                "than the model; give the teacher that the model was distilled from."
+            )
 
     def _states(
         self,

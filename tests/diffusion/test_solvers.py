@@ -185,6 +185,41 @@ def test_solutions_of_one_and_two_evaluations_are_those_of_ddim(name: str, steps
     torch.testing.assert_close(found[2], found[0], atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("method", ["ddim", "heun"])
+@pytest.mark.parametrize("name", ["cosine", "edm"])
+def test_a_solution_in_two_pieces_is_that_of_the_whole_grid(method: str, name: str) -> None:
+    """Of one-step methods, which remember nothing where the second piece starts."""
+    teacher, options = gaussian(CASES[name]), {"method": method, "spacing": "quadratic"}
+    middle = times(0.25)  # u = 1/2 of the quadratic grid
+    whole = solve(teacher, NOISE, steps=8, **options)
+    first = solve(teacher, NOISE, middle, steps=4, **options)
+    rest = solve(teacher, start=0.25, state=first.states[:, 0], steps=4, **options)
+    torch.testing.assert_close(rest.states, whole.states, atol=1e-12, rtol=1e-12)
+    assert first.nfe + rest.nfe == whole.nfe
+
+
+@methods
+@pytest.mark.parametrize("name", ["cosine", "edm"])
+def test_a_solution_from_a_state_converges_to_the_exact_flow(method: str, name: str) -> None:
+    teacher, start, asked = gaussian(CASES[name]), times(0.6)[0], times(0.6, 0.2)
+    errors = []
+    for steps in (32, 64):
+        solved = solve(teacher, None, asked, start=0.6, state=NOISE, method=method, steps=steps)
+        assert torch.equal(solved.states[:, 0], NOISE)
+        assert solved.nfe == steps * METHODS[method].evaluations
+        exact = teacher.flow(NOISE, start, asked[1])
+        errors.append(float((solved.states[:, 1] - exact).abs().max()))
+    assert errors[0] < 0.03
+    assert errors[1] < errors[0] / 2 ** (METHODS[method].order - 0.3) + 1e-9
+
+
+def test_a_state_at_time_one_is_the_scaled_noise() -> None:
+    teacher = gaussian(CASES["edm"])
+    state = NOISE * CASES["edm"].sigma(ONE)
+    given, drawn = solve(teacher, state=state, steps=5), solve(teacher, NOISE, steps=5)
+    assert torch.equal(given.states, drawn.states)
+
+
 def test_times_may_come_in_any_order_and_repeat() -> None:
     teacher = gaussian(CASES["cosine"])
     falling = solve(teacher, NOISE, times(0.7, 0.2, 0), steps=9)
@@ -308,11 +343,16 @@ def test_nodes_know_their_log_snr_and_angle() -> None:
         ({"times": times(1.1)}, "numbers in \\[0, 1\\]"),
         ({"times": times(math.nan)}, "numbers in \\[0, 1\\]"),
         ({"times": times()}, "non-empty"),
+        ({"start": 0.5}, "noise is at 1; found start = 0.5"),
+        ({"state": NOISE}, "either noise or a state"),
+        ({"noise": None}, "either noise or a state"),
+        ({"noise": None, "state": NOISE, "start": 0.0}, "found start = 0.0"),
+        ({"noise": None, "state": NOISE, "start": 0.5, "times": times(0.7)}, "in \\[0, 0.5\\]"),
     ],
 )
 def test_an_impossible_request_is_refused_with_the_remedy(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        solve(gaussian(CASES["cosine"]), NOISE, **arguments)
+        solve(gaussian(CASES["cosine"]), **{"noise": NOISE, **arguments})
 
 
 def test_the_number_of_steps_is_whole_in_every_type() -> None:

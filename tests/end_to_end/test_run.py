@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
@@ -62,6 +64,7 @@ TINY = [
     "evaluate.features=[pixels]",
     "evaluate.pictures=4",
     "evaluate.curves=[]",
+    "evaluate.dial=null",
     "evaluate.baseline_steps=2",
     "evaluate.reference_steps=2",
     "evaluate.timing_rounds=1",
@@ -155,6 +158,8 @@ def test_the_metrics_have_the_documented_keys(digits: Path) -> None:
     rows = metrics["samplers"]
     assert [(row["name"], row["nfe"]) for row in rows] == [
         ("dsno", 1),
+        ("dsno", 2),
+        ("dsno", 3),
         ("ddim", 1),
         ("ddim", 2),
         ("ddim", 4),
@@ -398,6 +403,33 @@ def test_a_sample_depends_on_the_seed_and_its_number_alone(tiny: Path, tmp_path:
     assert not np.allclose(other, whole[:7], atol=0.1)
     pipeline = DSNOPipeline.from_pretrained(tiny / "student")
     assert pipeline(batch_size=2, output_type="np").images.shape == (2, 8, 8, 1)
+
+
+def test_a_run_and_what_it_exports_sample_in_more_steps(
+    copy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few = ("--num", "3", "--raw", "--steps", "3")
+    of_run = samples(copy, tmp_path / "a.npz", *few)["states"]
+    assert "each sample took 3 network evaluations" in capsys.readouterr().err
+    one = samples(copy, tmp_path / "a.npz", *few[:3])["states"]
+    assert not np.allclose(of_run, one, atol=1e-3)
+    assert main(["export", str(copy), "--out", str(tmp_path / "both")]) == 0
+    assert np.array_equal(samples(tmp_path / "both", tmp_path / "b.npz", *few)["states"], of_run)
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda call, **_: compiled.append(call) or call)
+    fast = samples(copy, tmp_path / "a.npz", *few, "--precision", "bf16", "--compile")["states"]
+    assert len(compiled) == 2  # both networks
+    assert 0 < np.abs(fast - of_run).max() < 0.1
+    weights = list((tmp_path / "both").rglob("*.safetensors"))
+    assert sorted(path.parent.name for path in weights) == ["model", "teacher"]
+    shutil.rmtree(copy / "teacher")
+    capsys.readouterr()
+    assert main(["sample", str(copy), "--steps", "2", "--out", str(tmp_path / "c.npz")]) == 2
+    assert "was saved without its teacher" in capsys.readouterr().err
+    assert not (tmp_path / "c.npz").exists()
 
 
 def test_a_model_folder_is_evaluated(

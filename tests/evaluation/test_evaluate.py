@@ -116,17 +116,20 @@ def test_samplers_are_fast_and_what_they_are_measured_by_is_exact(
 def test_samplers_take_turns_when_they_are_timed() -> None:
     order: list[str] = []
 
-    def named(name: str) -> Sampler:
+    def named(name: str, nfe: int, who: str = "ddim") -> Sampler:
         def generate(noise: Tensor, _: Condition | None) -> Tensor:
             order.append(name)
             assert len(noise) == 8
             assert not torch.is_grad_enabled()
             return noise
 
-        return Sampler(name, name, 1, None, generate)
+        return Sampler(who, name, nfe, None, generate)
 
-    times = seconds_per_sample([named("a"), named("b")], draws(), rounds=3, batch=8)
-    # the first two are to warm up; every second round is reversed
-    assert order == [*"ab", *"abbaab"]
-    assert len(times) == 2
+    three = [named("a", 1, "dsno"), named("b", 3, "dsno"), named("c", 1)]
+    times = seconds_per_sample([*three, named("d", 2)], draws(), rounds=3, batch=8)
+    # the student, the student in more steps and the cheapest solver are to warm up; every second
+    # round is reversed
+    assert sorted(order[:3]) == [*"abc"]
+    assert order[3:] == [*"abcddcbaabcd"]
+    assert len(times) == 4
     assert min(times) > 0

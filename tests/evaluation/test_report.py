@@ -389,6 +389,25 @@ def test_verdict_says_who_won_and_what_is_better_still(
         assert "The lowest distance measured: DPM-Solver++(2M) with 16 evaluations (1.80)." in text
 
 
+def test_further_steps_of_the_teacher_are_told_apart_from_the_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_drawing(monkeypatch)
+    metrics, label = example(), "DSNO, then its teacher"
+    for nfe, distance in ((3, 3.1), (2, 3.5)):
+        row = sampler("dsno", label, nfe, distance, spacing="from t = 0.125")
+        metrics["samplers"].insert(0, row)
+    html = write_report(write(tmp_path, metrics)).read_text()
+    text = text_of(html)
+    assert (
+        "s solver goes on from t = 0.125 of its trajectory, it is 3.50 with "
+        "2 evaluations and 3.10 with 3 evaluations in all."
+    ) in text
+    assert "In one evaluation its Frechet distance (classifier features) to the real data" in text
+    assert "DSNO (student) – 1 3.90" in text
+    assert "DSNO, then its teacher from t = 0.125 2 3.50" in text
+
+
 def test_the_precision_of_the_trajectories_is_said_unless_it_is_exact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

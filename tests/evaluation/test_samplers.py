@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from typing import Any
 
@@ -12,14 +13,15 @@ from tests.devices import DEVICE, Crossings
 from tests.evaluation.mixture import SHAPE, Student, draws, nothing
 from torch import Tensor, nn
 
-from dsno.diffusion.analytic import GaussianMixture
+from dsno.diffusion.analytic import Gaussian, GaussianMixture
 from dsno.diffusion.conditions import Condition
-from dsno.diffusion.denoisers import Denoiser
+from dsno.diffusion.denoisers import Denoiser, Preconditioning
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.evaluation.features.plain import PLAIN_SPACES, plain_space
 from dsno.evaluation.reference import rows_of
 from dsno.evaluation.samplers import (
     Sampler,
+    dial_sampler,
     draw,
     samplers_of,
     student_sampler,
@@ -121,6 +123,53 @@ def test_samplers_are_the_student_and_each_distinct_curve_once(teacher: Gaussian
     assert [s.key for s in other] == [*found, ("ddim", 9, "uniform")]
 
 
+class Solved(Student):
+    """An operator that knows the exact states of one Gaussian, at two trained times."""
+
+    def __init__(self, teacher: Gaussian) -> None:
+        super().__init__(lambda noise: self(noise)[:, -1])
+        self.teacher, self.asked = teacher, [0.0625, 0.0]
+        self.preconditioning = Preconditioning(teacher.schedule, "v_prediction")
+
+    slices = 2
+    times = property(lambda self: torch.tensor(self.asked, dtype=torch.float64))
+
+    def forward(self, noise: Tensor, condition: Any = None, times: Any = None) -> Tensor:
+        one = torch.ones((), dtype=torch.float64)
+        start = noise * self.teacher.schedule.sigma(one)
+        known = self.times if times is None else times
+        return torch.stack([self.teacher.flow(start, one, t) for t in known], 1)
+
+
+@pytest.mark.parametrize("trained", [0.0625, 0.25])  # the latter is too noisy to go on from
+def test_the_dial_is_the_teachers_solver_from_the_students_state(trained: float) -> None:
+    teacher = Gaussian(torch.tensor([0.7, -0.3]), torch.tensor([0.5, 0.8]), CosineSchedule())
+    student, noise = Solved(teacher), torch.randn(4, 2, dtype=torch.float64)
+    student.asked[0] = trained
+    plan = Evaluate(dial=(3, 1, 2, 40), baseline_steps=1)
+    found = [s for s in samplers_of(teacher, student, plan) if s.name == "dsno"]
+    t = 0.0625 if trained == 0.0625 else 2 / math.pi * math.atan(0.2)
+    where = f"from t = {t:.3g}"
+    assert [s.key for s in found] == [
+        ("dsno", 1, None),
+        *(("dsno", n, where) for n in (2, 3, 40)),
+    ]
+    assert len({s.slug for s in found}) == 4
+    (x,) = student(noise, times=torch.tensor([t])).unbind(1)
+    one_step = found[1].generate(noise, None)
+    torch.testing.assert_close(one_step, teacher(x, torch.tensor(t)), atol=1e-4, rtol=0)
+    exact = student.sample(noise)
+    errors = [float((s.generate(noise, None) - exact).abs().max()) for s in found[1:]]
+    assert errors[0] > errors[1] > 10 * errors[2]
+
+
+def test_a_student_of_one_slice_is_measured_in_one_step(teacher: GaussianMixture) -> None:
+    student = Solved(teacher)
+    student.slices = 1
+    plan = Evaluate(dial=(2,), baseline_steps=1)
+    assert [s.name for s in samplers_of(teacher, student, plan)] == ["dsno", "ddim"]
+
+
 def test_the_student_is_asked_for_its_state_at_zero() -> None:
     sampler = student_sampler(Student(lambda noise: noise + 1))
     assert (sampler.name, sampler.nfe) == ("dsno", 1)
@@ -142,12 +191,20 @@ class Thrice(nn.Module):
         return product
 
 
-@pytest.mark.parametrize("who", ["student", "teacher"])
-def test_a_sampler_in_bf16_computes_its_network_so_and_its_states_in_float32(who: str) -> None:
+# By hand: one step is the network's F at t = 0, 3.03 or, in eight bits, 3.03125; two are F of the
+# state (F + 0.2) / sqrt(1.04), whose noise is a fifth of its signal.
+@pytest.mark.parametrize(
+    ("who", "exact", "half"),
+    [("student", 3.03, 3.03125), ("teacher", 3.03, 3.03125), ("dial", 9.597, 9.625)],
+)
+def test_a_sampler_in_bf16_computes_its_network_so_and_its_states_in_float32(
+    who: str, exact: float, half: float
+) -> None:
     network = Thrice()
     teacher = Denoiser(network, CosineSchedule(), prediction_type="sample", sample_shape=SHAPE)
     operator = DSNO.from_teacher(teacher, LiftConfig((), slices=2))
-    seen = network if who == "teacher" else operator.lifted.network
+    lifted = operator.lifted.network
+    seen = {"student": [lifted], "teacher": [network], "dial": [lifted, network]}[who]
     noise, settings = torch.ones(1, *SHAPE), []
 
     def decode(states: Tensor) -> Tensor:
@@ -160,21 +217,26 @@ def test_a_sampler_in_bf16_computes_its_network_so_and_its_states_in_float32(who
             teacher_sampler(teacher, "ddim", 1, "uniform", decode, precision=precision)
             if who == "teacher"
             else student_sampler(operator, decode, precision=precision)
+            if who == "student"
+            else dial_sampler(operator, teacher, 2, decode, precision=precision)
         )
         made[sampler.precision] = sampler.generate(noise, None)
         assert sampler.threads == (1 if precision == "bf16" else MOST)
-    # at t = 0 both are the network's F; 3.03125 is the nearest number of eight bits to 3.03
-    assert torch.allclose(made["exact"], torch.tensor(3.03), atol=1e-6)
-    assert torch.equal(made["bf16"], torch.full_like(noise, 3.03125))
-    assert (seen.types[-1], seen.types[0]) == (torch.bfloat16, torch.float32)
+    atol = 1e-3 if who == "dial" else 1e-6  # the schedules end near t = 0
+    assert torch.allclose(made["exact"], torch.tensor(exact), atol=atol, rtol=0)
+    assert torch.allclose(made["bf16"], torch.tensor(half), atol=atol, rtol=0)
+    for one in seen:
+        assert (one.types[-1], one.types[0]) == (torch.bfloat16, torch.float32)
     assert settings == ["highest", "highest"]  # what follows the network is as exact as ever
 
 
 def test_precision_is_part_of_what_a_sampler_is(teacher: GaussianMixture) -> None:
-    plan = Evaluate(curves=(Curve(solver="dpm++2m", steps=(2,)),), precision="tf32")
-    found = [(s.key, s.slug) for s in samplers_of(teacher, Student(lambda n: n), plan)[:2]]
+    plan = Evaluate(dial=(2,), curves=(Curve(solver="dpm++2m", steps=(2,)),), precision="tf32")
+    student = Solved(Gaussian(torch.zeros(2), torch.ones(2), CosineSchedule()))
+    found = [(s.key, s.slug) for s in samplers_of(teacher, student, plan)[:3]]
     assert found == [
         (("dsno", 1, None, "tf32"), "dsno-1-tf32"),
+        (("dsno", 2, "from t = 0.0625", "tf32"), "dsno-2-from-t-=-0.0625-tf32"),
         (("dpm++2m", 2, "uniform", "tf32"), "dpmpp2m-2-uniform-tf32"),
     ]
 

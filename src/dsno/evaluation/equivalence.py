@@ -90,7 +90,11 @@ def step_equivalence(
         spaces: names of the feature spaces.
         calls: evaluations in a step, 2 under guidance.
     """
-    student = next(row["frechet_distance"] for row in samplers if row["name"] == STUDENT)
+    student = next(
+        row["frechet_distance"]
+        for row in samplers
+        if row["name"] == STUDENT and row["spacing"] is None
+    )
     found = []
     for space in spaces:
         shared = {n: d for n, d in _curve(samplers, "ddim", space) if n <= AS_DDIM * calls}

@@ -18,6 +18,7 @@ from dsno.evaluation.equivalence import step_equivalence
 from dsno.evaluation.measured import Row, read_row, write_row
 from dsno.evaluation.reference import Reference, outputs_in, rows_of
 from dsno.evaluation.samplers import (
+    STUDENT,
     Decode,
     Draws,
     Sampler,
@@ -69,7 +70,7 @@ def evaluate(
     samplers = samplers_of(denoiser, operator, spec, decode)
     of_baseline = teacher_sampler(denoiser, "ddim", spec.baseline_steps, "uniform").nfe, "uniform"
     baseline = next(s for s in samplers if s.name == "ddim" and (s.nfe, s.spacing) == of_baseline)
-    rows = _Measurement(reference, draws, spec, truth, desk or Desk()).rows(samplers)
+    rows = Measurement(reference, draws, spec, truth, desk or Desk()).rows(samplers)
     seconds = distributed.on_main(
         lambda: seconds_per_sample(samplers, draws, spec.timing_rounds, min(64, spec.samples))
     )
@@ -127,7 +128,7 @@ def arithmetic_record(spec: Evaluate) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Measurement:
+class Measurement:
     """The rows of metrics.json, sampler after sampler; what is finished is read from the desk.
 
     Attributes:
@@ -227,9 +228,8 @@ def seconds_per_sample(
     times: list[list[float]] = [[] for _ in samplers]
     turns = list(zip(times, samplers, strict=True))
     with torch.no_grad():
-        for sampler in (samplers[0], min(samplers[1:], key=lambda s: s.nfe, default=None)):
-            if sampler is not None:  # warm up: kernels are chosen, or compiled
-                sampler.generate(noise, condition)
+        for sampler in _one_of_each(samplers):  # warm up: kernels are chosen, or compiled
+            sampler.generate(noise, condition)
         synchronize(draws.device)
         for index in range(rounds):
             for taken, sampler in turns if index % 2 == 0 else reversed(turns):
@@ -238,6 +238,12 @@ def seconds_per_sample(
                 synchronize(draws.device)
                 taken.append((time.perf_counter() - start) / batch)
     return [statistics.median(taken) for taken in times]
+
+
+def _one_of_each(samplers: Sequence[Sampler]) -> list[Sampler]:
+    """The first, then the cheapest of the student in more steps and of the solvers."""
+    others = {s.name == STUDENT: s for s in sorted(samplers[1:], key=lambda s: -s.nfe)}
+    return [samplers[0], *others.values()]
 
 
 def synchronize(device: torch.device) -> None:

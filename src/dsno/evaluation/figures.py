@@ -138,7 +138,7 @@ def _draw_series(
     if any(half):
         low = [min(h, 0.9 * v) for h, v in zip(half, y, strict=True)]  # the axis is logarithmic
         panel.errorbar(x, y, [low, half], fmt="none", ecolor=colour, elinewidth=1.1, capsize=2)
-    if name == STUDENT:
+    if name == STUDENT and spacing is None:
         panel.axhline(y[0], color=colour, ls=":", lw=1.1, zorder=1)
         panel.plot(
             x,
@@ -154,7 +154,7 @@ def _draw_series(
         for point in zip(x, y, strict=True):
             _note(panel, short(point[1]), point, 9, 5, color=colour, weight="bold")
         return
-    line = spacing in (None, "uniform")
+    line = spacing in (None, "uniform") or name == STUDENT
     panel.plot(
         x,
         y,
@@ -164,11 +164,18 @@ def _draw_series(
         mfc=colour if line else "none",
         mew=1.4,
         zorder=3 if line else 3.5,
-        label=f"{label}, {spacing} steps" if spacing else label,
+        label=_described(name, label, spacing),
     )
     if by == "time" and line and name == "ddim":
         for row, point in zip(rows, zip(x, y, strict=True), strict=True):
             _note(panel, f"{row['nfe']:,}", point, 5, 5, color=colour)
+
+
+def _described(name: str, label: str, spacing: str | None) -> str:
+    """A series in the legend."""
+    if name == STUDENT or spacing is None:
+        return f"{label}, {spacing}" if spacing else label
+    return f"{label}, {spacing} steps"
 
 
 def _note(

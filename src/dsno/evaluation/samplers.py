@@ -21,6 +21,7 @@ from dsno.diffusion.solvers import evaluations, solve
 from dsno.operator.dsno import DSNO
 from dsno.recipes.choices import Arithmetic
 from dsno.recipes.schema import Curve, Evaluate
+from dsno.sampling.dial import cost, go_on, start_of
 from dsno.support import seeds
 from dsno.support.threads import MOST, Workers, per_thread
 from dsno.support.transfers import to_device
@@ -55,7 +56,8 @@ class Sampler:
         name: `dsno` or the solver's.
         label: its name in tables and figures.
         nfe: network evaluations per sample.
-        spacing: of the solver's steps; None for the student.
+        spacing: of the solver's steps; None for the student, and where the teacher goes on from its
+            trajectory, from which time.
         generate: the sampler itself, for as many threads.
         precision: of the networks; what is made of their states is as exact as the surroundings.
         threads: how many may use it at a time, at most.
@@ -78,7 +80,7 @@ class Sampler:
     @property
     def slug(self) -> str:
         """The same as the name of a file."""
-        words = [str(word or "") for word in self.key]
+        words = [str(word or "").replace(" ", "-") for word in self.key]
         words[0] = self.name.replace("+", "p")
         return "-".join(word for word in words if word)
 
@@ -100,6 +102,37 @@ def student_sampler(
 
     threads = _threads(precision, compiled)
     return Sampler(STUDENT, SAMPLER_NAMES[STUDENT], 1, None, generate, precision, threads)
+
+
+def dial_sampler(
+    operator: DSNO,
+    denoiser: DenoiserProtocol,
+    steps: int,
+    decode: Decode = as_is,
+    *,
+    precision: Arithmetic = "exact",
+    compiled: bool = False,
+) -> Sampler:
+    """The teacher's solver from the operator's trajectory, in `steps` steps in all, 2 or more.
+
+    Both networks are in a precision and perhaps compiled.
+
+    Raises:
+        InputError: if the operator was trained at t = 0 alone.
+    """
+    own = per_thread(called_in(operator, precision, compiled=compiled))
+    teacher = per_thread(network_in(denoiser, precision, compiled=compiled))
+    start = start_of(operator.times, operator.preconditioning)
+
+    def generate(noise: Tensor, condition: Condition | None) -> Tensor:
+        with _set_to(precision):
+            states = own()(noise, condition, start.times)
+            solution = go_on(teacher(), start, states, steps - 1, condition)
+        return decode(solution.states[:, -1])
+
+    label, where = f"{SAMPLER_NAMES[STUDENT]}, then its teacher", f"from t = {start.time:.3g}"
+    nfe, threads = cost(denoiser, steps), _threads(precision, compiled)
+    return Sampler(STUDENT, label, nfe, where, generate, precision, threads)
 
 
 def teacher_sampler(
@@ -139,12 +172,17 @@ def _threads(precision: Arithmetic, compiled: bool) -> int:
 def samplers_of(
     denoiser: DenoiserProtocol, operator: DSNO, spec: Evaluate, decode: Decode = as_is
 ) -> list[Sampler]:
-    """The student, then every distinct teacher sampler of the section, the baseline included."""
+    """The student, in one step and in the section's, then every distinct teacher sampler of it.
+
+    The baseline is among the last.
+    """
     curves = [*spec.curves, Curve(solver="ddim", steps=(spec.baseline_steps,))]
     wanted = {(c.solver, steps, c.spacing): None for c in curves for steps in c.steps}
+    further = sorted({*spec.dial} - {1}) if spec.dial and operator.slices > 1 else []
     how: _How = {"precision": spec.precision, "compiled": spec.compile}
     return [
         student_sampler(operator, decode, **how),
+        *(dial_sampler(operator, denoiser, steps, decode, **how) for steps in further),
         *(teacher_sampler(denoiser, *key, decode, **how) for key in wanted),
     ]
 

@@ -61,6 +61,16 @@ def verdict(metrics: Metrics) -> tuple[str, list[str]]:
         f"({singular(v.features)} features) to the {metrics.reference.what} is "
         f"{number(v.student)}; with {evaluations} DDIM's is {number(v.ddim)} (lower is better)."
     ]
+    further = [row for row in _ordered(metrics) if row.name == STUDENT and row.spacing is not None]
+    if further:
+        points = [
+            f"{number(row.frechet_distance[v.features])} with {_evaluations(row.nfe)}"
+            for row in further
+        ]
+        remarks.append(
+            f"Where the teacher's solver goes on {further[0].spacing} of its trajectory, it is "
+            f"{' and '.join(points)} in all."
+        )
     others = [row for row in metrics.samplers if row.name != STUDENT]
     if better := [row for row in others if row.frechet_distance[v.features] < v.student]:
         best = min(better, key=lambda row: row.frechet_distance[v.features])

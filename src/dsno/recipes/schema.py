@@ -488,6 +488,10 @@ class Evaluate(Section):
     curves: tuple[Curve, ...] = ()
     more_curves: Neutral[tuple[Curve, ...]] = ()
     """What `dsno evaluate --full` measures besides."""
+    dial: LaterResult[tuple[Count, ...] | None] = None
+    """Steps in which the student is measured besides one: the teacher's solver takes those after
+    the first, from the student's trajectory. None if null; a student of one slice, which has no
+    state for that, is measured in one step."""
     baseline_steps: Count = 16
     """The student is compared with DDIM of so many evaluations on a uniform grid."""
     reference_steps: Count = 32

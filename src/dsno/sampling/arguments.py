@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dsno.support.errors import InputError
-from dsno.support.scalars import as_real, as_whole, whole
+from dsno.support.scalars import as_real, whole
 
 Generators = Sequence[torch.Generator | None]
 """One for all samples, or one for each."""
@@ -223,14 +223,12 @@ def trained_guidance(given: Any) -> float | list[float] | None:
     return [end for end in ends if end is not None]
 
 
-def check_one_evaluation(num_inference_steps: Any) -> None:
-    """Refuse another number of steps than the one that an operator takes.
+def check_steps(num_inference_steps: Any) -> int:
+    """The number of steps; None is the operator's one.
 
     Raises:
-        InputError: if it is another.
+        InputError: if it is no whole number of at least 1.
     """
-    if num_inference_steps is not None and as_whole(num_inference_steps) != 1:
-        raise InputError(
-            "This model samples in one evaluation: num_inference_steps must be 1, not "
-            f"{num_inference_steps!r:.60}."
-        )
+    if num_inference_steps is None:
+        return 1
+    return whole(num_inference_steps, "number of inference steps")

@@ -26,8 +26,14 @@ MAX_SLICES, MAX_SITES = 4_096, 4_096
 """Of a saved model: its tables grow with both, and no file may ask for any size."""
 REMEDY = "train or download it again"
 MODEL, VAE, TEXT_ENCODER, TOKENIZER = "model", "vae", "text_encoder", "tokenizer"
-COMPONENTS = (MODEL, VAE, TEXT_ENCODER, TOKENIZER)
-_STEMS = {MODEL: DIFFUSERS_STEM, VAE: DIFFUSERS_STEM, TEXT_ENCODER: TRANSFORMERS_STEM}
+TEACHER = "teacher"
+COMPONENTS = (MODEL, VAE, TEXT_ENCODER, TOKENIZER, TEACHER)
+_STEMS = {
+    MODEL: DIFFUSERS_STEM,
+    VAE: DIFFUSERS_STEM,
+    TEXT_ENCODER: TRANSFORMERS_STEM,
+    TEACHER: DIFFUSERS_STEM,
+}
 
 
 @dataclass(frozen=True)
@@ -36,19 +42,21 @@ class Names:
 
     Attributes:
         pipeline: its class.
-        module: where the model's class lives.
+        module: where the classes of the model and the teacher live.
         model: the model's class.
+        teacher: the teacher's class.
     """
 
     pipeline: str
     module: str
     model: str
+    teacher: str
 
 
 def check_folder(
     folder: Path, names: Names, given: Collection[str], variant: str | None = None
 ) -> None:
-    """Check a pipeline's folder, but for the files of its model; see `check_model_config`.
+    """Check a pipeline's folder, but for the files of its model and teacher, which check theirs.
 
     Args:
         folder: with model_index.json.
@@ -126,6 +134,7 @@ def _is_known(component: str, entry: Any, names: Names) -> bool:
         return library == "transformers" and name.endswith(("Tokenizer", "TokenizerFast"))
     known: dict[str, tuple[str, tuple[str, ...]]] = {
         MODEL: (names.module, (names.model,)),
+        TEACHER: (names.module, (names.teacher,)),
         VAE: ("diffusers", AUTOENCODERS),
         TEXT_ENCODER: ("transformers", TEXT_ENCODERS),
     }
@@ -148,7 +157,7 @@ def read_model_config(folder: Path) -> Mapping[str, Any]:
     Raises:
         InputError: if its tables, which are not among its weights, would be too large.
     """
-    config = read_json(folder / "config.json", "configuration of the model", REMEDY)
+    config = read_config(folder, "model")
     slices, sites = as_whole(config.get("slices")), config.get("sites")
     if slices is None or not 1 <= slices <= MAX_SLICES:
         raise InputError(
@@ -159,9 +168,23 @@ def read_model_config(folder: Path) -> Mapping[str, Any]:
         raise InputError(
             f"The model in {folder} has no list of at most {MAX_SITES:,} sites; {REMEDY}."
         )
+    return config
+
+
+def read_config(folder: Path, what: str) -> Mapping[str, Any]:
+    """The configuration of a saved model or teacher.
+
+    Args:
+        folder: of it.
+        what: it is, for errors.
+
+    Raises:
+        InputError: if it does not say the shape of a sample, or too large a one.
+    """
+    config = read_json(folder / "config.json", f"configuration of the {what}", REMEDY)
     shape = config.get("sample_shape")
     sizes = [as_whole(size) for size in shape] if isinstance(shape, list) else [None]
     if None in sizes:
-        raise InputError(f"The model in {folder} does not say its sample_shape; {REMEDY}.")
-    check_sample_shape([size for size in sizes if size is not None], f"The model in {folder}")
+        raise InputError(f"The {what} in {folder} does not say its sample_shape; {REMEDY}.")
+    check_sample_shape([size for size in sizes if size is not None], f"The {what} in {folder}")
     return config

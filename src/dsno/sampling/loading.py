@@ -14,7 +14,7 @@ from dsno.support.errors import InputError
 from dsno.support.hub import HALF_PRECISION, download, looks_like_hub_id
 
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
-_COMPONENTS = ("model", "vae", "text_encoder")
+_COMPONENTS = ("model", "vae", "text_encoder", "teacher")
 _ALLOW = ("*.json", "*.safetensors", "*.txt", "*.model")
 """What is worth downloading: configurations, weights, and the files of tokenizers."""
 

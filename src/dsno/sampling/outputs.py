@@ -28,6 +28,8 @@ class DSNOPipelineOutput(BaseOutput):
         times: (times,), float64, of the trajectory; falling, 1 is noise and 0 data.
         class_labels: (batch,), of a conditional model.
         latents: (batch, *shape), what a latent model's images were decoded from.
+        nfe: network evaluations per sample: the operator's, and the teacher's if there were more
+            steps (two a step under guidance).
     """
 
     images: list[Image.Image] | np.ndarray | Tensor
@@ -35,6 +37,7 @@ class DSNOPipelineOutput(BaseOutput):
     times: Tensor | None = None
     class_labels: Tensor | None = None
     latents: Tensor | None = None
+    nfe: int = 1
 
 
 def convert(samples: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:

@@ -39,9 +39,11 @@ class Solution:
 @torch.no_grad()
 def solve(
     denoiser: DenoiserProtocol,
-    noise: Float[Tensor, "batch *shape"],
+    noise: Float[Tensor, "batch *shape"] | None = None,
     times: Float[Tensor, " M"] | None = None,
     *,
+    start: float = 1.0,
+    state: Float[Tensor, "batch *shape"] | None = None,
     method: str = "dpm++2m",
     steps: int = 16,
     spacing: str = "uniform",
@@ -49,31 +51,44 @@ def solve(
 ) -> Solution:
     """Solve the probability-flow ODE from x_1 = sigma(1) noise and return it at `times`.
 
+    With `start` and `state` it goes on from a state at another time; there, as at noise, a
+    multistep method remembers no step.
+
     Args:
         denoiser: the teacher.
         noise: unit normal, (batch, *shape). The state is kept in float64 if the noise is, and in
             float32 otherwise, whatever precision the network runs in.
-        times: (M,) in [0, 1], in any order; the sample alone (t = 0) if None.
+        times: (M,) in [0, start], in any order; the sample alone (t = 0) if None.
+        start: the time of `state`, in (0, 1].
+        state: x(start), (batch, *shape), instead of noise; its precision counts as the noise's.
         method: one of `METHODS`.
-        steps: number of steps from t = 1 to the smallest asked time.
+        steps: number of steps from `start` to the smallest asked time.
         spacing: how the steps are spread, see `Spacing`.
         condition: passed to the denoiser.
 
     Raises:
-        InputError: for an unknown method or spacing, times outside [0, 1], or a number of steps
-            that is too small or no whole number.
+        InputError: for an unknown method or spacing, times outside [0, start], a number of steps
+            that is too small or no whole number, or anything but either noise or a state.
     """
+    if (noise is None) == (state is None):
+        raise InputError("Solve from either noise or a state (with its time, start).")
+    if not 0 < start <= 1 or (state is None and start != 1):
+        raise InputError(
+            f"A state to start from has a time in (0, 1], and noise is at 1; found start = {start}."
+        )
     rule = METHODS[one_of(method, METHODS, "solver")]
     steps = whole(steps, "number of solver steps")
     schedule = denoiser.schedule
     asked = torch.zeros(1, dtype=torch.float64) if times is None else times.double().cpu()
-    if asked.ndim != 1 or len(asked) == 0 or not bool(((asked >= 0) & (asked <= 1)).all()):
-        raise InputError("The times to solve for must be a non-empty list of numbers in [0, 1].")
+    if asked.ndim != 1 or len(asked) == 0 or not bool(((asked >= 0) & (asked <= start)).all()):
+        raise InputError(
+            f"The times to solve for must be a non-empty list of numbers in [0, {start:g}]."
+        )
 
     distinct: list[float] = []
     merged = {}
     for t in sorted(asked.tolist(), reverse=True):  # equal or nearly equal times share one state
-        near = [d for d in (1.0, *distinct[-1:]) if d - t < MERGE]
+        near = [d for d in (start, *distinct[-1:]) if d - t < MERGE]
         merged[t] = near[-1] if near else t
         if not near:
             distinct.append(t)
@@ -81,16 +96,15 @@ def solve(
         merged = {t: 0.0 if s == distinct[-1] else s for t, s in merged.items()}
         distinct[-1] = 0.0
 
-    dtype = torch.float64 if noise.dtype == torch.float64 else torch.float32
-    start = nodes(schedule, torch.ones(1))[0]
-    x = noise.to(dtype) * start.sigma
-    saved = {1.0: x}
+    first = nodes(schedule, torch.tensor([start], dtype=torch.float64))[0]
+    x = _as_state(noise) * first.sigma if state is None else _as_state(state)
+    dtype, saved = x.dtype, {start: x}
     counting = CountingDenoiser(denoiser)
     if distinct:
         grid = step_times(
-            torch.tensor(distinct, dtype=torch.float64), steps, Spacing(spacing, schedule)
+            torch.tensor(distinct, dtype=torch.float64), steps, Spacing(spacing, schedule), start
         )
-        step = Step(lambda y, node: counting(y, node.t, condition).to(dtype), start, start)
+        step = Step(lambda y, node: counting(y, node.t, condition).to(dtype), first, first)
         ends = set(distinct)
         for node in nodes(schedule, grid)[1:]:
             step.start, step.end = step.end, node
@@ -99,3 +113,9 @@ def solve(
                 saved[float(node.t)] = x
     states = torch.stack([saved[merged[t]] for t in asked.tolist()], dim=1)
     return Solution(asked, states, counting.nfe)
+
+
+def _as_state(given: Tensor | None) -> Tensor:
+    """In the precision that states are kept in."""
+    assert given is not None
+    return given.to(torch.float64 if given.dtype == torch.float64 else torch.float32)

@@ -11,8 +11,8 @@ from dsno.diffusion.time_grids import Spacing
 from dsno.support.errors import InputError
 
 
-def step_times(times: Tensor, steps: int, spacing: Spacing) -> Tensor:
-    """The step grid from 1 down to the last of `times`, which are all on it.
+def step_times(times: Tensor, steps: int, spacing: Spacing, start: float = 1.0) -> Tensor:
+    """The step grid from `start` down to the last of `times`, which are all on it.
 
     `steps` are shared among the segments between the asked times in proportion to their length in
     the spacing variable (largest remainder, at least one each). `times`: strictly falling, float64.
@@ -20,7 +20,7 @@ def step_times(times: Tensor, steps: int, spacing: Spacing) -> Tensor:
     Raises:
         InputError: if there are fewer steps than segments.
     """
-    ends = torch.cat([times.new_ones(1), times[times < 1]])
+    ends = torch.cat([times.new_tensor([start]), times[times < start]])
     segments = len(ends) - 1
     if steps < segments:
         raise InputError(
