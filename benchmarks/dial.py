@@ -41,6 +41,7 @@ from dsno.evaluation.samplers import (
 from dsno.operator.dsno import DSNO
 from dsno.recipes.schema import Evaluate
 from dsno.runs.build import conditions_of, decoder, guided, real_data
+from dsno.runs.locate import model_of
 from dsno.runs.run import saved_recipe
 from dsno.runs.stages import load_operator, trajectories_storage
 from dsno.sampling.dial import SOLVER, SPACING, cost
@@ -172,7 +173,10 @@ def opened(run: Path, out: Path, samples: int | None) -> tuple[Ways, Draws, Refe
     if samples is not None:
         spec = spec.model_copy(update={"samples": samples})
         recipe = recipe.model_copy(update={"evaluate": spec})
-    teacher, operator = load_teacher(run / "teacher"), load_operator(run).to(device)
+    teacher, operator = (
+        load_teacher(run / "teacher"),
+        load_operator(run / model_of(saved_recipe(run))).to(device),
+    )
     denoiser, decode = to_device(guided(recipe, teacher), device), decoder(teacher)
     if teacher.latents is not None:
         teacher.latents.vae.to(device)

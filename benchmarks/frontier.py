@@ -247,7 +247,7 @@ def samplers(work: Work, seed: int) -> tuple[Teacher, dict[str, tuple[Sampler, f
         if name == CONSISTENCY:
             found[name] = consistency_sampler(teacher, folder), 1.0
             continue
-        operator = load_operator(folder)
+        operator = load_operator(folder / "student")
         sampler = student_sampler(operator)
         cost = sampling_cost(operator, denoiser, condition)
         found[name] = Sampler(name, KINDS[name].label, 1, None, sampler.generate), cost

@@ -108,7 +108,7 @@ def run(
     yes: Yes = False,
     extend: Extend = False,
 ) -> None:
-    """Run every stage: teacher, collect, train, evaluate, report. Finished stages are skipped."""
+    """Run every stage: teacher, collect, train, finish, evaluate, report; not what is done."""
     opened = _open(recipe, overrides, out, dry_run, yes=yes, extend=extend)
     opened.run()
     if not is_silent():
@@ -245,6 +245,18 @@ def train(
 ) -> None:
     """Train the operator on the trajectories."""
     _open(recipe, overrides, out, dry_run, yes=yes, extend=extend).stage("train")
+
+
+@app.command()
+def finish(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+) -> None:
+    """Match the distribution of the student's samples to the teacher's, without data."""
+    _open(recipe, overrides, out, dry_run, yes=yes).stage("finish")
 
 
 @app.command()
@@ -459,14 +471,14 @@ def sample(
 ) -> None:
     """Make samples with one network evaluation each, or a few (--steps)."""
     from dsno.recipes.choices import Arithmetic
-    from dsno.runs.locate import model_folder
+    from dsno.runs.locate import model_folder, model_of
 
     chosen = one_of(precision, get_args(Arithmetic), "precision")
     folder = model_folder(target)
     if folder is None:
         opened = _open(target, overrides, out)
-        opened.require("train")
-        folder = opened.folder / "student"
+        opened.require("train" if opened.recipe.finish is None else "finish")
+        folder = opened.folder / model_of(opened.recipe)
         names = ["samples.npz"] if raw else ["samples.png", "samples.npz"]
         files = [opened.folder / "samples" / name for name in names]
     else:

@@ -43,6 +43,7 @@ def evaluate(
     spec: Evaluate,
     decode: Decode = as_is,
     *,
+    unfinished: DSNO | None = None,
     desk: Desk | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Measure the student and the teacher's samplers from the same noise.
@@ -59,6 +60,7 @@ def evaluate(
         draws: noise and conditions.
         spec: what is measured.
         decode: from states to images.
+        unfinished: the student before its finish, if it has one.
         desk: where finished samplers and batches are kept; in memory if None.
 
     Returns:
@@ -67,7 +69,7 @@ def evaluate(
     short = reference.shortages(spec.samples)
     warn(short)
     truth = teacher_sampler(denoiser, "dpm++2m", spec.reference_steps, "uniform", decode)
-    samplers = samplers_of(denoiser, operator, spec, decode)
+    samplers = samplers_of(denoiser, operator, spec, decode, unfinished=unfinished)
     of_baseline = teacher_sampler(denoiser, "ddim", spec.baseline_steps, "uniform").nfe, "uniform"
     baseline = next(s for s in samplers if s.name == "ddim" and (s.nfe, s.spacing) == of_baseline)
     rows = Measurement(reference, draws, spec, truth, desk or Desk()).rows(samplers)

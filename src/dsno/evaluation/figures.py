@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dsno.evaluation.estimate import Z95
 from dsno.evaluation.features import singular
-from dsno.evaluation.samplers import STUDENT
+from dsno.evaluation.samplers import STUDENT, UNFINISHED
 from dsno.support.images import to_pil
 
 Row = Mapping[str, Any]
@@ -26,6 +26,7 @@ Curve = tuple[str, Any, Sequence[int], Sequence[float]]
 """Label, colour, x, y."""
 COLOURS = {
     STUDENT: "#D55E00",
+    UNFINISHED: "#F0A878",
     "ddim": "#0072B2",
     "dpm++2m": "#009E73",
     "unipc": "#E69F00",

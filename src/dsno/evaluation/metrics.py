@@ -128,6 +128,20 @@ class _Extended(_Record):
     at: int
 
 
+class _Look(_Record):
+    step: int
+    distance: float | None
+    recall: float
+
+
+class _Finish(_Record):
+    """What was seen on the way of a finish, and the step that was kept."""
+
+    kept: int
+    samples: int
+    looks: list[_Look]
+
+
 class _Spectrum(_Record):
     modes: list[int]
     power: list[float]
@@ -167,6 +181,8 @@ class Metrics(_Record):
     student_history: list[_StudentRecord] = []
     teacher_history: list[_TeacherRecord] = []
     extended: dict[str, list[_Extended]] = {}
+    finish: _Finish | None = None
+    """None without a finish."""
     spectrum: _Spectrum | None = None
     parameters: dict[str, int]
     trajectories: _Trajectories

@@ -26,13 +26,14 @@ from dsno.support import seeds
 from dsno.support.threads import MOST, Workers, per_thread
 from dsno.support.transfers import to_device
 
-STUDENT = "dsno"
+STUDENT, UNFINISHED = "dsno", "dsno-unfinished"
 SAMPLER_NAMES = {
     "ddim": "DDIM",
     "heun": "Heun",
     "dpm++2m": "DPM-Solver++(2M)",
     "unipc": "UniPC",
     STUDENT: "DSNO",
+    UNFINISHED: "DSNO before its finish",
 }
 """Names of the solvers and the student in tables and figures."""
 
@@ -89,6 +90,7 @@ def student_sampler(
     operator: DSNO,
     decode: Decode = as_is,
     *,
+    name: str = STUDENT,
     precision: Arithmetic = "exact",
     compiled: bool = False,
 ) -> Sampler:
@@ -101,7 +103,7 @@ def student_sampler(
         return decode(states)
 
     threads = _threads(precision, compiled)
-    return Sampler(STUDENT, SAMPLER_NAMES[STUDENT], 1, None, generate, precision, threads)
+    return Sampler(name, SAMPLER_NAMES[name], 1, None, generate, precision, threads)
 
 
 def dial_sampler(
@@ -170,11 +172,17 @@ def _threads(precision: Arithmetic, compiled: bool) -> int:
 
 
 def samplers_of(
-    denoiser: DenoiserProtocol, operator: DSNO, spec: Evaluate, decode: Decode = as_is
+    denoiser: DenoiserProtocol,
+    operator: DSNO,
+    spec: Evaluate,
+    decode: Decode = as_is,
+    *,
+    unfinished: DSNO | None = None,
 ) -> list[Sampler]:
     """The student, in one step and in the section's, then every distinct teacher sampler of it.
 
-    The baseline is among the last.
+    After its first comes what it was before its finish, if that is given. The baseline is among the
+    last.
     """
     curves = [*spec.curves, Curve(solver="ddim", steps=(spec.baseline_steps,))]
     wanted = {(c.solver, steps, c.spacing): None for c in curves for steps in c.steps}
@@ -182,6 +190,11 @@ def samplers_of(
     how: _How = {"precision": spec.precision, "compiled": spec.compile}
     return [
         student_sampler(operator, decode, **how),
+        *(
+            [student_sampler(unfinished, decode, name=UNFINISHED, **how)]
+            if unfinished is not None
+            else []
+        ),
         *(dial_sampler(operator, denoiser, steps, decode, **how) for steps in further),
         *(teacher_sampler(denoiser, *key, decode, **how) for key in wanted),
     ]

@@ -13,7 +13,7 @@ from dsno.evaluation.estimate import Estimate
 from dsno.evaluation.features import singular
 from dsno.evaluation.figures import number, order, short
 from dsno.evaluation.metrics import Metrics, SamplerRecord
-from dsno.evaluation.samplers import SAMPLER_NAMES, STUDENT
+from dsno.evaluation.samplers import SAMPLER_NAMES, STUDENT, UNFINISHED
 from dsno.evaluation.table import MEASURES
 
 TEMPLATE = "template.html.j2"
@@ -61,6 +61,11 @@ def verdict(metrics: Metrics) -> tuple[str, list[str]]:
         f"({singular(v.features)} features) to the {metrics.reference.what} is "
         f"{number(v.student)}; with {evaluations} DDIM's is {number(v.ddim)} (lower is better)."
     ]
+    if before := [row for row in metrics.samplers if row.name == UNFINISHED]:
+        remarks.append(
+            "Before its finish by distribution matching it was "
+            f"{number(before[0].frechet_distance[v.features])}."
+        )
     further = [row for row in _ordered(metrics) if row.name == STUDENT and row.spacing is not None]
     if further:
         points = [
@@ -101,6 +106,15 @@ def deciding(metrics: Metrics) -> list[tuple[str, str]]:
         for who, decay in protocol.ema_decay:
             if decay is not None:
                 lines.append((f"Averaging of the {who}'s weights", f"decay {decay:g}"))
+    if (finish := metrics.finish) is not None:
+        by_step = {look.step: look for look in finish.looks}
+        start, kept = by_step[0], by_step[finish.kept]
+        seen = f"recall {_share(start.recall)} before, {_share(kept.recall)} then"
+        if start.distance is not None and kept.distance is not None:
+            seen = f"distance {number(start.distance)} before, {number(kept.distance)} then; {seen}"
+        lines.append(
+            ("Finish", f"step {finish.kept:,} kept; {finish.samples:,} samples looked at: {seen}")
+        )
     for name, features in metrics.features.items():
         checksum = features.sha256 or features.weights_sha256
         said = [features.network, features.file, features.resolution, features.quantisation]

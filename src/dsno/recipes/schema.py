@@ -524,6 +524,11 @@ class Recipe(Section):
                 "A teacher that is trained here needs `data`; to use an existing one, give "
                 "`teacher.source`"
             )
+        if self.finish is not None and self.collect.guidance_range is not None:
+            raise ValueError(
+                "`finish` needs one guidance scale, as its second network has no such input; give "
+                "`collect.guidance_scale` a number, or leave `finish` out"
+            )
         if self.collect.slices % self.student.slices:
             raise ValueError(
                 f"`student.slices` = {self.student.slices} must divide `collect.slices` = "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dsno.pipeline import NO_TEACHER, DSNOPipeline, DSNOTeacher
 from dsno.runs.build import guided
+from dsno.runs.locate import MODELS
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError
 from dsno.support.files import filling
@@ -26,7 +27,7 @@ def load_with_teacher(folder: Path) -> DSNOPipeline:
         return pipeline
     run = folder.absolute().parent
     needed = run / "recipe.yaml", run / "teacher" / DESCRIPTION
-    if folder.name != "student" or not all(path.is_file() for path in needed):
+    if folder.name not in MODELS or not all(path.is_file() for path in needed):
         raise InputError(NO_TEACHER)
     from dsno.runs.run import saved_recipe
 

@@ -17,18 +17,19 @@ from torch import Tensor, nn
 
 from dsno.data.dataset import Dataset
 from dsno.diffusion.arithmetic import arithmetic
-from dsno.diffusion.conditions import Condition
+from dsno.diffusion.conditions import Condition, Conditions
 from dsno.diffusion.denoisers import Denoiser, DenoiserProtocol, evaluations_per_call, to_device
+from dsno.diffusion.guidance import GuidedDenoiser
 from dsno.diffusion.solvers import evaluations, solve
 from dsno.diffusion.time_grids import Spacing, grid_times
 from dsno.evaluation.batchwise import Desk
 from dsno.evaluation.evaluate import evaluate
-from dsno.evaluation.features import Wanted
+from dsno.evaluation.features import Wanted, usual_spaces
 from dsno.evaluation.reference import build_reference
 from dsno.evaluation.samplers import Draws
 from dsno.evaluation.trajectories import power_spectrum, trajectory_arrays
 from dsno.operator.dsno import DSNO
-from dsno.recipes.schema import Recipe
+from dsno.recipes.schema import Evaluate, Recipe
 from dsno.runs.build import (
     class_frequencies,
     conditions_of,
@@ -46,6 +47,7 @@ from dsno.runs.build import (
     summary,
 )
 from dsno.runs.dependencies import collect_settings
+from dsno.runs.locate import FINISHED, STUDENT, model_of
 from dsno.runs.records import Extended
 from dsno.support import distributed, seeds
 from dsno.support.environment import environment, versions
@@ -55,8 +57,10 @@ from dsno.support.storage import StorageDir
 from dsno.teachers.store import Teacher, load_teacher, save_teacher
 from dsno.training.batches import student_batches, teacher_batches
 from dsno.training.checkpoints import Checkpoints
+from dsno.training.guard import Guard, Measure
 from dsno.training.losses import DenoisingObjective, TrajectoryObjective, slice_weights
 from dsno.training.lpips import load_vgg16
+from dsno.training.matching import MatchingObjective, Pair, matching_batches
 from dsno.training.trainer import Preview, Row, train
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
@@ -65,7 +69,12 @@ from dsno.trajectories.lmdb import import_lmdb
 from dsno.trajectories.manifest import Manifest, has_manifest, load_manifest
 from dsno.trajectories.prompts import Prompts, read_prompts, write_prompts
 
-FOLDERS = {"teacher": "teacher", "collect": "trajectories", "train": "student"}
+FOLDERS = {
+    "teacher": "teacher",
+    "collect": "trajectories",
+    "train": STUDENT,
+    "finish": FINISHED,
+}
 """Where a stage's results are, in the folder of a run."""
 HISTORY = "history.json"
 """Of a training, in the folder of its result."""
@@ -303,14 +312,7 @@ def make_student(task: Task) -> str:
     operator = new_operator(task.recipe, teacher)
     load_start(operator, spec.start_from)
     times = operator.times
-    limit = task.recipe.collect.cache_gb
-    store = TrajectoryStore(
-        task.trajectories,
-        tag=task.tags["collect"],
-        times=times.tolist(),
-        cache=task.folder / "cache",
-        cache_bytes=math.inf if limit is None else limit * 1e9,
-    )
+    store = _store(task, operator)
     weights = slice_weights(
         spec.weight,
         denoiser.schedule,
@@ -346,10 +348,45 @@ def make_student(task: Task) -> str:
         preview=_student_preview(task.recipe, teacher, store.prompts),
     )
     assert isinstance(averaged, DSNO)
+    _save_student(task, teacher, averaged, folder, task.history(history))
+    if distributed.is_main():
+        task.close_training("train")
+    return (
+        f"read {len(store):,} trajectories; wrote an operator of {count(averaged):,} parameters, "
+        f"{len(averaged.lifted.temporal)} time-mixing sites, {student.slices} slices, to {folder}"
+    )
+
+
+def _store(task: Task, operator: DSNO) -> TrajectoryStore:
+    """The run's trajectories at the operator's times."""
+    limit = task.recipe.collect.cache_gb
+    return TrajectoryStore(
+        task.trajectories,
+        tag=task.tags["collect"],
+        times=operator.times.tolist(),
+        cache=task.folder / "cache",
+        cache_bytes=math.inf if limit is None else limit * 1e9,
+    )
+
+
+def _wanted_features(spec: Evaluate, data: Dataset, device: torch.device) -> Wanted:
+    """What the feature spaces of an evaluation are made for."""
+    return Wanted(
+        data.sample_shape,
+        inception=spec.inception,
+        torchscript=spec.torchscript,
+        device=device,
+    )
+
+
+def _save_student(
+    task: Task, teacher: Teacher, operator: DSNO, folder: Path, history: Mapping[str, Any]
+) -> None:
+    """Write a trained operator as a pipeline, with the history of its training."""
     from dsno.pipeline import DSNOModel, save_pipeline  # diffusers: seconds
 
     model = DSNOModel.from_operator(
-        averaged,
+        operator,
         class_frequencies=class_frequencies(task.recipe, teacher),
         guidance_scale=task.recipe.collect.guidance_scale,
         is_textual=teacher.is_textual,
@@ -357,12 +394,104 @@ def make_student(task: Task) -> str:
     if distributed.is_main():
         with filling(folder) as temporary:
             save_pipeline(model, temporary, teacher.latents, teacher.text)
-            write_json(temporary / HISTORY, task.history(history))
-        task.close_training("train")
-    return (
-        f"read {len(store):,} trajectories; wrote an operator of {count(model):,} parameters, "
-        f"{len(averaged.lifted.temporal)} time-mixing sites, {student.slices} slices, to {folder}"
+            write_json(temporary / HISTORY, history)
+
+
+def finish_student(task: Task) -> str:
+    """Match the distribution of the student's samples; return what was read and written."""
+    recipe, folder = task.recipe, task.folder / FINISHED
+    spec = recipe.finish
+    assert spec is not None
+    assert spec.batch_size is not None
+    teacher = load_teacher(task.folder / "teacher")
+    solver, shape = guided(recipe, teacher), teacher.denoiser.sample_shape
+    guidance = (
+        (solver.scale, solver.null_condition)
+        if isinstance(solver, GuidedDenoiser) and solver.scale is not None
+        else None
     )
+    manifest = load_manifest(task.trajectories)
+    prompts = read_prompts(task.trajectories, manifest)
+    conditions = conditions_of(recipe, teacher, prompts)
+    operator = load_operator(task.folder / STUDENT)
+    guard = Guard(_finish_measure(task, teacher, conditions), spec.recall_drop)
+    averaged, history = train(
+        MatchingObjective(
+            Pair(operator, teacher.denoiser),
+            teacher.denoiser,
+            guidance=guidance,
+            anchor=spec.anchor,
+            fake_rate=spec.fake_rate,
+        ),
+        matching_batches(
+            spec.batch_size,
+            shape,
+            conditions,
+            seed=recipe.seed,
+            times=spec.times,
+            fake_steps=spec.fake_steps,
+            fake_first=spec.fake_first,
+            store=_store(task, operator) if spec.anchor else None,
+        ),
+        spec,
+        folder / "checkpoints",
+        seed=recipe.seed,
+        tag=task.tags["finish"],
+        label="finishing the student",
+        log_folder=task.folder / "logs" / "finish",
+        guard=guard,
+    )
+    assert isinstance(averaged, Pair)
+    kept = guard.best(guard.looks)["step"]
+    about = {"kept": kept, "samples": spec.watch_samples, "looks": guard.looks}
+    _save_student(task, teacher, averaged.student, folder, {"history": history, "finish": about})
+    if distributed.is_main():
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return f"read {task.folder / STUDENT}; wrote the student of step {kept:,} to {folder}"
+
+
+def _finish_measure(task: Task, teacher: Teacher, conditions: Conditions) -> Measure:
+    """Distance to the data, if there are any, and recall of a half-finished student."""
+    recipe, device = task.recipe, distributed.device()
+    spec, decode = recipe.evaluate, decoder(teacher)
+    assert recipe.finish is not None
+    count = recipe.finish.watch_samples
+    if teacher.latents is not None:
+        teacher.latents.vae.to(device)
+    # noises of no other sample: an evaluation's have the seed, those of its reference the next one
+    draws = Draws(
+        (recipe.seed + 2) % 2**63,
+        teacher.denoiser.sample_shape,
+        conditions,
+        min(spec.batch_size, count),
+        device,
+    )
+    few = recipe.model_copy(update={"evaluate": spec.model_copy(update={"samples": count})})
+    data = real_data(few, teacher, draws)
+    reference = build_reference(
+        data,
+        (spec.features or usual_spaces(data))[-1:],
+        seed=spec.classifier_seed,
+        wanted=_wanted_features(spec, data, device),
+        batch_size=spec.batch_size,
+    )
+
+    def measure(model: nn.Module) -> tuple[float | None, float]:
+        assert isinstance(model, Pair)
+        batches = (draws.batch(items) for items in draws.batches(count))
+        images = torch.cat([decode(model.student.sample(*batch)).cpu() for batch in batches])
+
+        def found() -> tuple[float | None, float]:
+            measures = reference.measure(images)
+            distance, recall = (
+                float(next(iter(measures[name].values())))
+                for name in ("frechet_distance", "recall")
+            )
+            return distance if recipe.data is not None else None, recall
+
+        return distributed.on_main(found)
+
+    return measure
 
 
 def _student_preview(recipe: Recipe, teacher: Teacher, prompts: Prompts | None) -> Preview:
@@ -385,7 +514,9 @@ def make_metrics(task: Task) -> str:
         spec = spec.model_copy(update={"curves": (*spec.curves, *spec.more_curves)})
     teacher = load_teacher(task.folder / "teacher")
     device = distributed.device()
-    operator = load_operator(task.folder).to(device)
+    last = model_of(task.recipe)
+    operator = load_operator(task.folder / last).to(device)
+    unfinished = load_operator(task.folder / STUDENT).to(device) if last == FINISHED else None
     denoiser, decode = to_device(guided(task.recipe, teacher), device), decoder(teacher)
     if teacher.latents is not None:
         teacher.latents.vae.to(device)
@@ -394,24 +525,28 @@ def make_metrics(task: Task) -> str:
     conditions = conditions_of(task.recipe, teacher, prompts)
     draws = Draws(task.recipe.seed, denoiser.sample_shape, conditions, spec.batch_size, device)
     kept = task.folder / KEPT
-    now = kept / fingerprint([task.tags["train"], spec.samples, spec.reference_steps, versions()])
+    now = kept / fingerprint(
+        [
+            task.tags.get("finish", task.tags["train"]),
+            spec.samples,
+            spec.reference_steps,
+            versions(),
+        ]
+    )
     data = real_data(task.recipe, teacher, draws, Desk(now))
     reference = build_reference(
         data,
         spec.features,
         seed=spec.classifier_seed,
-        wanted=Wanted(
-            data.sample_shape,
-            inception=spec.inception,
-            torchscript=spec.torchscript,
-            device=device,
-        ),
+        wanted=_wanted_features(spec, data, device),
         desk=Desk(now),
         batch_size=spec.batch_size,
     )
     spaces = [space.identity for space in reference.spaces.values()]
     desk = Desk(now / fingerprint([data.digest, spaces, spec.pictures]))
-    metrics, arrays = evaluate(denoiser, operator, reference, draws, spec, decode, desk=desk)
+    metrics, arrays = evaluate(
+        denoiser, operator, reference, draws, spec, decode, unfinished=unfinished, desk=desk
+    )
     metrics["reference"]["real"] = task.recipe.data is not None
 
     def finish() -> None:
@@ -430,6 +565,7 @@ def make_metrics(task: Task) -> str:
                 for name in ("teacher", "student")
                 if (found := _saved(task.folder / name, "extended"))
             },
+            **({} if unfinished is None else {"finish": _saved(task.folder / FINISHED, "finish")}),
             "spectrum": {**spectrum, "kept": operator.lifted.config.modes},
             "parameters": {
                 "teacher": count(teacher.denoiser.network),
@@ -442,7 +578,7 @@ def make_metrics(task: Task) -> str:
                 **{key: manifest.solver[key] for key in ("steps", "spacing", "nfe")},
                 "precision": manifest.precision,
             },
-            "durations": {s: task.seconds[s] for s in ("teacher", "collect", "train")},
+            "durations": {s: task.seconds[s] for s in FOLDERS if s in task.tags},
             "recipe": task.recipe.model_dump(mode="json"),
             "environment": environment(),
             "command": task.command,
@@ -470,7 +606,7 @@ def protocol(task: Task, data: Dataset) -> dict[str, Any]:
         "shape": list(data.sample_shape),
         "ema_decay": {
             "teacher": None if recipe.teacher.source else recipe.teacher.ema_decay,
-            "student": recipe.train.ema_decay,
+            "student": (recipe.finish or recipe.train).ema_decay,
         },
         "full": task.full,
         "data_sha256": data.digest,
@@ -489,24 +625,22 @@ WORK: dict[str, Callable[[Task], str]] = {
     "teacher": make_teacher,
     "collect": make_trajectories,
     "train": make_student,
+    "finish": finish_student,
     "evaluate": make_metrics,
     "report": make_report,
 }
 
 
 def load_operator(folder: Path) -> DSNO:
-    """The trained operator of a run."""
+    """The trained operator in a model's folder."""
     from dsno.pipeline import DSNOPipeline  # diffusers: seconds
 
-    operator: DSNO = DSNOPipeline.from_pretrained(folder / "student").model.operator.eval()
+    operator: DSNO = DSNOPipeline.from_pretrained(folder).model.operator.eval()
     return operator
 
 
-def _saved(folder: Path, key: str) -> list[dict[str, Any]]:
+def _saved(folder: Path, key: str) -> Any:
     """What is saved of a training under a key; nothing of a teacher that was imported."""
     if not (folder / HISTORY).exists():
         return []
-    found: list[dict[str, Any]] = read_json(
-        folder / HISTORY, "training history", "train again"
-    ).get(key, [])
-    return found
+    return read_json(folder / HISTORY, "training history", "train again").get(key, [])

@@ -15,8 +15,8 @@ from torch import nn
 from typing_extensions import TypedDict
 
 PATIENCE = 6
-"""Looks in a row that may be worse than the first before training is stopped. On CIFAR-10 samples got
-worse for three looks, while the second network got to know them, and then twice as good."""
+"""Looks in a row that may be worse than the first before training is stopped. On CIFAR-10 samples
+got worse for three looks, while the second network got to know them, and then twice as good."""
 
 
 class Look(TypedDict):
