@@ -33,6 +33,7 @@ from dsno.diffusion.schedules import NoiseSchedule
 from dsno.operator.batch_plan import BatchPlan
 from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig, Lifted
+from dsno.operator.readout import Readout
 from dsno.sampling import arguments
 from dsno.sampling.dial import go_on, start_of
 from dsno.sampling.folder import (
@@ -150,6 +151,8 @@ class DSNOModel(_SavedModel):
         is_textual: whether it is conditioned on embedded prompts.
         parts: which submodules do not see every slice, see
             `dsno.operator.batch_plan.BatchPlan`; None if all do.
+        readout: name of the layer that has a head for each trained time; empty without, see
+            `dsno.operator.lift.LiftConfig`.
     """
 
     @register_to_config
@@ -170,6 +173,7 @@ class DSNOModel(_SavedModel):
         guidance_scale: float | Sequence[float] | None = None,
         is_textual: bool = False,
         parts: Mapping[str, Any] | None = None,
+        readout: str = "",
     ) -> None:
         super().__init__()
         guidance_scale = arguments.trained_guidance(guidance_scale)
@@ -185,6 +189,7 @@ class DSNOModel(_SavedModel):
                 modes=modes,
                 channel_dim=channel_dim,
                 guidance=guidance_scale is not None and not isinstance(guidance_scale, int | float),
+                readout=readout,
             ),
             site_channels,
             BatchPlan.from_config(parts),
@@ -227,6 +232,7 @@ class DSNOModel(_SavedModel):
                 guidance_scale=arguments.trained_guidance(guidance_scale),
                 is_textual=is_textual,
                 parts=lifted.plan.to_config(),
+                readout=lifted.config.readout,
             )
         model.operator = operator
         return model
@@ -383,7 +389,7 @@ def _config_of(network: nn.Module, kind: registry.Backbone) -> dict[str, Any]:
     """The configuration that builds this very network: a student's last layer may be narrower."""
     config = kind.config(network)
     last: Any = getattr(network, "conv_out", None)
-    if "out_channels" in config and isinstance(last, nn.Conv2d):
+    if "out_channels" in config and isinstance(last, nn.Conv2d | Readout):
         config["out_channels"] = last.out_channels
     return config
 

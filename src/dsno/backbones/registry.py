@@ -32,6 +32,7 @@ class Backbone:
         channel_dim: where those submodules' outputs have their channels: 1, or -1 for tokens.
         levels: network -> its submodules at each resolution, from the highest; none if it has one.
         middle: network -> name of the last submodule between encoder and decoder; None without.
+        readout: network -> name of its last layer with weights; None if it is not known.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Backbone:
     channel_dim: int = 1
     levels: Callable[[nn.Module], list[Level]] = lambda network: []
     middle: Callable[[nn.Module], str | None] = lambda network: None
+    readout: Callable[[nn.Module], str | None] = lambda network: None
 
 
 def _build_diffusers(name: str) -> Callable[[Mapping[str, Any]], nn.Module]:
@@ -73,6 +75,7 @@ BACKBONES: dict[str, Backbone] = {
             unet.unet_sites,
             levels=unet.unet_levels,
             middle=unet.unet_middle,
+            readout=lambda network: "conv_out",
         ),
         Backbone(
             "UNet2DConditionModel",
@@ -82,6 +85,7 @@ BACKBONES: dict[str, Backbone] = {
             unet.unet_sites,
             levels=unet.unet_levels,
             middle=unet.unet_middle,
+            readout=lambda network: "conv_out",
         ),
         Backbone(
             "DiTTransformer2DModel",
@@ -90,6 +94,7 @@ BACKBONES: dict[str, Backbone] = {
             transformer.call_dit,
             transformer.block_sites,
             channel_dim=-1,
+            readout=lambda network: "proj_out_2",
         ),
         Backbone(
             "SongUNet",
@@ -99,6 +104,7 @@ BACKBONES: dict[str, Backbone] = {
             edm.edm_sites,
             levels=edm.edm_levels,
             middle=edm.edm_middle,
+            readout=edm.edm_readout,
         ),
         Backbone(
             "DhariwalUNet",
@@ -108,6 +114,7 @@ BACKBONES: dict[str, Backbone] = {
             edm.edm_sites,
             levels=edm.edm_levels,
             middle=edm.edm_middle,
+            readout=edm.edm_readout,
         ),
     )
 }
@@ -120,6 +127,7 @@ def register(
     sites: tuple[str, ...],
     call: Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], Tensor] | None = None,
     channel_dim: int = 1,
+    readout: str | None = None,
 ) -> None:
     """Make your own class of network known under its name.
 
@@ -129,6 +137,7 @@ def register(
         sites: names or patterns of the submodules behind which time is mixed, see `match_sites`.
         call: how it is called; `network(x, c_noise, **condition)` by default.
         channel_dim: where the sites' outputs have their channels: 1, or -1 for tokens.
+        readout: name of the last layer with weights, for `student.lift: readout`.
     """
     BACKBONES[network.__name__] = Backbone(
         network.__name__,
@@ -137,6 +146,7 @@ def register(
         call or call_plain,
         lambda built: match_sites(built, sites),
         channel_dim,
+        readout=lambda built: readout,
     )
 
 

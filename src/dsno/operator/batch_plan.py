@@ -269,6 +269,30 @@ class SubmoduleHooks:
         return self.state.select_rows(output, Rows.ALL, self.fixed_outputs)
 
 
+def _on_first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A submodule's output with its tensor changed, or the first of them."""
+    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+
+class ShiftHook:
+    """A forward hook where the guidance scale enters and time is not mixed."""
+
+    def __init__(self, index: int, state: BatchState, channel_dim: int) -> None:
+        self.index, self.state, self.channel_dim = index, state, channel_dim
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """A forward hook."""
+        return _on_first(output, self._shift)
+
+    def _shift(self, u: Tensor) -> Tensor:
+        state = self.state
+        if state.shifts is None or state.embedding is None:
+            return u
+        rows = Rows.SHARED if len(u) == state.batch else Rows.ALL
+        embedding = cast(Tensor, state.select_rows(state.embedding, rows))
+        return u + state.shifts.at(self.index, embedding, u, self.channel_dim)
+
+
 class TemporalHook:
     """A forward hook that owns its layer, so that `deepcopy` (EMA) copies both together."""
 
@@ -280,9 +304,7 @@ class TemporalHook:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """A forward hook."""
-        if isinstance(output, tuple):
-            return (self._mix(output[0]), *output[1:])
-        return self._mix(output)
+        return _on_first(output, self._mix)
 
     def _mix(self, u: Tensor) -> Tensor:
         state = self.state

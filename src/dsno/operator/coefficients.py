@@ -36,8 +36,14 @@ class Coefficients(NamedTuple):
         return Coefficients(times, *(value.to(device, dtype) for value in self[1:]))
 
 
-def coefficients_at(times: Tensor, preconditioning: Preconditioning, output: str) -> Coefficients:
-    """The coefficients at times (slices,), float64, for an output of `DSNO`."""
+def coefficients_at(
+    times: Tensor, preconditioning: Preconditioning, output: str, *, told: Tensor | None = None
+) -> Coefficients:
+    """The coefficients at times (slices,), float64, for an output of `DSNO`.
+
+    The network is told the times `told`, (slices,); the same ones if None.
+    """
+    told = times if told is None else told
     one = torch.ones((), dtype=torch.float64)
     schedule = preconditioning.schedule
     c = preconditioning.coefficients(one)
@@ -52,7 +58,7 @@ def coefficients_at(times: Tensor, preconditioning: Preconditioning, output: str
     else:
         ratio = sigma / sigma_1
         factors = ratio, alpha - schedule.alpha(one) * ratio
-    return Coefficients(preconditioning.c_noise(times), sigma_1, c.into, skip, out, *factors)
+    return Coefficients(preconditioning.c_noise(told), sigma_1, c.into, skip, out, *factors)
 
 
 class TrainedCoefficients(nn.Module):

@@ -29,6 +29,7 @@ from dsno.operator.batch_plan import Rows
 from dsno.operator.coefficients import Coefficients, TrainedCoefficients, coefficients_at
 from dsno.operator.lift import LiftConfig, Lifted, lift
 from dsno.operator.probe import trace
+from dsno.operator.readout import Readout
 from dsno.operator.temporal import SliceLayout
 from dsno.recipes.choices import OperatorOutput
 from dsno.support.errors import InputError, one_of
@@ -46,11 +47,14 @@ def _last_layer(network: nn.Module, denoiser: Denoiser, condition: Condition | N
 
 
 def _keep_first_half(layer: nn.Module) -> None:
-    """Halve the output channels of a convolution or linear layer.
+    """Halve the output channels of a convolution, linear layer or readout.
 
     Raises:
         InputError: if it is another kind of layer.
     """
+    if isinstance(layer, Readout):
+        layer.keep_channels(layer.out_channels // 2)
+        return
     if not isinstance(layer, nn.Conv2d | nn.Linear):
         raise InputError(
             f"The network's last layer is a {type(layer).__name__}, whose output cannot be halved "
@@ -184,17 +188,17 @@ class DSNO(nn.Module):
             layout = SliceLayout(self.slices, tuple((last - self.spacing.position(asked)).tolist()))
             c = self._coefficients_at(torch.cat([self.times, asked])).to(dtype, device)
 
-        batch, count = noise.shape[0], layout.count
+        batch, count = noise.shape[0], self.lifted.rows_given(layout)
         x = noise * c.sigma
         rows = (x * c.c_in).repeat_interleave(count, 0)
         given = {k: v.repeat_interleave(count, 0) for k, v in (condition or {}).items()}
         embedding = self._embed_guidance(given.pop(GUIDANCE_SCALE, None))
         state = self.lifted.state
         state.set(layout, batch, last_only=last_only, embedding=embedding)
-        f = self.call(self.lifted.network, rows, c.c_noise.repeat(batch), given)
+        f = self.call(self.lifted.network, rows, c.c_noise[:count].repeat(batch), given)
         if last_only:
             f = state.select_rows(f, Rows.LAST)
-        f = first_channels(f, x if last_only else rows)
+        f = first_channels(f, x[:1].expand(len(f), *self.sample_shape))
         f = f.to(dtype).reshape(batch, -1, *self.sample_shape)
         if times is not None:
             f = f[:, self.slices :]
@@ -215,7 +219,9 @@ class DSNO(nn.Module):
         return None if shifts is None or scale is None else shifts.embedding(scale)
 
     def _coefficients_at(self, times: Tensor) -> Coefficients:
-        return coefficients_at(times, self.preconditioning, self.output)
+        # the rest of a network with a readout runs once, at the time of its input
+        told = torch.ones_like(times) if self.lifted.config.readout else None
+        return coefficients_at(times, self.preconditioning, self.output, told=told)
 
     def sample(self, noise: Tensor, condition: Condition | None = None) -> Tensor:
         """The state at t = 0, (batch, *shape): `forward(...)[:, -1]`, for less computation."""

@@ -21,9 +21,11 @@ from dsno.diffusion.conditions import GUIDANCE_SCALE, Condition
 from dsno.diffusion.denoisers import Denoiser
 from dsno.operator.batch_plan import BatchPlan, BatchState, FixedTensor, Side
 from dsno.operator.shapes import ShapesOnly
-from dsno.support.errors import InputError
+from dsno.support.errors import InputError, closest
 
 TIMES_TRIED = 16
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+"""What a network raises that is given a number of rows that it cannot deal with."""
 
 
 class Call(NamedTuple):
@@ -266,7 +268,7 @@ def _try(
     try:
         with torch.no_grad(), ShapesOnly():
             output: Tensor = torch.func.functional_call(trial, nothing, (x, c_noise, given))
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+    except FAILURES:
         return None
     return output
 
@@ -302,6 +304,59 @@ def find_fixed(
             if a is not None and a == b
         )
     )
+
+
+def run_until(
+    network: nn.Module, calls: Mapping[str, Sequence[Call]], readout: str
+) -> tuple[str, ...]:
+    """The readout and the submodules that run in front of it, each as a whole where it can be.
+
+    Raises:
+        InputError: for a readout that is not there or does not run exactly once.
+    """
+    names = [name for name, _ in network.named_modules() if name]
+    if readout not in names:
+        raise InputError(
+            f"The network has no submodule {readout!r} to be its readout: {closest(readout, names)}"
+        )
+    runs = len(calls.get(readout, ()))
+    if runs != 1:
+        raise InputError(
+            f"The readout {readout!r} runs {runs} times in the network's forward pass, and it has "
+            "to run once; name another layer."
+        )
+    end = calls[readout][0].end
+    found: list[str] = []
+
+    def collect(parent: str, module: nn.Module) -> None:
+        for child_name, child in module.named_children():
+            name = f"{parent}.{child_name}" if parent else child_name
+            if name in calls and calls[name][-1].end <= end:
+                found.append(name)
+            else:
+                collect(name, child)
+
+    collect("", network)
+    return tuple(found)
+
+
+def rows_out(
+    network: nn.Module, denoiser: Denoiser, condition: Condition | None, rows: int
+) -> int | None:
+    """How many rows a network that is called as the denoiser's gives for so many; None if it fails.
+
+    Unlike `_try` it computes, as not every network runs on tensors without data.
+    """
+    x = _zeros(denoiser, rows)
+    given = {k: v for k, v in (condition or {}).items() if k != GUIDANCE_SCALE}
+    given = {k: v.expand(rows, *v.shape[1:]) for k, v in given.items()}
+    told = denoiser.preconditioning.c_noise(torch.ones(rows, dtype=torch.float64))
+    told = told.to(x.device, torch.promote_types(x.dtype, torch.float32))
+    try:
+        with torch.no_grad():
+            return len(denoiser.call(network, x, told, given))
+    except FAILURES:
+        return None
 
 
 def runs_unrestored(

@@ -18,6 +18,7 @@ from dsno.recipes.choices import (
     DataSource,
     Decay,
     FeatureName,
+    Lift,
     Loss,
     OperatorOutput,
     Precision,
@@ -341,13 +342,14 @@ class Student(Section):
     slices: Count = 4
     """Output times; must divide `collect.slices`."""
     modes: Count = 2
-    """Temporal Fourier modes kept."""
+    """Temporal Fourier modes kept; without use where time is not mixed (`lift: readout`)."""
     output: OperatorOutput = "denoised"
-    lift: Literal["all", "core", "middle"] | None = None
+    lift: Lift | None = None
     """How much of the network sees every slice: `all` of it, time mixed at the paper's sites;
     `core`, a U-Net below its highest resolution; `middle`, its lowest resolution's middle blocks
-    and, in training, the decoder. Null for the keys below, which say the same in detail; `all` if
-    those are null too."""
+    and, in training, the decoder; `readout`, nothing but its last layer, of which every output time
+    has a copy of its own: the network runs once, so `train.trajectory_every` = 1 costs no more.
+    Null for the keys below, which say how time is mixed in detail; `all` if those are null too."""
     sites: tuple[str, ...] | None = None
     """Where time is mixed: `default` (the paper's sites), or names or patterns of submodules; empty
     for no temporal layers. `[default]` if null."""

@@ -221,6 +221,8 @@ def lift_config(recipe: Recipe, network: nn.Module) -> LiftConfig:
             matches nothing.
     """
     kind = backbone_of(network)
+    if recipe.student.lift == "readout":
+        return _readout_config(recipe, kind, network)
     spec = _in_detail(recipe.student, kind, network)
     lifted_from, shared_levels = spec.lifted_from or 0, spec.shared_levels or 0
     levels = kind.levels(network)
@@ -244,6 +246,28 @@ def lift_config(recipe: Recipe, network: nn.Module) -> LiftConfig:
         channel_dim=kind.channel_dim,
         shared=[*shared, *(spec.shared or ())],
         guidance=recipe.collect.guidance_range is not None,
+    )
+
+
+def _readout_config(recipe: Recipe, kind: Backbone, network: nn.Module) -> LiftConfig:
+    """`student.lift` = readout.
+
+    Raises:
+        InputError: if the network's last layer is not known.
+    """
+    readout = kind.readout(network)
+    if readout is None:
+        raise InputError(
+            f"student.lift = readout needs the name of the last layer of a {kind.name}, which is "
+            "not known; give it to `register` as readout, or choose another lift."
+        )
+    guidance = recipe.collect.guidance_range is not None
+    return LiftConfig(
+        kind.sites(network) if guidance else (),
+        slices=recipe.student.slices,
+        channel_dim=kind.channel_dim,
+        guidance=guidance,
+        readout=readout,
     )
 
 

@@ -12,7 +12,21 @@ always zero, as in sampling; their weights are kept so that checkpoints load.
 Shapes: images (B, C, H, W), embeddings (B, E), labels int64 (B,).
 """
 
-from dsno.backbones.edm.interface import call_edm, edm_levels, edm_middle, edm_sites
+from dsno.backbones.edm.interface import (
+    call_edm,
+    edm_levels,
+    edm_middle,
+    edm_readout,
+    edm_sites,
+)
 from dsno.backbones.edm.networks import DhariwalUNet, SongUNet
 
-__all__ = ["DhariwalUNet", "SongUNet", "call_edm", "edm_levels", "edm_middle", "edm_sites"]
+__all__ = [
+    "DhariwalUNet",
+    "SongUNet",
+    "call_edm",
+    "edm_levels",
+    "edm_middle",
+    "edm_readout",
+    "edm_sites",
+]

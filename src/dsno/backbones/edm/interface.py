@@ -83,3 +83,16 @@ def edm_middle(network: nn.Module) -> str:
     if not isinstance(network, EDMNetwork):
         raise InputError(f"A {type(network).__name__} is not a network of EDM.")
     return next(f"dec.{name}" for name in network.dec if local_name(name) == "in1")
+
+
+def edm_readout(network: nn.Module) -> str:
+    """Name of the last convolution.
+
+    Raises:
+        InputError: for another kind of network.
+    """
+    if not isinstance(network, EDMNetwork):
+        raise InputError(f"A {type(network).__name__} is not a network of EDM.")
+    if hasattr(network, "out_conv"):
+        return "out_conv"
+    return next(f"dec.{name}" for name in reversed([*network.dec]) if name.endswith("aux_conv"))
