@@ -55,6 +55,7 @@ from dsno.training.trainer import train
 ALL = ("student.lift=all",)
 CORE = ("student.lift=core",)
 MIDDLE = ("student.lift=middle",)
+READOUT = ("student.lift=readout",)
 NOT_MIXED = ("student.lift=null", "student.sites=[]")
 PLAIN = (*NOT_MIXED, "student.slices=1", "student.modes=1")
 
@@ -86,6 +87,8 @@ KINDS = {
     "middle-m2-long": Kind(
         "DSNO, middle lifted, M = 2, twice the training", ("student.slices=2", *MIDDLE), 2
     ),
+    "readout-m2": Kind("DSNO, readout, M = 2", ("student.slices=2", *READOUT)),
+    "readout-m4": Kind("DSNO, readout, M = 4", ("student.slices=4", *READOUT)),
     "plain-m1-long": Kind("knowledge distillation (M = 1), twice the training", PLAIN, 2),
 }
 CONSISTENCY = "consistency"

@@ -33,8 +33,9 @@ class MyNet(nn.Module):
 
 
 # ---- the adapter ---------------------------------------------------------------------------
-# Make the class known: how to get its constructor's arguments, and where to mix time.
-register(MyNet, config=lambda net: {"width": net.width}, sites=("blocks.*",))
+# Make the class known: how to get its constructor's arguments, where to mix time, and which layer
+# is its last one, for student.lift=readout.
+register(MyNet, config=lambda net: {"width": net.width}, sites=("blocks.*",), readout="outlet")
 
 
 def teacher() -> Denoiser:

@@ -155,6 +155,13 @@ class Lifted(nn.Module):
             hook = TemporalHook(index, layer, self.state, last=is_last, restores=plan.restores)
             _module(modules, site).register_forward_hook(hook)
 
+    @property
+    def time_enters(self) -> str:
+        """How the output depends on time, in words."""
+        readout = self.config.readout
+        sites = f"{len(self.temporal)} time-mixing sites"
+        return f"a head of {readout} for each time" if readout else sites
+
     def rows_given(self, layout: SliceLayout) -> int:
         """Rows of each sample that the network is to be given."""
         return 1 if self.config.readout and not self.plan.shared else layout.count

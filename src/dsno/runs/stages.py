@@ -353,7 +353,7 @@ def make_student(task: Task) -> str:
         task.close_training("train")
     return (
         f"read {len(store):,} trajectories; wrote an operator of {count(averaged):,} parameters, "
-        f"{len(averaged.lifted.temporal)} time-mixing sites, {student.slices} slices, to {folder}"
+        f"{averaged.lifted.time_enters}, {student.slices} slices, to {folder}"
     )
 
 
@@ -551,7 +551,10 @@ def make_metrics(task: Task) -> str:
 
     def finish() -> None:
         shown = arrays | trajectory_arrays(denoiser, operator, draws, decode)
-        spectrum = power_spectrum(denoiser, operator.spacing, draws)
+        config, spectrum = operator.lifted.config, None
+        if not config.readout:
+            power = power_spectrum(denoiser, operator.spacing, draws)
+            spectrum = {**power, "kept": config.modes}
         record = {
             "name": task.recipe.name,
             "title": task.recipe.title,
@@ -566,7 +569,7 @@ def make_metrics(task: Task) -> str:
                 if (found := _saved(task.folder / name, "extended"))
             },
             **({} if unfinished is None else {"finish": _saved(task.folder / FINISHED, "finish")}),
-            "spectrum": {**spectrum, "kept": operator.lifted.config.modes},
+            "spectrum": spectrum,
             "parameters": {
                 "teacher": count(teacher.denoiser.network),
                 "student": count(operator),
