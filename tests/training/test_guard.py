@@ -34,7 +34,8 @@ def test_without_data_the_last_with_enough_recall_is_the_best() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "says"), [((6.1, 0.8), "distance 6.1 after 3"), ((1.0, 0.1), "recall 0.100 after 0.800")]
+    ("bad", "says"),
+    [((6.1, 0.8), "distance 6.1 after 3"), ((1.0, 0.1), "recall 0.100 after 0.800")],
 )
 def test_training_stops_after_several_bad_looks_in_a_row(
     bad: tuple[float, float], says: str
