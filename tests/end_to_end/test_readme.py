@@ -55,6 +55,7 @@ def test_every_command_of_the_table_exists(capsys: pytest.CaptureFixture[str]) -
         "teacher",
         "collect",
         "train",
+        "finish",
         "evaluate",
         "report",
         "run",
