@@ -139,6 +139,7 @@ def test_a_recipe_without_a_finish_leaves_it_out(
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
+        (["finish.fake_first=4"], "are over before the student's first step"),
         (["finish.times=[0.5, 0.2]"], "`finish.times` needs its smaller end first"),
         (["finish.compile=reduce-overhead"], "set it to true"),
         (

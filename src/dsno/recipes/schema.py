@@ -440,6 +440,11 @@ class Finish(Optimisation):
         _require(self, ("steps", "batch_size", "learning_rate"), "finish")
         if self.times[0] >= self.times[1]:
             raise ValueError("`finish.times` needs its smaller end first")
+        if self.steps is not None and self.steps <= self.fake_first:
+            raise ValueError(
+                f"`finish.steps` = {self.steps} are over before the student's first step, which "
+                f"comes after `finish.fake_first` = {self.fake_first}; give more steps"
+            )
         if self.compile == "reduce-overhead":
             raise ValueError(
                 "`finish.compile` = reduce-overhead replays one network's graph before its last "
