@@ -38,7 +38,9 @@ class Look(TypedDict):
 
 
 Measure = Callable[[nn.Module], tuple[float | None, float]]
-"""Distance and recall of a model's samples, see `Look`; every process calls it alike."""
+"""Distance and recall of a model's samples, see `Look`; every process calls it alike.
+
+It must call the model itself: the weights of a sharded one are there in its forward pass only."""
 
 
 @dataclass
