@@ -39,7 +39,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 """What each changes in the recipe."""
 FINISHES: dict[str, tuple[str, ...]] = {
     "operator, finished": (),
-    "operator, finished at 4 times the rate": ("finish.learning_rate=2e-4",),
+    "operator, finished at half the rate": ("finish.learning_rate=5e-5",),
 }
 """The operator after distribution matching, and what each changes in the recipe."""
 LOOKED_AT = 5000

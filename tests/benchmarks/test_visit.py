@@ -67,6 +67,8 @@ def test_a_rehearsal_does_every_part_and_brings_back_its_files(tmp_path: Path) -
         "teacher-1-of-1.safetensors",
         "student-operator-1-of-1.safetensors",
         "student-knowledge-distillation-1-of-1.safetensors",
+        "student-operator-finished-1-of-1.safetensors",
+        "student-operator-finished-at-half-the-rate-1-of-1.safetensors",
         "teacher.png",
         "student.png",
     }
@@ -81,7 +83,8 @@ def test_the_recipe_runs_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyP
     data = images.as_npz(images.made_up(tmp_path / "shards", 40), tmp_path / "images.npz")
     steps = ("teacher.steps=2", "train.steps=2", "teacher.compile=false", "train.compile=false")
     small = ("evaluate.features=[thumbnail]", "evaluate.pictures=4", "evaluate.reference_steps=4")
-    small += ("evaluate.timing_rounds=1",)
+    small += ("evaluate.timing_rounds=1", "finish.steps=2", "finish.fake_first=0")
+    small += ("finish.watch_samples=16", "finish.checkpoint_every=2")
     source = ("data.source=npz", f"data.path={data}")
     run = tmp_path / "run"
     assert main(["run", "cifar10-small", *source, *TOY, *steps, *small, "--out", str(run)]) == 0

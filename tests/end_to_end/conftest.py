@@ -8,7 +8,7 @@ import pytest
 from tests.light_reports import make_light
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def _light_reports() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         make_light(patch)

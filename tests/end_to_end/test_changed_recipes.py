@@ -35,6 +35,7 @@ RECIPE = [
     "student.slices=4",
     "student.modes=2",
     "train.steps=4",
+    "finish=null",
     "train.batch_size=8",
     "train.decay=constant",
     "train.learning_rate=0.002",

@@ -25,6 +25,7 @@ RECIPE = [
     "collect.shard_size=16",
     "collect.batch_size=8",
     "train.steps=60",
+    "finish=null",
     "train.batch_size=8",
     "train.checkpoint_every=5",
 ]

@@ -38,14 +38,15 @@ MEMORY = {
     *("accumulation", "channels_last", "compile", "cpu_replicas"),
     *("gradient_checkpointing", "shard"),
 }
-NOTHING = {f"{s}.{key}" for s in ("teacher", "train") for key in LOGS} | {
+TRAININGS = ("teacher", "train", "finish")
+NOTHING = {f"{s}.{key}" for s in TRAININGS for key in LOGS} - {"finish.checkpoint_every"} | {
     "name",
     "collect.cache_gb",
     "collect.destination",
     "evaluate.inception",  # one known file
     "evaluate.more_curves",  # what is measured besides
 }
-ROUNDING = {f"{s}.{key}" for s in ("teacher", "train") for key in MEMORY} | {
+ROUNDING = {f"{s}.{key}" for s in TRAININGS for key in MEMORY} | {
     "collect.batch_size",
     "collect.compile",
     "evaluate.batch_size",

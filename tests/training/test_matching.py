@@ -108,6 +108,35 @@ def test_gradient_of_the_sample_is_the_direction() -> None:
     torch.testing.assert_close(trained.model.student.shift.grad, expected.float())
 
 
+class Labelled(Normal):
+    """The same with a mean of its own for each class; the last one means no class."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, STD)
+        self.means = nn.Parameter(torch.tensor([0.5, -1.0, 0.1]))
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, angle: Tensor, class_labels: Tensor
+    ) -> Tensor:
+        mean = self.means[class_labels][:, None]
+        return mean + super().forward(x, angle) * 0
+
+
+def test_the_teacher_is_guided_and_the_fake_network_is_not() -> None:
+    teacher = Denoiser(
+        Labelled(), CosineSchedule(), prediction_type="sample", sample_shape=(1,)
+    ).requires_grad_(False)
+    guidance = 2.0, {CLASS_LABELS: torch.tensor(2)}
+    trained = MatchingObjective(Pair(Affine(), teacher), teacher, guidance=guidance)  # type: ignore[arg-type]
+    batches = matching_batches(6, (1,), Conditions([0.5, 0.5]), seed=0, times=(0.1, 0.9))
+    batch = batches(0, range(6))
+    trained(batch)[0].backward()
+    conditional = torch.tensor([0.5, -1.0])[batch["condition"][CLASS_LABELS]][:, None]
+    real = 0.1 + 2 * (conditional - 0.1)
+    expected = ((conditional - real) / (batch["noise"] - real).abs()).mean()
+    torch.testing.assert_close(trained.model.student.shift.grad, expected)
+
+
 def test_steps_of_the_fake_network_alone_leave_the_student_as_it_is() -> None:
     trained = objective()
     batches = matching_batches(4, (1,), UNCONDITIONAL, seed=0, times=(0.1, 0.9), fake_steps=3)

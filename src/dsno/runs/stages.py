@@ -477,9 +477,8 @@ def _finish_measure(task: Task, teacher: Teacher, conditions: Conditions) -> Mea
     )
 
     def measure(model: nn.Module) -> tuple[float | None, float]:
-        assert isinstance(model, Pair)
         batches = (draws.batch(items) for items in draws.batches(count))
-        images = torch.cat([decode(model.student.sample(*batch)).cpu() for batch in batches])
+        images = torch.cat([decode(model(*batch)).cpu() for batch in batches])
 
         def found() -> tuple[float | None, float]:
             measures = reference.measure(images)

@@ -15,8 +15,11 @@ from torch import nn
 from typing_extensions import TypedDict
 
 PATIENCE = 6
-"""Looks in a row that may be worse than the first before training is stopped. On CIFAR-10 samples
-got worse for three looks, while the second network got to know them, and then twice as good."""
+"""Looks in a row that must be bad before training is stopped. On CIFAR-10 samples got several times
+worse at first, and after three looks were better than ever."""
+LOST = 2.0
+"""How many times the first distance is bad. Distances well above the first are usual while the
+learning rate is high, and fall with it."""
 
 
 class Look(TypedDict):
@@ -35,7 +38,9 @@ class Look(TypedDict):
 
 
 Measure = Callable[[nn.Module], tuple[float | None, float]]
-"""Distance and recall of a model's samples, see `Look`; every process calls it alike."""
+"""Distance and recall of a model's samples, see `Look`; every process calls it alike.
+
+It must call the model itself: the weights of a sharded one are there in its forward pass only."""
 
 
 @dataclass
@@ -71,18 +76,17 @@ class Guard:
     def why_stop(self, looks: Sequence[Look]) -> str | None:
         """Why training should not go on after these looks; None if it should."""
         first, last = looks[0], looks[-PATIENCE:]
-        if len(looks) <= PATIENCE or any(self._is_no_worse(look, first) for look in last):
+        if len(looks) <= PATIENCE or not all(self._is_bad(look, first) for look in last):
             return None
         found = f"recall {last[-1]['recall']:.3f} after {first['recall']:.3f}"
         if first["distance"] and last[-1]["distance"]:
             found += f", distance {last[-1]['distance']:.4g} after {first['distance']:.4g}"
-        return f"samples were worse than at the start in {PATIENCE} looks in a row ({found})"
+        return f"samples were lost in {PATIENCE} looks in a row ({found})"
 
-    def _is_no_worse(self, look: Look, first: Look) -> bool:
-        is_near = not (look["distance"] and first["distance"]) or (
-            look["distance"] <= first["distance"]
-        )
-        return is_near and self._keeps_recall(look, first)
+    def _is_bad(self, look: Look, first: Look) -> bool:
+        before, now = first["distance"], look["distance"]
+        is_far = before is not None and now is not None and now > LOST * before
+        return is_far or not self._keeps_recall(look, first)
 
     def _keeps_recall(self, look: Look, first: Look) -> bool:
         return look["recall"] >= first["recall"] - self.recall_drop

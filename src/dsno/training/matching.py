@@ -43,6 +43,10 @@ class Pair(nn.Module):
         self.student: DSNO = student.requires_grad_(True)
         self.fake: Denoiser = copy.deepcopy(teacher).requires_grad_(True)  # a loaded one is frozen
 
+    def forward(self, noise: Tensor, condition: Condition | None = None) -> Tensor:
+        """Samples of the student, (batch, *shape)."""
+        return self.student.sample(noise, condition)
+
 
 def matching_direction(
     clean: Float[Tensor, "batch *shape"],

@@ -437,7 +437,7 @@ class _Training:
         is_due = state.step % self.options.checkpoint_every == 0 or state.step == self.steps
         if self.guard is not None and is_due:
             with torch.no_grad():
-                state.looks.append(self.guard.look(self.average.module.eval(), state.step))
+                state.looks.append(self.guard.look(self.average.eval(), state.step))
             state.best_step = self.guard.best(state.looks)["step"]
         content = {
             "state": {f.name: getattr(state, f.name) for f in dataclasses.fields(state)},

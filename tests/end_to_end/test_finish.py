@@ -1,0 +1,153 @@
+"""The finish of a run: its stage, what is kept of it, what is sampled and reported after it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.checksums import contents
+
+from dsno.cli import main
+from dsno.recipes import load_recipe
+from dsno.runs.run import saved_recipe
+from dsno.support.errors import InputError
+
+RECIPE = [
+    "teacher.network.channels=[8]",
+    "teacher.steps=2",
+    "teacher.batch_size=8",
+    "collect.count=32",
+    "collect.shard_size=16",
+    "collect.steps=4",
+    "train.steps=2",
+    "train.batch_size=8",
+    "finish.steps=4",
+    "finish.batch_size=8",
+    "finish.cpu_replicas=1",
+    "finish.fake_first=1",
+    "finish.anchor=0.5",
+    "finish.recall_drop=1",
+    "finish.checkpoint_every=2",
+    "finish.log_every=1",
+    "finish.watch_samples=16",
+    "evaluate.samples=24",
+    "evaluate.features=[pixels]",
+    "evaluate.curves=[]",
+    "evaluate.baseline_steps=1",
+    "evaluate.reference_steps=2",
+    "evaluate.pictures=2",
+    "evaluate.dial=[2]",
+]
+WEIGHTS = "model/diffusion_pytorch_model.safetensors"
+
+
+def run(command: str, out: Path, *more: str) -> int:
+    return main([command, "digits", *RECIPE, *more, "--out", str(out)])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a finished student, evaluated."""
+    out = tmp_path_factory.mktemp("finish") / "run"
+    for command in ("teacher", "collect", "train", "finish", "evaluate"):
+        assert run(command, out) == 0
+    return out
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / WEIGHTS)
+
+
+def test_the_student_before_stays_and_the_finished_one_differs(made: Path) -> None:
+    before, after = weights(made / "student"), weights(made / "finished")
+    assert before.keys() == after.keys()
+    assert not (made / "finished" / "checkpoints").exists()
+    history = json.loads((made / "finished" / "history.json").read_text())
+    looks = history["finish"]["looks"]
+    assert [look["step"] for look in looks] == [0, 2, 4]
+    nearest = min(looks, key=lambda look: look["distance"])
+    assert history["finish"]["kept"] == nearest["step"]
+    # the student learns from the second step on: its matching and its anchor are recorded
+    assert [len(row.get("per_time", [])) for row in history["history"]] == [0, 3, 3, 3]
+
+
+def test_both_are_measured_and_the_finished_one_is_the_student(made: Path) -> None:
+    metrics = json.loads((made / "report" / "metrics.json").read_text())
+    rows = {(row["name"], row["nfe"]): row for row in metrics["samplers"]}
+    assert {("dsno", 1), ("dsno-unfinished", 1), ("dsno", 2)} <= rows.keys()
+    assert metrics["verdict"]["student"] == rows["dsno", 1]["frechet_distance"]["pixels"]
+    assert metrics["finish"]["samples"] == 16
+    assert set(metrics["durations"]) == {"teacher", "collect", "train", "finish"}
+
+
+def test_a_run_is_sampled_by_its_finished_student(made: Path, tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.npz" for name in ("run", "finished", "student")]
+    for target, file in zip((made, made / "finished", made / "student"), files, strict=True):
+        assert main(["sample", str(target), "--num", "2", "--out", str(file), "--raw"]) == 0
+    of_run, of_finished, of_student = (file.read_bytes() for file in files)
+    assert of_run == of_finished
+    kept = json.loads((made / "finished" / "history.json").read_text())["finish"]["kept"]
+    assert (of_run == of_student) == (kept == 0)
+    assert main(["sample", str(made), "--num", "2", "--steps", "2", "--out", str(files[0])]) == 0
+
+
+def test_an_interrupted_finish_ends_with_the_same_bytes(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(made, tmp_path / "run"))
+    again = "finish.learning_rate=2e-4"
+    assert run("finish", copy, again, "--yes") == 0
+    whole = weights(copy / "finished")
+    other = Path(shutil.copytree(made, tmp_path / "other"))
+
+    from dsno.training.matching import MatchingObjective
+
+    forward, calls = MatchingObjective.forward, []
+
+    def failing(self: MatchingObjective, batch: dict[str, torch.Tensor]) -> object:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return forward(self, batch)
+
+    monkeypatch.setattr(MatchingObjective, "forward", failing)
+    assert run("finish", other, again, "--yes") != 0
+    assert run("finish", other, again, "--yes") == 0
+    found = weights(other / "finished")
+    assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
+
+
+def test_a_recipe_without_a_finish_leaves_it_out(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(made, tmp_path / "run"))
+    without = [item for item in RECIPE if not item.startswith("finish.")]
+    before = contents(copy / "student")
+    assert main(["finish", "digits", *without, "finish=null", "--out", str(copy)]) == 2
+    assert "The recipe has no `finish`; add it" in capsys.readouterr().err
+    assert main(["evaluate", "digits", *without, "finish=null", "--out", str(copy), "--yes"]) == 0
+    metrics = json.loads((copy / "report" / "metrics.json").read_text())
+    assert "dsno-unfinished" not in {row["name"] for row in metrics["samplers"]}
+    assert contents(copy / "student") == before
+    assert saved_recipe(copy).finish is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["finish.fake_first=4"], "are over before the student's first step"),
+        (["finish.times=[0.5, 0.2]"], "`finish.times` needs its smaller end first"),
+        (["finish.compile=reduce-overhead"], "set it to true"),
+        (
+            ["teacher.label_dropout=0.1", "collect.guidance_scale=[1, 3]"],
+            "`finish` needs one guidance scale",
+        ),
+    ],
+)
+def test_what_a_finish_cannot_do_is_said(overrides: list[str], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        load_recipe("digits", [*RECIPE, *overrides])
