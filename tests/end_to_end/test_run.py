@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tests.checksums import contents
 
 from dsno.cli import main
-from dsno.evaluation.features import train_classifier
+from dsno.evaluation.features.classifier_cache import classifier_of
 from dsno.pipeline import DSNOPipeline
 from dsno.recipes import load_recipe
 from dsno.trajectories.manifest import load_manifest
@@ -80,8 +80,8 @@ def run(command: str, out: Path, *overrides: str) -> int:
 
 def hasten_the_classifier(patch: pytest.MonkeyPatch, epochs: int) -> None:
     """Train the classifier of the features for a few epochs only."""
-    hasty = functools.partial(train_classifier, epochs=epochs)
-    patch.setattr("dsno.evaluation.features.table.train_classifier", hasty)
+    hasty = functools.partial(classifier_of, epochs=epochs)
+    patch.setattr("dsno.evaluation.features.table.classifier_of", hasty)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from dsno.support.errors import InputError
 
 MAX_CLASSIFIER_STEPS = 4000
 MAX_HELD_OUT = 5000
+EPOCHS = 40
 
 
 class Classifier(nn.Module):
@@ -105,7 +106,7 @@ def train_classifier(
     classes: int,
     *,
     seed: int = 0,
-    epochs: int = 40,
+    epochs: int = EPOCHS,
 ) -> TrainedClassifier:
     """Train a classifier on 80 % of the images (all but 5,000, if that is more); measure the rest.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dsno.data.dataset import Dataset
-from dsno.evaluation.features.classifier import train_classifier
+from dsno.evaluation.features.classifier_cache import classifier_of
 from dsno.evaluation.features.imagenet import imagenet_space
 from dsno.evaluation.features.inception import inception_space
 from dsno.evaluation.features.plain import MAX_PIXELS, plain_space
@@ -74,9 +74,7 @@ def _classifier(wanted: Wanted) -> Space:
             "evaluate.features=[pixels] or data with labels."
         )
     labels, classes = data.labels, data.num_classes
-    trained = distributed.on_main(
-        lambda: train_classifier(data.rows, labels, classes, seed=wanted.seed)
-    )
+    trained = distributed.on_main(lambda: classifier_of(data, labels, classes, seed=wanted.seed))
     return trained.space(wanted.seed, wanted.device)
 
 
