@@ -76,18 +76,26 @@ def verdict(metrics: Metrics) -> tuple[str, list[str]]:
             f"Where the teacher's solver goes on {further[0].spacing} of its trajectory, it is "
             f"{' and '.join(points)} in all."
         )
-    others = [row for row in metrics.samplers if row.name != STUDENT]
+    others = [row for row in metrics.samplers if row.name not in (STUDENT, UNFINISHED)]
+    best = min(others, key=lambda row: (row.frechet_distance[v.features], row.nfe))
     if better := [row for row in others if row.frechet_distance[v.features] < v.student]:
-        best = min(better, key=lambda row: row.frechet_distance[v.features])
         fewest = min(better, key=lambda row: (row.nfe, row.frechet_distance[v.features]))
         leads = "The fewest evaluations that do better", "The lowest distance measured"
         for lead, row in zip(leads, (fewest, best), strict=True):
-            steps = f"{row.spacing} steps, " if row.spacing not in (None, "uniform") else ""
-            distance = steps + number(row.frechet_distance[v.features])
-            remarks.append(f"{lead}: {row.label} with {_evaluations(row.nfe)} ({distance}).")
+            remarks.append(f"{lead}: {_with_distance(row, v.features)}.")
     else:
-        remarks.append("No measured sampler has a lower distance.")
+        remarks.append(
+            "No solver of the teacher that was measured does better; the nearest is "
+            f"{_with_distance(best, v.features)}."
+        )
     return f"The one-step student {word} DDIM with {evaluations} on a uniform grid.", remarks
+
+
+def _with_distance(row: SamplerRecord, features: str) -> str:
+    """A sampler, its evaluations and its distance."""
+    steps = f"{row.spacing} steps, " if row.spacing not in (None, "uniform") else ""
+    distance = steps + number(row.frechet_distance[features])
+    return f"{row.label} with {_evaluations(row.nfe)} ({distance})"
 
 
 def deciding(metrics: Metrics) -> list[tuple[str, str]]:
