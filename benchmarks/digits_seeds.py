@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from dsno.cli import main as dsno
+from dsno.evaluation.estimate import Estimate
 
 CURVES = [
     {"solver": "ddim", "steps": [1, 2, 4, 8, 16, 32]},
-    {"solver": "ddim", "steps": [16], "spacing": "quadratic"},
-    {"solver": "ddim", "steps": [16], "spacing": "karras"},
     {"solver": "dpm++2m", "steps": [4, 8, 16, 32]},
-    {"solver": "unipc", "steps": [4, 6, 8, 16]},
+    {"solver": "unipc", "steps": [3, 4, 6, 8]},
 ]
 
 
@@ -41,25 +40,38 @@ def key(row: dict[str, Any]) -> tuple[str, str, int]:
     return row["label"], row["spacing"] or "-", row["nfe"]
 
 
+def interval(row: dict[str, Any]) -> str:
+    """Distance in classifier features and half of its 95 % interval."""
+    found = Estimate(row["frechet_distance"]["classifier"], row["frechet_error"]["classifier"])
+    return f"{found.value:.3f} ± {found.half_width:.2f}"
+
+
+def mean_of(rows: list[dict[str, Any]], metric: str, features: str) -> float:
+    """Of all seeds."""
+    return statistics.mean(row[metric][features] for row in rows)
+
+
 def table(metrics: list[dict[str, Any]], seeds: list[int]) -> str:
-    """One row a sampler: distances per seed, their mean, pixels, paired error, time."""
+    """One row a sampler: distances per seed with intervals, their mean, and other measures."""
     by = [{key(r): r for r in m["samplers"]} for m in metrics]
     seed_names = " | ".join(f"seed {s}" for s in seeds)
     lines = [
-        f"| sampler | spacing | evaluations | {seed_names} | mean | pixels, mean | paired L1, mean "
-        "| time / student's, median |",
-        "|---|---|---|" + "---|" * (len(seeds) + 4),
+        f"| sampler | spacing | evaluations | {seed_names} | mean | pixels | precision | recall "
+        "| paired L1 | time / student's, median |",
+        "|---|---|---|" + "---|" * (len(seeds) + 6),
     ]
     for k in by[0]:
         rows = [b[k] for b in by]
         distances = [r["frechet_distance"]["classifier"] for r in rows]
-        pixels = statistics.mean(r["frechet_distance"]["pixels"] for r in rows)
         paired = [r["paired_l1"] for r in rows if r["paired_l1"] is not None]
         time = statistics.median(r["relative_time"] for r in rows)
         lines.append(
             f"| {k[0]} | {k[1]} | {k[2]} | "
-            + " | ".join(f"{d:.3f}" for d in distances)
-            + f" | {statistics.mean(distances):.3f} | {pixels:.3f} | "
+            + " | ".join(interval(r) for r in rows)
+            + f" | {statistics.mean(distances):.3f} | "
+            f"{mean_of(rows, 'frechet_distance', 'pixels'):.3f} | "
+            f"{mean_of(rows, 'precision', 'classifier'):.3f} | "
+            f"{mean_of(rows, 'recall', 'classifier'):.3f} | "
             + (f"{statistics.mean(paired):.4f}" if paired else "-")
             + f" | {time:.2f} |"
         )

@@ -6,7 +6,7 @@
 Halves of one set have the same distribution, so each number is the floor of its space at that n:
 what a perfect model would have, and the bias of the Frechet distance from few images. Prints
 Markdown, and writes the numbers with `--out`. The spaces `inception` and `torchscript` need their
-files.
+files; the classifier is trained, or read with `--classifier benchmarks/gpu/weights`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu import weights
 
 from dsno.data.dataset import Dataset
 from dsno.data.load import load_data
-from dsno.evaluation.features import Wanted, distance_name
+from dsno.evaluation.features import Classifier, Space, TrainedClassifier, Wanted, distance_name
 from dsno.evaluation.frechet import frechet_distance, moments
-from dsno.evaluation.reference import build_reference
+from dsno.evaluation.reference import CHUNK, build_reference
 from dsno.evaluation.validity import enough
 from dsno.recipes.choices import FeatureName
 from dsno.support import distributed, seeds
@@ -38,6 +39,17 @@ def halves(features: torch.Tensor, count: int, seed: int) -> float:
     order = torch.from_numpy(seeds.generator(seed, seeds.SPLIT, 1).permutation(count))
     one, other = (moments(features[rows]) for rows in order.tensor_split(2))
     return frechet_distance(one, other)
+
+
+def kept_classifier(folder: Path, data: Dataset, device: torch.device) -> Space:
+    """The classifier that visits to a GPU measure with."""
+    found = weights.load((folder,), "classifier")
+    if found is None or data.num_classes is None:
+        raise SystemExit(f"{folder} has no classifier, or {data.name} no labels.")
+    network = Classifier(data.sample_shape[0], data.num_classes)
+    network.load_state_dict(found[0])
+    trained = TrainedClassifier(network.eval(), float(found[1]["accuracy"]))
+    return trained.space(int(found[1]["seed"]), device)
 
 
 def measure(
@@ -56,8 +68,15 @@ def measure(
         device=distributed.device(),
     )
     start = time.process_time()
-    found = build_reference(first, [space], seed=options.seed, wanted=wanted)
-    seconds, record = time.process_time() - start, found.records[space]
+    if space == "classifier" and options.classifier is not None:
+        kept = kept_classifier(options.classifier, data, wanted.device)
+        parts = torch.split(torch.arange(len(first)), CHUNK)
+        features = torch.cat([kept(first.rows(rows)).features for rows in parts])
+        record = dict(kept.record)
+    else:
+        found = build_reference(first, [space], seed=options.seed, wanted=wanted)
+        features, record = found.by_space[space].features, dict(found.records[space])
+    seconds = time.process_time() - start
     counts = [n for n in options.counts if n <= len(first)]
     return [
         {
@@ -66,7 +85,7 @@ def measure(
             "record": record,
             "n": n // 2,
             "enough": enough(record["dimension"]),
-            "value": halves(found.by_space[space].features, n, options.seed),
+            "value": halves(features, n, options.seed),
             "milliseconds_per_image": 1000 * seconds / len(first),
         }
         for n in counts
@@ -94,6 +113,7 @@ def main() -> None:
     parser.add_argument("--limit", nargs="*", default=[], metavar="SPACE=N")
     parser.add_argument("--inception", default="", help="its file; downloaded if empty")
     parser.add_argument("--torchscript", default="", help="a detector's file")
+    parser.add_argument("--classifier", type=Path, help="folder with one that was trained before")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
