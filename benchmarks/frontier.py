@@ -381,30 +381,46 @@ def table(found: dict[str, Any]) -> str:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Distance against time, both on logarithmic axes."""
+    """Distance against time, both on logarithmic axes; every sampler is named where it stands."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FormatStrFormatter
 
-    figure, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
-    by: dict[str, list[dict[str, Any]]] = {}
+    figure, axes = plt.subplots(figsize=(8.5, 5.4), layout="constrained")
+    curves: dict[str, list[tuple[float, list[float]]]] = {}
     for row in found["rows"]:
-        by.setdefault(row["label"], []).append(row)
-    colours = iter(plt.get_cmap("tab10").colors)  # type: ignore[attr-defined]
-    greys = iter(["0.75", "0.5", "0.2"])
-    for label, rows in by.items():
-        x = [row["time"] for row in rows]
-        y = [statistics.mean(row["classifier"]) for row in rows]
-        low = [v - min(row["classifier"]) for v, row in zip(y, rows, strict=True)]
-        high = [max(row["classifier"]) - v for v, row in zip(y, rows, strict=True)]
-        style: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1}
-        if len(rows) > 1:
-            style["color"] = next(greys)
-        else:
-            style |= {"marker": "*" if label.startswith("DSNO") else "s", "linestyle": "none"}
-            style |= {"color": next(colours), "markersize": 11 if style["marker"] == "*" else 7}
-        axes.errorbar(x, y, yerr=[low, high], label=label, capsize=2, **style)
+        method, point = row["name"].rpartition("-")[0], (row["time"], row["classifier"])
+        if method in SOLVERS:
+            curves.setdefault(row["label"], []).append(point)
+        elif row["name"] in SHOWN:
+            text, colour, (right, up), align = SHOWN[row["name"]]
+            _spread(axes, [point], color=colour, marker="*" if text.startswith("DSNO") else "s")
+            at = row["time"], statistics.mean(row["classifier"])
+            axes.annotate(
+                text,
+                at,
+                (right, up),
+                textcoords="offset points",
+                fontsize=9,
+                color=colour,
+                ha=align,
+                va="center",
+            )
+    for (label, points), grey in zip(curves.items(), ("0.7", "0.5", "0.2"), strict=False):
+        _spread(axes, points, color=grey, marker="o")
+        x, distances = points[-1]
+        axes.annotate(
+            label,
+            (x, statistics.mean(distances)),
+            (8, 0 if len(points) < 8 else 12),
+            textcoords="offset points",
+            fontsize=9,
+            color=grey,
+            va="center",
+            annotation_clip=False,
+        )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.set_xlim(0.8, 80)
     axes.set_ylim(0.25, 2.5)
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
@@ -413,10 +429,34 @@ def plot(found: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("time of a sample, in evaluations of the teacher's network")
     axes.set_ylabel("Frechet distance (classifier features)")
     seeds = len(found["seeds"])
-    axes.set_title(f"8x8 digits; {seeds} seeds: their mean and their range", fontsize=10)
+    axes.set_title(
+        f"8x8 digits, students trained for equally long; mean and range of {seeds} seeds",
+        fontsize=10,
+    )
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
+
+
+DSNO_COLOUR, OTHER_COLOUR = "#b34700", "#0072b2"
+SHOWN: dict[str, tuple[str, str, tuple[int, int], str]] = {
+    "middle-m2": ("DSNO, middle", DSNO_COLOUR, (-6, 42), "left"),
+    "core-m2": ("DSNO, core", DSNO_COLOUR, (-6, 27), "left"),
+    "all-m2": ("DSNO, all (the paper's)", DSNO_COLOUR, (10, 0), "left"),
+    "readout-m4": ("DSNO, readout", DSNO_COLOUR, (-6, 57), "left"),
+    "plain-m1": ("knowledge distillation", OTHER_COLOUR, (-6, -34), "left"),
+    "consistency": ("consistency distillation", OTHER_COLOUR, (10, 0), "left"),
+}
+"""Of the kinds, what the picture shows: its name there, its colour, where the name stands."""
+
+
+def _spread(axes: Any, points: Sequence[tuple[float, list[float]]], **style: Any) -> None:
+    """Mean of the seeds at every time, and their range."""
+    x = [time for time, _ in points]
+    mean = [statistics.mean(distances) for _, distances in points]
+    low = [m - min(distances) for m, (_, distances) in zip(mean, points, strict=True)]
+    high = [max(distances) - m for m, (_, distances) in zip(mean, points, strict=True)]
+    size = {"*": 11, "s": 7, "o": 4}[style["marker"]]
+    axes.errorbar(x, mean, yerr=[low, high], markersize=size, linewidth=1, capsize=2, **style)
 
 
 def main() -> None:
