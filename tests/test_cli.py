@@ -538,7 +538,7 @@ def truncate(path: Path) -> None:
 
 def other_slices(path: Path) -> None:
     config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "sites": config["sites"][:-1]}))
+    path.write_text(json.dumps({**config, "slices": config["slices"] + 1}))
 
 
 @pytest.mark.parametrize(

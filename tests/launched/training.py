@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dsno.backbones.unet import unet_sites
+from dsno.diffusion.conditions import UNCONDITIONAL
 from dsno.diffusion.denoisers import Denoiser, Preconditioning
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.operator.dsno import DSNO
@@ -23,6 +24,7 @@ from dsno.support.files import write_json
 from dsno.teachers.store import denoiser_of
 from dsno.teachers.unet import build_unet
 from dsno.training.losses import TrajectoryObjective
+from dsno.training.matching import MatchingObjective, Pair, matching_batches
 from dsno.training.prefetch import Batch
 from dsno.training.trainer import Batches, train
 
@@ -46,6 +48,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bf16": {"mixed_precision": "bf16"},
     "resumed": {},
     "stopped_sharded": {"shard": True},
+    "matching": {},
+    "matching_sharded": {"shard": True},
 }
 DATA = torch.randn(20, 3, *SHAPE, generator=torch.Generator().manual_seed(0))
 
@@ -102,6 +106,18 @@ def fit(
     return average.state_dict(), history
 
 
+def match(folder: Path, **changes: Any) -> tuple[dict[str, Tensor], list]:
+    """Distribution matching; the student learns in every second step."""
+    plan, denoiser = PLAN.model_copy(update={**changes, "learning_rate": 1e-3}), teacher()
+    student = objective().model
+    matching = MatchingObjective(Pair(student, denoiser), denoiser, fake_rate=5.0)
+    make = matching_batches(
+        PLAN.batch_size, SHAPE, UNCONDITIONAL, seed=0, times=(0.1, 0.9), fake_steps=2
+    )
+    average, history = train(matching, make, plan, folder, seed=0, tag="t")
+    return average.state_dict(), history
+
+
 def stop(folder: Path, **changes: Any) -> None:
     """Leave a run that was cut off after its checkpoint of step 2."""
     with contextlib.suppress(Stop):
@@ -116,7 +132,8 @@ def main(out: Path, names: list[str]) -> None:
             continue
         if name == "resumed":
             stop(folder)
-        weights, history = fit(folder, **VARIANTS[name])
+        work = match if name.startswith("matching") else fit
+        weights, history = work(folder, **VARIANTS[name])
         if distributed.is_main():
             folder.parent.mkdir(parents=True, exist_ok=True)
             whole = {k: v.contiguous() for k, v in weights.items()}

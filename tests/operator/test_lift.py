@@ -711,7 +711,10 @@ def test_a_named_lift_is_its_sites_and_shared_submodules(
     ("named", "detailed"),
     [
         (["student.lift=middle"], ["student.sites=[mid_block]", "student.shared_levels=2"]),
-        ([], ["student.sites=[mid_block]", "student.shared=[conv_in, down_blocks.*]"]),
+        (
+            ["student.lift=middle"],
+            ["student.sites=[mid_block]", "student.shared=[conv_in, down_blocks.*]"],
+        ),
         (["student.lift=core"], ["student.lifted_from=1", "student.shared_levels=1"]),
         (["student.lift=all"], ["student.sites=[default]"]),
         (["student.lift=all"], []),

@@ -225,4 +225,4 @@ def test_an_override_of_the_lift_replaces_the_recipes_other_way_of_saying_it(
     assert (named.lift, named.sites) == ("all", None)
     kept = load_recipe(str(detailed), ["student.shared_levels=1"]).student
     assert (kept.sites, kept.shared_levels) == (("mid_block",), 1)
-    assert load_recipe("digits", ["student.sites=null"]).student.lift == "middle"
+    assert load_recipe("digits", ["student.sites=null"]).student.lift == "readout"

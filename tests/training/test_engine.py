@@ -19,6 +19,7 @@ from launched import training as work
 from launched.processes import Launch
 
 LAUNCHED = ("plain", "accumulated", "sharded_accumulated", "sharded_checkpointed", "bf16")
+MATCHING = ("matching", "matching_sharded")
 Run = tuple[dict[str, Tensor], list[dict[str, Any]]]
 
 
@@ -26,7 +27,7 @@ Run = tuple[dict[str, Tensor], list[dict[str, Any]]]
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes trained, a folder for each way."""
     out = tmp_path_factory.mktemp("launched")
-    names = [*LAUNCHED, "resumed", "stopped_sharded"]
+    names = [*LAUNCHED, "resumed", "stopped_sharded", *MATCHING]
     job = Launch(2, "launched.training:main", [out, names], out.with_suffix(".log"))
     assert job.end() == [0, 0], job.said()
     return out
@@ -48,6 +49,26 @@ def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]], re
     for key in ("loss", "gradient_norm", "per_time"):
         for a, b in zip(found, expected, strict=True):
             assert a[key] == pytest.approx(b[key], rel=rel)
+
+
+@pytest.fixture(scope="module")
+def matched(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Distribution matching in one process."""
+    return work.match(tmp_path_factory.mktemp("matched"))
+
+
+@pytest.mark.parametrize("way", MATCHING)
+def test_two_processes_match_distributions_as_one_does(
+    launched: Path, matched: Run, way: str
+) -> None:
+    weights, history = read(launched / way)
+    assert [row["step"] for row in history] == [1, 2, 3, 4]
+    for key in ("loss", "gradient_norm"):
+        for found, expected in zip(history, matched[1], strict=True):
+            assert found[key] == pytest.approx(expected[key], rel=1e-4)
+    assert weights.keys() == matched[0].keys()
+    close = [torch.isclose(weights[k], matched[0][k], atol=1e-5).flatten() for k in weights]
+    assert torch.cat(close).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("way", LAUNCHED[:-1])
