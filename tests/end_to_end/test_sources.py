@@ -32,6 +32,11 @@ TINY = [
     *("collect.count=12", "collect.steps=5", "collect.shard_size=8", "collect.batch_size=4"),
     *("train.steps=3", "train.batch_size=4"),
 ]
+FINISH = (
+    "finish={steps: 2, batch_size: 4, learning_rate: 1e-3, fake_first: 0, watch_samples: 12, "
+    "checkpoint_every: 2, recall_drop: 1}",
+    *("evaluate.batch_size=12", "evaluate.reference_steps=2"),
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Source:
         recipe: more overrides.
         sample: more options of `dsno sample`.
         shape: of one sample.
+        is_finished: whether distribution matching is tried too.
     """
 
     make: Callable[[Path], Path | str]
@@ -51,6 +57,7 @@ class Source:
     recipe: tuple[str, ...] = ()
     sample: tuple[str, ...] = ()
     shape: tuple[int, ...] = (3, 8, 8)
+    is_finished: bool = False
 
 
 def hub(folder: Path) -> str:
@@ -74,13 +81,14 @@ SOURCES = {
         ("collect.guidance_scale=[1.0, 5.0]",),
         ("--label", "4", "--guidance-scale", "2"),
     ),
-    "latent pipeline": Source(makers.ldm_folder, "PIPELINE", shape=(3, 16, 16)),
+    "latent pipeline": Source(makers.ldm_folder, "PIPELINE", shape=(3, 16, 16), is_finished=True),
     "text-conditional latent pipeline (Stable Diffusion)": Source(
         makers.stable_diffusion_folder,
         "PIPELINE",
         (PROMPTS, "collect.guidance_scale=4.5"),
         ("--prompt", "a bird"),
         (3, 16, 16),
+        is_finished=True,
     ),
     "diffusion transformer (DiT)": Source(
         makers.dit_folder,
@@ -88,6 +96,7 @@ SOURCES = {
         ("collect.guidance_scale=3",),
         ("--label", "2"),
         (3, 16, 16),
+        is_finished=True,
     ),
     "EDM network (DDPM++, NCSN++, ADM)": Source(edm_export, "EXPORT", shape=(3, 16, 16)),
     "progressive-distillation checkpoint": Source(
@@ -147,6 +156,13 @@ def test_a_source_is_imported_collected_trained_and_sampled(
     assert manifest["guidance_scale"] == recorded
     assert config["guidance_scale"] == recorded
     assert config["backbone"] in BACKBONES
+    if source.is_finished:
+        assert main(["finish", *recipe, *FINISH]) == 0
+        weights = "model/diffusion_pytorch_model.safetensors"
+        before, after = (load_file(tmp_path / "run" / n / weights) for n in ("student", "finished"))
+        assert before.keys() == after.keys()
+        assert any(not torch.equal(before[name], after[name]) for name in before)
+        assert main(["sample", run, "--num", "2", "--out", out, *source.sample]) == 0
 
 
 def test_a_run_of_an_imported_teacher_ends_in_a_report(tmp_path: Path) -> None:
