@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,12 +138,42 @@ def test_recipes_are_listed_with_their_titles(capsys: Capture) -> None:
     assert lines[0].endswith(load_recipe(lines[0].split()[0]).title)
 
 
-def test_info_names_what_numbers_depend_on(capsys: Capture) -> None:
+def test_info_is_what_a_bug_report_needs(capsys: Capture) -> None:
     assert main(["info"]) == 0
-    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert lines["dsno"] == dsno.__version__
-    assert lines["torch"] == torch.__version__
-    assert {"python", "diffusers", "platform", "threads"} <= set(lines)
+    lines = [re.split("  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    found = dict(lines)
+    assert main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert found["dsno"].startswith(f"{dsno.__version__} (/")
+    assert found["torch"] == torch.__version__
+    assert found["torch build"] == (f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU")
+    assert {"python", "diffusers", "platform", "CPU cores", "GPUs", "cache"} <= set(found)
+
+
+def test_info_names_the_gpus(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 'One card, 80 GiB, 1.2'\necho 'Another, 40 GiB, 1.2'\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["GPUs"] == "One card, 80 GiB, 1.2; Another, 40 GiB, 1.2"
+    driver.write_text("#!/bin/sh\nexit 9\n")  # a driver that fails is no reason to fail
+    assert main(["info", "--json"]) == 0
+    assert "nvidia-smi: CalledProcessError" in json.loads(capsys.readouterr().out)["GPUs"]
+
+
+def test_commands_that_need_no_pytorch_start_without_it() -> None:
+    code = """
+import sys
+from dsno.cli import main
+for command in (["--version"], ["--help"], ["info"], ["recipes"], ["run", "digits", "--dry-run"]):
+    assert main(command) == 0
+    assert not {"torch", "diffusers", "matplotlib"} & set(sys.modules), command
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
 DRY_RUN = {

@@ -560,12 +560,19 @@ def recipes() -> None:
 
 
 @app.command()
-def info() -> None:
-    """Print the versions that numbers depend on."""
-    from dsno.support.environment import environment
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Print versions, machine and settings, for a bug report."""
+    from dsno.support.installation import installation
 
-    for key, value in environment().items():
-        typer.echo(f"{key:<10} {value}")
+    found = installation()
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    width = max(map(len, found))
+    for key, value in found.items():
+        typer.echo(f"{key:<{width}}  {value}")
 
 
 def _version(value: bool) -> None:
