@@ -20,6 +20,7 @@ from dsno.support.errors import InputError
 MAX_CLASSIFIER_STEPS = 4000
 MAX_HELD_OUT = 5000
 EPOCHS = 40
+"""Passes over the training part, unless the steps come first."""
 
 
 class Classifier(nn.Module):

@@ -63,8 +63,8 @@ def _kept(path: Path, channels: int, classes: int) -> TrainedClassifier:
             network.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
             accuracy = float(file.metadata()[ACCURACY])
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{path} cannot be read ({first}); delete it and run again.") from None
+        why = (str(error) or type(error).__name__).partition("\n")[0]
+        raise InputError(f"{path} cannot be read ({why}); delete it and run again.") from None
     return TrainedClassifier(network.eval(), accuracy)
 
 
