@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/digits_seeds.py --seeds 0 1 2 --out runs/digits-seeds
 
-Runs `dsno run digits seed=S` for each seed with every sampler of `CURVES` and prints Markdown.
-Finished runs are not made again.
+Runs `dsno run digits seed=S` for each seed with every sampler of `CURVES` and prints Markdown;
+`--plot` draws it. Finished runs are not made again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import statistics
 import sys
 from pathlib import Path
 from typing import Any
+
+from frontier import DSNO_COLOUR, spread
 
 from dsno.cli import main as dsno
 from dsno.evaluation.estimate import Estimate
@@ -78,15 +80,60 @@ def table(metrics: list[dict[str, Any]], seeds: list[int]) -> str:
     return "\n".join(lines)
 
 
+SHOWN = {
+    "DSNO": ("*", DSNO_COLOUR, (10, 0), "left"),
+    "DSNO before its finish": ("*", "#e69f66", (8, 8), "left"),
+    "DSNO, then its teacher": ("D", DSNO_COLOUR, (8, -4), "left"),
+}
+"""Of the student's rows: marker, colour, where the name stands, how it is aligned."""
+
+
+def plot(metrics: list[dict[str, Any]], path: Path) -> None:
+    """Distance against evaluations, both on logarithmic axes; mean and range of the seeds."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import FormatStrFormatter, NullFormatter
+
+    by = [{key(r): r["frechet_distance"]["classifier"] for r in m["samplers"]} for m in metrics]
+    curves: dict[str, list[tuple[float, list[float]]]] = {}
+    for k in by[0]:
+        curves.setdefault(k[0], []).append((float(k[2]), [b[k] for b in by]))
+    figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
+    greys = iter(("0.7", "0.5", "0.2"))
+    for label, points in curves.items():
+        marker, colour, offset, align = SHOWN.get(label, ("o", "", (8, 0), "left"))
+        colour = colour or next(greys)
+        spread(axes, points, color=colour, marker=marker)
+        nfe, distances = points[-1]
+        at = nfe, statistics.mean(distances)
+        style: dict[str, Any] = {"fontsize": 9, "color": colour, "ha": align, "va": "center"}
+        axes.annotate(label, at, offset, textcoords="offset points", **style)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlim(0.85, 90)
+    axes.set_ylim(0.18, 3)
+    axes.set_yticks([0.2, 0.3, 0.4, 0.6, 1, 2, 3])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("network evaluations per sample")
+    axes.set_ylabel("Frechet distance (classifier features)")
+    axes.set_title(f"8x8 digits; mean and range of {len(metrics)} seeds", fontsize=10)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/digits-seeds"))
+    parser.add_argument("--plot", type=Path, help="PNG file")
     parser.add_argument("overrides", nargs="*", help="key.sub=value, for every run")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     found = [measure(s, arguments.out, arguments.overrides) for s in arguments.seeds]
     print(table(found, arguments.seeds))
+    if arguments.plot is not None:
+        plot(found, arguments.plot)
     print("\nfeatures:", json.dumps(found[0]["features"]))
     print("two halves of the real data:", json.dumps(found[0]["reference"]["split_half_distance"]))
     for seed, metrics in zip(arguments.seeds, found, strict=True):

@@ -393,7 +393,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
             curves.setdefault(row["label"], []).append(point)
         elif row["name"] in SHOWN:
             text, colour, (right, up), align = SHOWN[row["name"]]
-            _spread(axes, [point], color=colour, marker="*" if text.startswith("DSNO") else "s")
+            spread(axes, [point], color=colour, marker="*" if text.startswith("DSNO") else "s")
             at = row["time"], statistics.mean(row["classifier"])
             axes.annotate(
                 text,
@@ -406,7 +406,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
                 va="center",
             )
     for (label, points), grey in zip(curves.items(), ("0.7", "0.5", "0.2"), strict=False):
-        _spread(axes, points, color=grey, marker="o")
+        spread(axes, points, color=grey, marker="o")
         x, distances = points[-1]
         axes.annotate(
             label,
@@ -449,13 +449,13 @@ SHOWN: dict[str, tuple[str, str, tuple[int, int], str]] = {
 """Of the kinds, what the picture shows: its name there, its colour, where the name stands."""
 
 
-def _spread(axes: Any, points: Sequence[tuple[float, list[float]]], **style: Any) -> None:
+def spread(axes: Any, points: Sequence[tuple[float, list[float]]], **style: Any) -> None:
     """Mean of the seeds at every time, and their range."""
     x = [time for time, _ in points]
     mean = [statistics.mean(distances) for _, distances in points]
     low = [m - min(distances) for m, (_, distances) in zip(mean, points, strict=True)]
     high = [max(distances) - m for m, (_, distances) in zip(mean, points, strict=True)]
-    size = {"*": 11, "s": 7, "o": 4}[style["marker"]]
+    size = {"*": 11, "s": 7, "D": 6, "o": 4}[style["marker"]]
     axes.errorbar(x, mean, yerr=[low, high], markersize=size, linewidth=1, capsize=2, **style)
 
 
