@@ -1,0 +1,67 @@
+"""`dsno trajectories`: commands that look at what was collected."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dsno.cli.work import typed
+from dsno.support.errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True, help="Inspect collected trajectories, and check that they are complete."
+)
+Where = Annotated[
+    str,
+    typer.Argument(metavar="DIR", help="Folder or URL of trajectories, or the folder of a run."),
+]
+
+
+@app.command("info")
+def info(where: Where) -> None:
+    """Print what a folder of trajectories contains."""
+    from dsno.runs.locate import trajectories_of
+    from dsno.trajectories.verify import describe
+
+    for key, value in describe(trajectories_of(where, typed())[0]).items():
+        typer.echo(f"{key:<13} {value}")
+
+
+@app.command("verify")
+def verify(
+    where: Where,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Move foreign files aside and make damaged shards again."),
+    ] = False,
+) -> None:
+    """Read every shard and name all that are missing, truncated, edited or foreign."""
+    from dsno.runs.locate import trajectories_of
+    from dsno.trajectories.verify import ASIDE, inspect_trajectories, repair_trajectories, spans
+
+    storage, run = trajectories_of(where, typed())
+    manifest, findings = inspect_trajectories(storage)
+    for finding in findings:
+        typer.echo(f"{storage.at(finding.file)} {finding.says}.")
+    typer.echo(
+        f"{len(manifest.shards):,} of {manifest.shard_count:,} shards are made; "
+        f"{len(findings):,} findings."
+    )
+    if manifest.missing:
+        typer.echo(f"Not made yet: shards {spans(manifest.missing)}.")
+    if not findings and not manifest.missing:
+        return
+    again = f"`dsno collect RECIPE collect.destination={storage}`"
+    if not repair:
+        remedy = again if run is None else f"`dsno trajectories verify {where} --repair`"
+        typer.echo(f"{remedy} makes what is missing or damaged again.")
+        raise typer.Exit(1)
+    if run is None:
+        raise InputError(
+            f"{where} is not in the folder of a run, so its recipe is unknown; run {again}, which "
+            "makes what is missing or damaged again."
+        )
+    for name in repair_trajectories(storage, findings):
+        typer.echo(f"Moved {name} to {storage.at(ASIDE)}.")
+    run.stage("collect")
