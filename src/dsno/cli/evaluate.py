@@ -128,7 +128,7 @@ def evaluate(
             "There is nothing to evaluate: name a recipe, a model or images, or give "
             "--save-statistics FILE to prepare what to compare with."
         )
-    from dsno.runs.evaluate import FITTING, Request, evaluate_target, sections, taken
+    from dsno.runs.request import FITTING, Request, sections, taken
 
     chosen, spec = sections(short, overrides)
     if reference is not None and chosen.model_dump(exclude_defaults=True).keys() - FITTING:
@@ -150,6 +150,8 @@ def evaluate(
         save=save_statistics,
         samples=None if is_open else spec.samples,
     )
+    from dsno.runs.evaluate import evaluate_target
+
     result = evaluate_target(found, request)
     if not is_silent():
         typer.echo(json.dumps(result, indent=1))

@@ -22,9 +22,9 @@ Where = Annotated[
 def info(where: Where) -> None:
     """Print what a folder of trajectories contains."""
     from dsno.runs.locate import trajectories_of
-    from dsno.trajectories.verify import describe
+    from dsno.trajectories.describe import describe
 
-    for key, value in describe(trajectories_of(where, typed())[0]).items():
+    for key, value in describe(trajectories_of(where)[0]).items():
         typer.echo(f"{key:<13} {value}")
 
 
@@ -37,10 +37,11 @@ def verify(
     ] = False,
 ) -> None:
     """Read every shard and name all that are missing, truncated, edited or foreign."""
-    from dsno.runs.locate import trajectories_of
-    from dsno.trajectories.verify import ASIDE, inspect_trajectories, repair_trajectories, spans
+    from dsno.runs.locate import saved_recipe, trajectories_of
+    from dsno.trajectories.describe import spans
+    from dsno.trajectories.verify import ASIDE, inspect_trajectories, repair_trajectories
 
-    storage, run = trajectories_of(where, typed())
+    storage, folder = trajectories_of(where)
     manifest, findings = inspect_trajectories(storage)
     for finding in findings:
         typer.echo(f"{storage.at(finding.file)} {finding.says}.")
@@ -54,14 +55,16 @@ def verify(
         return
     again = f"`dsno collect RECIPE collect.destination={storage}`"
     if not repair:
-        remedy = again if run is None else f"`dsno trajectories verify {where} --repair`"
+        remedy = again if folder is None else f"`dsno trajectories verify {where} --repair`"
         typer.echo(f"{remedy} makes what is missing or damaged again.")
         raise typer.Exit(1)
-    if run is None:
+    if folder is None:
         raise InputError(
             f"{where} is not in the folder of a run, so its recipe is unknown; run {again}, which "
             "makes what is missing or damaged again."
         )
     for name in repair_trajectories(storage, findings):
         typer.echo(f"Moved {name} to {storage.at(ASIDE)}.")
-    run.stage("collect")
+    from dsno.runs.run import Run
+
+    Run(saved_recipe(folder), folder, command=typed()).stage("collect")

@@ -22,8 +22,8 @@ from dsno.support.environment import peak_memory
 from dsno.support.errors import InputError
 from dsno.support.threads import MOST, Workers, per_thread
 from dsno.teachers.store import DESCRIPTION, Teacher, load_teacher
-from dsno.trajectories.manifest import DTYPES
 from dsno.trajectories.prompts import Prompts
+from dsno.trajectories.shards import DTYPES
 
 PATIENCE = 1.0
 """Seconds that one measured call may take: larger batches are not tried beyond it."""

@@ -24,14 +24,15 @@ from typing import Any
 
 import yaml
 
-from dsno.recipes import Recipe, load_recipe
+from dsno.recipes import Recipe
 from dsno.recipes.effects import map_files, result_values, with_later
 from dsno.runs.build import check_buildable
 from dsno.runs.dependencies import ONCE_NAMES, collect_settings, content_hash, stamps
 from dsno.runs.identity import extended, identity, tag_of
+from dsno.runs.locate import saved_recipe, trajectories_storage
 from dsno.runs.records import Extended, Extension, StageRecord, Stamp, read_stages, write_stage
 from dsno.runs.set_aside import holds_files, set_aside, those_aside
-from dsno.runs.stages import FOLDERS, LAST, WORK, Task, trajectories_storage
+from dsno.runs.stages import FOLDERS, LAST, WORK, Task
 from dsno.support import distributed
 from dsno.support.console import console, say
 from dsno.support.differences import changes
@@ -653,19 +654,3 @@ def _planned(stage: str, record: StageRecord) -> int | None:
 def _output_name(stage: str) -> str:
     """What a stage's results are called when they are set aside."""
     return FOLDERS.get(stage, "report")
-
-
-def saved_recipe(folder: Path) -> Recipe:
-    """The resolved recipe of a run's folder.
-
-    Raises:
-        InputError: if it is missing or damaged.
-    """
-    path = folder / "recipe.yaml"
-    try:
-        return load_recipe(str(path))
-    except InputError as error:
-        reason = str(error).rstrip(".")
-        raise InputError(
-            f"{path} is damaged ({reason}); restore it or give another folder."
-        ) from None
