@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,9 @@ import typer
 
 from dsno import __version__
 from dsno.cli import about, evaluate, models, stages, trajectories
-from dsno.support.console import is_silent
+from dsno.cli.options import with_verbosity
 from dsno.support.errors import DsnoError
+from dsno.support.verbosity import Verbosity, is_silent, is_verbose, set_verbosity
 
 INTERRUPTED = 130
 
@@ -19,7 +21,6 @@ app = typer.Typer(
     name="dsno",
     help="Turn a diffusion model into a one-step generator with a neural operator.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -35,10 +36,10 @@ for command in (
     models.sample,
     models.export,
     models.import_,
-    about.recipes,
-    about.info,
 ):
-    app.command(command.__name__.rstrip("_"))(command)
+    app.command(command.__name__.rstrip("_"))(with_verbosity(command))
+app.command()(about.recipes)
+app.command()(about.info)
 app.add_typer(trajectories.app, name="trajectories")
 
 
@@ -68,6 +69,7 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return 0, 1 (the work failed), 2 (the input is wrong) or 130."""
+    set_verbosity(Verbosity.USUAL)
     try:
         app(args=arguments, prog_name="dsno")
     except SystemExit as stop:  # how Typer ends, well or not
@@ -76,6 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
             typer.echo("dsno: interrupted; the same command goes on from here.", err=True)
         return code
     except DsnoError as error:
+        if is_verbose():
+            traceback.print_exception(error)
         if not (is_silent() and error.is_shared):  # process 0 says it for all
             who = f"dsno (process {os.environ['RANK']})" if is_silent() else "dsno"
             typer.echo(f"{who}: {error}", err=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dsno.cli.options import DryRun, Out, Overrides, Yes
-from dsno.cli.work import open_run, print_table, print_yaml
-from dsno.support.console import is_silent
+from dsno.cli.work import open_run, print_json, print_sections, print_table
 from dsno.support.errors import InputError
 
 
@@ -80,6 +78,14 @@ def evaluate(
     ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print metrics, or with --dry-run the recipe, as JSON; without a recipe metrics "
+            "always are.",
+        ),
+    ] = False,
 ) -> None:
     """Measure a run's samplers, or a model or images alone, against real data or statistics.
 
@@ -113,9 +119,11 @@ def evaluate(
                 "and --compile go with a trained model or images; a recipe takes KEY=VALUE, such "
                 "as evaluate.samples=1000."
             )
-        opened = open_run(target, overrides, out, dry_run, yes=yes)
+        opened = open_run(target, overrides, out, dry_run, yes=yes, as_json=as_json)
         opened.stage("evaluate", full=full)
-        if not is_silent():
+        if as_json:
+            print_json(opened.metrics())
+        else:
             print_table(opened)
         return
     if out is not None or yes or full:
@@ -139,7 +147,8 @@ def evaluate(
     if reference is not None and save_statistics is not None:
         raise InputError("--reference is a file of statistics already; leave out one of the two.")
     if dry_run:
-        print_yaml({"data": chosen.model_dump(mode="json"), "evaluate": taken(spec)})
+        shown = {"data": chosen.model_dump(mode="json"), "evaluate": taken(spec)}
+        print_sections(shown, as_json=as_json)
         return
     is_open = samples is None and not any(o.startswith("evaluate.samples=") for o in overrides)
     request = Request(
@@ -153,5 +162,4 @@ def evaluate(
     from dsno.runs.evaluate import evaluate_target
 
     result = evaluate_target(found, request)
-    if not is_silent():
-        typer.echo(json.dumps(result, indent=1))
+    print_json(result)

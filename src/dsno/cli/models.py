@@ -8,7 +8,7 @@ from typing import Annotated, get_args
 import typer
 
 from dsno.cli.options import Overrides, Target
-from dsno.cli.work import open_run
+from dsno.cli.work import note, open_run, print_json
 from dsno.support.errors import InputError, one_of
 
 
@@ -58,6 +58,9 @@ def sample(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the networks (torch.compile).")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the files written as JSON.")
+    ] = False,
 ) -> None:
     """Make samples with one network evaluation each, or a few (--steps)."""
     from dsno.recipes.choices import Arithmetic
@@ -79,7 +82,7 @@ def sample(
         files = [out or Path("samples.npz" if raw else "samples.png")]
     from dsno.runs.sample import sample_model
 
-    for path in sample_model(
+    written = sample_model(
         folder,
         files,
         num=num,
@@ -92,8 +95,12 @@ def sample(
         steps=steps,
         precision=chosen,
         compiled=compiled,
-    ):
-        typer.echo(f"Wrote {num:,} samples to {path}")
+    )
+    if as_json:
+        print_json({"files": [str(path) for path in written], "samples": num})
+        return
+    for path in written:
+        note(f"Wrote {num:,} samples to {path}")
 
 
 def export(
@@ -110,7 +117,7 @@ def export(
         raise InputError(f"There is no folder {target}; give the folder of a run.")
     from dsno.runs.export import export_model
 
-    typer.echo(export_model(folder, out))
+    note(export_model(folder, out))
 
 
 def import_(
@@ -135,4 +142,4 @@ def import_(
     """Convert a teacher, or trajectories, made elsewhere to a folder of this package's format."""
     from dsno.runs.imports import import_source
 
-    typer.echo(import_source(source, out, options or []))
+    note(import_source(source, out, options or []))

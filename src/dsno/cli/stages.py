@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsno.cli.options import DryRun, Extend, Out, Overrides, RecipeArgument, Yes
-from dsno.cli.work import open_run, print_table, print_yaml
-from dsno.support.console import is_silent
+from dsno.cli.options import DryRun, Extend, Json, Out, Overrides, RecipeArgument, Yes
+from dsno.cli.work import note, open_run, print_json, print_sections, print_table
 from dsno.support.errors import InputError
+
+if TYPE_CHECKING:
+    from dsno.runs.run import Run
 
 
 def run(
@@ -20,13 +22,17 @@ def run(
     dry_run: DryRun = False,
     yes: Yes = False,
     extend: Extend = False,
+    as_json: Json = False,
 ) -> None:
     """Run every stage: teacher, collect, train, finish, evaluate, report; not what is done."""
-    opened = open_run(recipe, overrides, out, dry_run, yes=yes, extend=extend)
+    opened = open_run(recipe, overrides, out, dry_run, yes=yes, extend=extend, as_json=as_json)
     opened.run()
-    if not is_silent():
-        print_table(opened)
-        typer.echo(f"\nReport: {opened.folder / 'report' / 'report.html'}")
+    if as_json:
+        stages = [opened.outcome(stage) for stage in opened.stages]
+        print_json({"folder": str(opened.folder), "stages": stages, "metrics": opened.metrics()})
+        return
+    print_table(opened)
+    note(f"\nReport: {opened.folder / 'report' / 'report.html'}")
 
 
 def teacher(
@@ -36,9 +42,11 @@ def teacher(
     dry_run: DryRun = False,
     yes: Yes = False,
     extend: Extend = False,
+    as_json: Json = False,
 ) -> None:
     """Train the teacher, a diffusion model."""
-    open_run(recipe, overrides, out, dry_run, yes=yes, extend=extend).stage("teacher")
+    opened = open_run(recipe, overrides, out, dry_run, yes=yes, extend=extend, as_json=as_json)
+    _make(opened, "teacher", as_json)
 
 
 def collect(
@@ -59,19 +67,25 @@ def collect(
         ),
     ] = False,
     yes: Yes = False,
+    as_json: Json = False,
 ) -> None:
     """Solve the teacher's ODE for many noises and store the trajectories."""
     shards = parse_range(shard_range) if shard_range else None
     if dry_run:
         from dsno.recipes import load_recipe
-        from dsno.runs.estimate import estimate_collection, estimate_lines
+        from dsno.runs.estimate import estimate_collection, estimate_lines, estimate_values
 
         resolved = load_recipe(recipe, overrides or [])
-        print_yaml(resolved.model_dump(mode="json"))
+        values = resolved.model_dump(mode="json")
+        if not as_json:
+            print_sections(values, as_json=False)
         found = estimate_collection(resolved, out or Path("runs") / resolved.name)
-        typer.echo("\n".join(estimate_lines(found)))
+        if as_json:
+            print_json({"recipe": values, "estimate": estimate_values(found)})
+        else:
+            typer.echo("\n".join(estimate_lines(found)))
         return
-    open_run(recipe, overrides, out, yes=yes).stage("collect", shards=shards)
+    _make(open_run(recipe, overrides, out, yes=yes), "collect", as_json, shards=shards)
 
 
 def parse_range(text: str) -> range:
@@ -93,9 +107,11 @@ def train(
     dry_run: DryRun = False,
     yes: Yes = False,
     extend: Extend = False,
+    as_json: Json = False,
 ) -> None:
     """Train the operator on the trajectories."""
-    open_run(recipe, overrides, out, dry_run, yes=yes, extend=extend).stage("train")
+    opened = open_run(recipe, overrides, out, dry_run, yes=yes, extend=extend, as_json=as_json)
+    _make(opened, "train", as_json)
 
 
 def finish(
@@ -104,9 +120,11 @@ def finish(
     out: Out = None,
     dry_run: DryRun = False,
     yes: Yes = False,
+    as_json: Json = False,
 ) -> None:
     """Match the distribution of the student's samples to the teacher's, without data."""
-    open_run(recipe, overrides, out, dry_run, yes=yes).stage("finish")
+    opened = open_run(recipe, overrides, out, dry_run, yes=yes, as_json=as_json)
+    _make(opened, "finish", as_json)
 
 
 def report(
@@ -115,8 +133,15 @@ def report(
     out: Out = None,
     dry_run: DryRun = False,
     yes: Yes = False,
+    as_json: Json = False,
 ) -> None:
     """Evaluate if that is not done, and write the report."""
-    opened = open_run(recipe, overrides, out, dry_run, yes=yes)
+    opened = open_run(recipe, overrides, out, dry_run, yes=yes, as_json=as_json)
     opened.stage("evaluate")
-    opened.stage("report")
+    _make(opened, "report", as_json)
+
+
+def _make(run: Run, stage: str, as_json: bool, *, shards: range | None = None) -> None:
+    run.stage(stage, shards=shards)
+    if as_json:
+        print_json(run.outcome(stage))

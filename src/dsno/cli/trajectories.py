@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
 import typer
 
-from dsno.cli.work import typed
+from dsno.cli.options import with_verbosity
+from dsno.cli.work import note, print_json, typed
 from dsno.support.errors import InputError
 
 app = typer.Typer(
@@ -18,45 +20,59 @@ Where = Annotated[
 ]
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
 @app.command("info")
-def info(where: Where) -> None:
+def info(where: Where, as_json: AsJson = False) -> None:
     """Print what a folder of trajectories contains."""
     from dsno.runs.locate import trajectories_of
-    from dsno.trajectories.describe import describe
+    from dsno.trajectories.describe import describe, values
 
-    for key, value in describe(trajectories_of(where)[0]).items():
+    storage, _ = trajectories_of(where)
+    if as_json:
+        print_json(values(storage))
+        return
+    for key, value in describe(storage).items():
         typer.echo(f"{key:<13} {value}")
 
 
 @app.command("verify")
+@with_verbosity
 def verify(
     where: Where,
     repair: Annotated[
         bool,
         typer.Option("--repair", help="Move foreign files aside and make damaged shards again."),
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Read every shard and name all that are missing, truncated, edited or foreign."""
     from dsno.runs.locate import saved_recipe, trajectories_of
-    from dsno.trajectories.describe import spans
+    from dsno.trajectories.describe import spans, values
     from dsno.trajectories.verify import ASIDE, inspect_trajectories, repair_trajectories
 
     storage, folder = trajectories_of(where)
     manifest, findings = inspect_trajectories(storage)
-    for finding in findings:
-        typer.echo(f"{storage.at(finding.file)} {finding.says}.")
-    typer.echo(
-        f"{len(manifest.shards):,} of {manifest.shard_count:,} shards are made; "
-        f"{len(findings):,} findings."
-    )
-    if manifest.missing:
-        typer.echo(f"Not made yet: shards {spans(manifest.missing)}.")
+    if as_json:
+        found = [dataclasses.asdict(finding) for finding in findings]
+        print_json({**values(storage), "findings": found})
+    else:
+        for finding in findings:
+            typer.echo(f"{storage.at(finding.file)} {finding.says}.")
+        typer.echo(
+            f"{len(manifest.shards):,} of {manifest.shard_count:,} shards are made; "
+            f"{len(findings):,} findings."
+        )
+        if manifest.missing:
+            typer.echo(f"Not made yet: shards {spans(manifest.missing)}.")
     if not findings and not manifest.missing:
         return
     again = f"`dsno collect RECIPE collect.destination={storage}`"
     if not repair:
         remedy = again if folder is None else f"`dsno trajectories verify {where} --repair`"
-        typer.echo(f"{remedy} makes what is missing or damaged again.")
+        if not as_json:
+            note(f"{remedy} makes what is missing or damaged again.")
         raise typer.Exit(1)
     if folder is None:
         raise InputError(
@@ -64,7 +80,8 @@ def verify(
             "makes what is missing or damaged again."
         )
     for name in repair_trajectories(storage, findings):
-        typer.echo(f"Moved {name} to {storage.at(ASIDE)}.")
+        if not as_json:
+            note(f"Moved {name} to {storage.at(ASIDE)}.")
     from dsno.runs.run import Run
 
     Run(saved_recipe(folder), folder, command=typed()).stage("collect")

@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dsno.support.storage import StorageDir
 from dsno.trajectories.manifest import load_manifest
+
+
+def values(storage: StorageDir) -> dict[str, Any]:
+    """What a folder of trajectories holds, for programs: of `count` and `shard_count` in all.
+
+    Raises:
+        InputError: if there is no manifest, or none that can be read.
+    """
+    m = load_manifest(storage)
+    return {
+        "folder": str(storage),
+        "trajectories": sum(shard.count for shard in m.shards),
+        "count": m.count,
+        "shards": len(m.shards),
+        "shard_count": m.shard_count,
+        "shard_size": m.shard_size,
+        "bytes": sum(shard.bytes for shard in m.shards),
+        "sample_shape": m.sample_shape,
+        "dtype": m.dtype,
+        "times": m.times,
+        "solver": m.solver,
+        "seed": m.seed,
+        "num_classes": m.num_classes,
+        "guidance_scale": m.guidance_scale,
+        "prompts": m.prompts,
+        "recipe": m.tag,
+        "missing": m.missing,
+    }
 
 
 def describe(storage: StorageDir) -> dict[str, str]:
     """What a folder of trajectories holds, for people.
 
     Raises:
-        InputError: if there is no manifest, or none that can be read.
+        InputError: as `values`.
     """
     m = load_manifest(storage)
     made, size = sum(s.count for s in m.shards), sum(s.bytes for s in m.shards)
