@@ -20,16 +20,9 @@ def keys(incomplete: str) -> list[str]:
 
 
 def _keys() -> Iterator[str]:
-    from dsno.recipes.schema import Recipe, Section
+    from dsno.recipes.effects import section_of
+    from dsno.recipes.schema import Recipe
 
-    sections = {
-        name: kind
-        for name, field in Recipe.model_fields.items()
-        for kind in (field.annotation, *getattr(field.annotation, "__args__", ()))
-        if isinstance(kind, type) and issubclass(kind, Section)
-    }
-    for name in Recipe.model_fields:
-        if name in sections:
-            yield from (f"{name}.{key}" for key in sections[name].model_fields)
-        else:
-            yield name
+    for name, field in Recipe.model_fields.items():
+        section = section_of(field)
+        yield from [name] if section is None else (f"{name}.{key}" for key in section.model_fields)
