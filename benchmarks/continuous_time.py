@@ -19,7 +19,7 @@ import torch
 from dsno.diffusion.solvers import solve
 from dsno.evaluation.samplers import Draws
 from dsno.runs.build import conditions_of, guided
-from dsno.runs.run import saved_recipe
+from dsno.runs.locate import saved_recipe
 from dsno.runs.stages import load_operator
 from dsno.teachers.store import load_teacher
 

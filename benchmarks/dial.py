@@ -41,9 +41,8 @@ from dsno.evaluation.samplers import (
 from dsno.operator.dsno import DSNO
 from dsno.recipes.schema import Evaluate
 from dsno.runs.build import conditions_of, decoder, guided, real_data
-from dsno.runs.locate import model_of
-from dsno.runs.run import saved_recipe
-from dsno.runs.stages import load_operator, trajectories_storage
+from dsno.runs.locate import model_of, saved_recipe, trajectories_storage
+from dsno.runs.stages import load_operator
 from dsno.sampling.dial import SOLVER, SPACING, cost
 from dsno.support import distributed
 from dsno.support.environment import environment, versions

@@ -20,8 +20,7 @@ from dsno.data.dataset import Dataset
 from dsno.evaluation.reference import Reference, build_reference
 from dsno.evaluation.samplers import Draws, draw, student_sampler
 from dsno.runs.build import conditions_of, load_recipe_data
-from dsno.runs.locate import model_of
-from dsno.runs.run import saved_recipe
+from dsno.runs.locate import model_of, saved_recipe
 from dsno.runs.stages import load_operator
 from dsno.support.images import grid, save_png
 from dsno.teachers.store import load_teacher

@@ -20,8 +20,7 @@ from dsno.evaluation.reference import Reference, build_reference
 from dsno.evaluation.samplers import Draws, Sampler, draw, student_sampler, teacher_sampler
 from dsno.recipes.schema import Recipe
 from dsno.runs.build import conditions_of, load_recipe_data
-from dsno.runs.locate import FINISHED, STUDENT
-from dsno.runs.run import saved_recipe
+from dsno.runs.locate import FINISHED, STUDENT, saved_recipe
 from dsno.runs.stages import load_operator
 from dsno.support.environment import environment
 from dsno.support.files import write_json

@@ -40,7 +40,8 @@ from dsno.operator.lift import LiftConfig
 from dsno.pipeline import DSNOModel, DSNOPipeline, save_pipeline
 from dsno.recipes.load import load_recipe, shipped_recipes
 from dsno.recipes.schema import Optimisation
-from dsno.runs.run import Run, saved_recipe
+from dsno.runs.locate import saved_recipe
+from dsno.runs.run import Run
 from dsno.support.errors import DsnoError, InputError, WorkError
 from dsno.support.files import read_json, sha256
 from dsno.support.storage import StorageDir

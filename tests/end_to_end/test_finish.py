@@ -13,7 +13,7 @@ from tests.checksums import contents
 
 from dsno.cli import main
 from dsno.recipes import load_recipe
-from dsno.runs.run import saved_recipe
+from dsno.runs.locate import saved_recipe
 from dsno.support.errors import InputError
 
 RECIPE = [

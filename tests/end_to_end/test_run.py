@@ -122,6 +122,22 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 # ----------------------------------------------------------------------------- the outputs
 
 
+def test_a_finished_run_is_printed_as_json(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = json.loads((tiny / "report" / "metrics.json").read_text())
+    where = ["digits", *TINY, "--out", str(tiny)]
+    capsys.readouterr()
+    assert main(["evaluate", *where, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == metrics
+    assert main(["run", *where, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["metrics"] == metrics
+    assert found["folder"] == str(tiny)
+    assert [stage["stage"] for stage in found["stages"]] == list(STAGES)
+    assert all(stage["finished"] and Path(stage["result"]).exists() for stage in found["stages"])
+    assert main(["report", *where, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found["stages"][-1]
+
+
 def test_a_run_leaves_the_documented_layout(digits: Path) -> None:
     assert sorted(path.name for path in digits.iterdir()) == [
         ".lock",

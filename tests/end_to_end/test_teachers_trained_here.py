@@ -171,7 +171,7 @@ def test_a_student_learns_by_the_perceptual_distance(tmp_path: Path) -> None:
     record = json.loads((folder / "student" / "history.json").read_text())["history"][0]
 
     from dsno.runs.build import new_operator
-    from dsno.runs.run import saved_recipe
+    from dsno.runs.locate import saved_recipe
 
     recipe = saved_recipe(folder)
     operator = new_operator(recipe, load_teacher(folder / "teacher"))

@@ -14,7 +14,8 @@ from dsno.data.dataset import Dataset
 from dsno.evaluation.features import Wanted
 from dsno.evaluation.frechet import Moments
 from dsno.evaluation.reference import build_reference, reference_of_statistics
-from dsno.evaluation.statistics import holds_statistics, load_statistics, save_statistics
+from dsno.evaluation.statistics import load_statistics, save_statistics
+from dsno.runs.judged import holds_statistics
 from dsno.support.errors import InputError
 
 SHAPE = (3, 6, 4)

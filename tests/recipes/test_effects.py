@@ -29,7 +29,7 @@ from dsno.recipes.effects import (
 )
 from dsno.recipes.schema import Recipe, Section
 from dsno.training.losses import DISTANCES, LPIPS_VGG
-from dsno.trajectories.manifest import DTYPES
+from dsno.trajectories.shards import DTYPES
 
 LOGS = {"checkpoint_every", "keep", "log_every", "log_images_every", "log_with"}
 LATER = {"collect.precision": "exact", "evaluate.precision": "exact"}

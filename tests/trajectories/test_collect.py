@@ -33,9 +33,9 @@ from dsno.support.storage import StorageDir
 from dsno.trajectories import manifest as trajectories
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
+from dsno.trajectories.describe import describe
 from dsno.trajectories.manifest import MANIFEST, Manifest, load_manifest, save_manifest, shard_name
 from dsno.trajectories.shards import damaged_shards, write_shard
-from dsno.trajectories.verify import describe
 
 FREQUENCIES = [0.5, 0.2, 0.3]
 

@@ -20,6 +20,7 @@ from dsno.support.errors import DsnoError, InputError
 from dsno.support.storage import StorageDir
 from dsno.trajectories import dataset
 from dsno.trajectories.dataset import TrajectoryStore, _Cache
+from dsno.trajectories.describe import describe
 from dsno.trajectories.manifest import (
     MANIFEST,
     Manifest,
@@ -32,7 +33,6 @@ from dsno.trajectories.manifest import (
 )
 from dsno.trajectories.prompts import EMBEDDED, Prompts, read_prompts, write_prompts
 from dsno.trajectories.shards import damaged_shards, write_shard
-from dsno.trajectories.verify import describe
 
 TIMES = (0.5, 0.25, 0.0)
 

@@ -13,15 +13,14 @@ from tests.trajectories.test_manifest import filled, manifest, tensors
 
 from dsno.support.files import NODE
 from dsno.support.storage import StorageDir
+from dsno.trajectories.describe import describe, spans
 from dsno.trajectories.manifest import MANIFEST, forget, record_name, save_manifest, shard_name
 from dsno.trajectories.shards import write_shard
 from dsno.trajectories.verify import (
     ASIDE,
     Finding,
-    describe,
     inspect_trajectories,
     set_aside,
-    spans,
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsno.support.console import quiet_libraries, say
+from dsno.support.console import alert, quiet_libraries
 from dsno.support.errors import InputError
 from dsno.support.files import require_regular
 
@@ -49,7 +49,7 @@ class TextEncoder:
             ).input_ids
             parts.append(self.encoder(ids.to(device))[0].float().cpu())
         if cut:
-            say(f"Prompts cut to {limit} tokens: {len(cut)}, the first {cut[0][:60]!r}.")
+            alert(f"Prompts cut to {limit} tokens: {len(cut)}, the first {cut[0][:60]!r}.")
         return torch.cat(parts)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from dsno.data.dataset import Dataset
 from dsno.evaluation.features import Outputs, Space
 from dsno.support.cache import cache_folder
-from dsno.support.console import say
+from dsno.support.console import alert
 from dsno.support.errors import InputError, WorkError
 from dsno.support.files import fingerprint, replacing
 
@@ -56,4 +56,4 @@ def keep(data: Dataset, space: Space, found: Outputs) -> None:
         with replacing(path) as temporary:
             save_file(arrays, temporary)
     except WorkError as error:
-        say(f"Features are not kept for the next time: {error}")
+        alert(f"Features are not kept for the next time: {error}")

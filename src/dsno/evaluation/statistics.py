@@ -96,15 +96,6 @@ def save_statistics(path: Path, moments: Moments, name: str, space: Space) -> No
         )
 
 
-def holds_statistics(path: Path) -> bool:
-    """Whether an npz file has the arrays `mu` and `sigma`; False for what is no npz file."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
-
-
 def load_statistics(path: Path) -> Statistics:
     """Read statistics, of this package or another.
 

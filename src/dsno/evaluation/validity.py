@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsno.evaluation.features import singular
-from dsno.support.console import say
+from dsno.support.console import alert
 
 PER_DIMENSION = 5
 """Samples a dimension that are enough: 10,000 for Inception's 2,048 features, which the authors of
@@ -97,4 +97,4 @@ def shortages(dimensions: Mapping[str, int], samples: int, reference: int) -> li
 def warn(found: Iterable[Shortage]) -> None:
     """Print a line for each."""
     for shortage in found:
-        say(f"Warning: {shortage.sentence}")
+        alert(f"Warning: {shortage.sentence}")

@@ -30,8 +30,8 @@ from dsno.teachers.load import read_teacher
 from dsno.teachers.options import TeacherOptions, frozen_fields
 from dsno.teachers.store import Teacher, denoiser_of
 from dsno.teachers.unet import build_unet
-from dsno.trajectories.manifest import DTYPES
 from dsno.trajectories.prompts import Prompts
+from dsno.trajectories.shards import DTYPES
 
 
 def load_recipe_data(recipe: Recipe) -> Dataset:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,8 +24,8 @@ from dsno.support.environment import peak_memory
 from dsno.support.errors import InputError
 from dsno.support.threads import MOST, Workers, per_thread
 from dsno.teachers.store import DESCRIPTION, Teacher, load_teacher
-from dsno.trajectories.manifest import DTYPES
 from dsno.trajectories.prompts import Prompts
+from dsno.trajectories.shards import DTYPES
 
 PATIENCE = 1.0
 """Seconds that one measured call may take: larger batches are not tried beyond it."""
@@ -202,6 +204,16 @@ def measure(
         spent = seconds(rows)
     spent = statistics.median(seconds(rows) for _ in range(REPEATS))
     return rows, spent / (rows * workers.count * evaluations_per_call(denoiser))
+
+
+def estimate_values(estimate: CollectionEstimate) -> dict[str, Any]:
+    """The estimate for programs: what it holds, and its totals."""
+    return {
+        **dataclasses.asdict(estimate),
+        "evaluations": estimate.evaluations,
+        "hours": estimate.hours,
+        "total_bytes": estimate.total_bytes,
+    }
 
 
 def estimate_lines(estimate: CollectionEstimate) -> list[str]:

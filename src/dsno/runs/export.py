@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dsno.pipeline import NO_TEACHER, DSNOPipeline, DSNOTeacher
 from dsno.runs.build import guided
-from dsno.runs.locate import MODELS
+from dsno.runs.locate import MODELS, saved_recipe
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError
 from dsno.support.files import filling
@@ -29,8 +29,6 @@ def load_with_teacher(folder: Path) -> DSNOPipeline:
     needed = run / "recipe.yaml", run / "teacher" / DESCRIPTION
     if folder.name not in MODELS or not all(path.is_file() for path in needed):
         raise InputError(NO_TEACHER)
-    from dsno.runs.run import saved_recipe
-
     denoiser = guided(saved_recipe(run), load_teacher(run / "teacher"))
     pipeline.register_modules(teacher=DSNOTeacher.from_denoiser(denoiser))
     return pipeline

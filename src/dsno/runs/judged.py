@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dsno.evaluation.statistics import holds_statistics
 from dsno.runs.locate import model_folder
-from dsno.sampling.loading import local_folder
 from dsno.support.errors import InputError
 from dsno.support.hub import looks_like_hub_id
 
@@ -45,6 +44,8 @@ def judged(target: str) -> Judged | None:
     if path.suffix.lower() == ".zip" or _is_folder_of_images(path):
         return Judged("folder", path, target)
     if looks_like_hub_id(target) and not path.exists() and path.suffix not in (".yaml", ".yml"):
+        from dsno.sampling.loading import local_folder  # seconds
+
         return Judged("model", local_folder(target, {}), target)
     folder = model_folder(target)
     return None if folder is None else Judged("model", folder, target)
@@ -56,3 +57,12 @@ def _is_folder_of_images(path: Path) -> bool:
         return False
     known = ("model_index.json", "student", "recipe.yaml")
     return not any((path / name).exists() for name in known) and any(path.iterdir())
+
+
+def holds_statistics(path: Path) -> bool:
+    """Whether an npz file has the arrays `mu` and `sigma`; False for what is no npz file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False

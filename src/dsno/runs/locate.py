@@ -1,17 +1,12 @@
-"""What a path on the command line names: a trained model, or trajectories and their run."""
+"""What a path names: a trained model, a run's recipe, trajectories and their run."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from dsno.recipes import Recipe, load_recipe
 from dsno.support.errors import InputError
 from dsno.support.storage import StorageDir
-
-if TYPE_CHECKING:
-    from dsno.recipes import Recipe
-    from dsno.runs.run import Run
-
 
 STUDENT, FINISHED = "student", "finished"
 MODELS = (STUDENT, FINISHED)
@@ -44,32 +39,47 @@ def model_folder(target: str) -> Path | None:
 
 def _models_in(folder: Path) -> tuple[str, ...]:
     """The models that a run's folder may have, the last one made first."""
-    if (folder / "recipe.yaml").is_file():
-        from dsno.runs.run import saved_recipe  # seconds
-
-        if saved_recipe(folder).finish is None:
-            return (STUDENT,)
+    if (folder / "recipe.yaml").is_file() and saved_recipe(folder).finish is None:
+        return (STUDENT,)
     return FINISHED, STUDENT
 
 
-def trajectories_of(where: str, command: str) -> tuple[StorageDir, Run | None]:
-    """The trajectories that `where` names, and the run they belong to, if that is known.
+def trajectories_storage(recipe: Recipe, folder: Path) -> StorageDir:
+    """Where the trajectories of a run are: in its folder, if the recipe names no other storage."""
+    return StorageDir(recipe.collect.destination or folder / "trajectories")
+
+
+def saved_recipe(folder: Path) -> Recipe:
+    """The resolved recipe of a run's folder.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
+    path = folder / "recipe.yaml"
+    try:
+        return load_recipe(str(path))
+    except InputError as error:
+        reason = str(error).rstrip(".")
+        raise InputError(
+            f"{path} is damaged ({reason}); restore it or give another folder."
+        ) from None
+
+
+def trajectories_of(where: str) -> tuple[StorageDir, Path | None]:
+    """The trajectories that `where` names, and the folder of their run, if that is known.
 
     Args:
         where: folder or URL of trajectories, or the folder of a run.
-        command: what the user typed, for the run's record.
 
     Raises:
         InputError: if the run's recipe is damaged.
     """
-    from dsno.runs.run import Run, saved_recipe  # seconds
-
     if "://" in where:
         return StorageDir(where), None
     for folder in (Path(where), Path(where).absolute().parent):
         if (folder / "recipe.yaml").is_file():
-            run = Run(saved_recipe(folder), folder, command=command)
-            local = run.trajectories.path
+            storage = trajectories_storage(saved_recipe(folder), folder)
+            local = storage.path
             if folder == Path(where) or (local and local.absolute() == Path(where).absolute()):
-                return run.trajectories, run
+                return storage, folder
     return StorageDir(where), None

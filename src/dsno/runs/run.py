@@ -24,16 +24,18 @@ from typing import Any
 
 import yaml
 
-from dsno.recipes import Recipe, load_recipe
+from dsno.recipes import Recipe
 from dsno.recipes.effects import map_files, result_values, with_later
 from dsno.runs.build import check_buildable
 from dsno.runs.dependencies import ONCE_NAMES, collect_settings, content_hash, stamps
 from dsno.runs.identity import extended, identity, tag_of
+from dsno.runs.locate import saved_recipe, trajectories_storage
+from dsno.runs.outlook import outlook
 from dsno.runs.records import Extended, Extension, StageRecord, Stamp, read_stages, write_stage
 from dsno.runs.set_aside import holds_files, set_aside, those_aside
-from dsno.runs.stages import FOLDERS, LAST, WORK, Task, trajectories_storage
+from dsno.runs.stages import FOLDERS, LAST, WORK, Task
 from dsno.support import distributed
-from dsno.support.console import console, say
+from dsno.support.console import alert, console, say
 from dsno.support.differences import changes
 from dsno.support.errors import DsnoError, InputError
 from dsno.support.files import locked, read_json, sha256, write_text
@@ -141,6 +143,8 @@ class Run:
             extends=self._extends(name),
             extended=records[name].get("extended", []),
         )
+        if (amount := outlook(name, self.recipe, shards=shards, full=full)) is not None:
+            say(f"{name}: {amount}.")
         finished, is_whole, outcome = False, False, ""
         try:
             outcome = WORK[name](task)
@@ -370,6 +374,16 @@ class Run:
             self.folder / "report" / "metrics.json", "evaluation", "run `dsno evaluate`"
         )
 
+    def outcome(self, stage: str) -> dict[str, Any]:
+        """What the books say of a stage that has been begun: where its result is, and its time."""
+        record = read_stages(self.folder)[stage]
+        return {
+            "stage": stage,
+            "result": str(self._location(stage)),
+            "finished": record["finished"],
+            "seconds": record["seconds"],
+        }
+
     # -------------------------------------------------------------------- bookkeeping
 
     def fingerprint(self, stage: str) -> str:
@@ -590,7 +604,7 @@ class Run:
             begun["extends"] = self._moved(where, stage, aside)
             if history := extended(record, getattr(self.recipe, stage), point):
                 begun |= {"extended": history, "fingerprint": tag_of(before, inputs, history)}
-                say(
+                alert(
                     f"{stage}: its learning rates till now were those of {point['steps']:,} steps, "
                     "so the result is not that of a training with more steps from the start; this "
                     "is recorded."
@@ -635,7 +649,7 @@ class Run:
         if not keeps_shards:
             aside = set_aside(self.folder, _output_name(stage), self._outputs(stage))
         kept = f" What is left of it is now in {aside}." if aside else ""
-        say(f"{what}; making it again.{kept}")
+        alert(f"{what}; making it again.{kept}")
 
 
 def _read(record: StageRecord | None) -> dict[str, Stamp]:
@@ -653,19 +667,3 @@ def _planned(stage: str, record: StageRecord) -> int | None:
 def _output_name(stage: str) -> str:
     """What a stage's results are called when they are set aside."""
     return FOLDERS.get(stage, "report")
-
-
-def saved_recipe(folder: Path) -> Recipe:
-    """The resolved recipe of a run's folder.
-
-    Raises:
-        InputError: if it is missing or damaged.
-    """
-    path = folder / "recipe.yaml"
-    try:
-        return load_recipe(str(path))
-    except InputError as error:
-        reason = str(error).rstrip(".")
-        raise InputError(
-            f"{path} is damaged ({reason}); restore it or give another folder."
-        ) from None

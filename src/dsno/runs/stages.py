@@ -47,7 +47,7 @@ from dsno.runs.build import (
     summary,
 )
 from dsno.runs.dependencies import collect_settings
-from dsno.runs.locate import FINISHED, STUDENT, model_of
+from dsno.runs.locate import FINISHED, STUDENT, model_of, trajectories_storage
 from dsno.runs.records import Extended
 from dsno.support import distributed, seeds
 from dsno.support.environment import environment, versions
@@ -132,11 +132,6 @@ class Task:
     def trajectories(self) -> StorageDir:
         """Where the trajectories are."""
         return trajectories_storage(self.recipe, self.folder)
-
-
-def trajectories_storage(recipe: Recipe, folder: Path) -> StorageDir:
-    """Where the trajectories of a run are: in its folder, if the recipe names no other storage."""
-    return StorageDir(recipe.collect.destination or folder / "trajectories")
 
 
 def make_teacher(task: Task) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import sys
 import threading
 import time
@@ -24,10 +23,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-
-def is_silent() -> bool:
-    """Whether this is not the first process of a launch, the one that prints for all."""
-    return os.environ.get("RANK", "0") != "0"
+from dsno.support.durations import duration
+from dsno.support.verbosity import is_quiet, is_silent, is_verbose
 
 
 @functools.cache
@@ -37,7 +34,13 @@ def console() -> Console:
 
 
 def say(line: str) -> None:
-    """Print one line."""
+    """Print one line, unless the user wants none."""
+    if not is_quiet():
+        console().print(line, markup=False)
+
+
+def alert(line: str) -> None:
+    """Print one line that every user should see."""
     console().print(line, markup=False)
 
 
@@ -58,7 +61,7 @@ Advance = Callable[..., None]
 
 @contextlib.contextmanager
 def progress(what: str, total: int, *, done: int = 0, unit: str = "it") -> Iterator[Advance]:
-    """A progress bar on standard error; on a pipe, a plain line every 15 seconds instead.
+    """A progress bar on standard error; on a pipe, a plain line now and then; nothing if quiet.
 
     Args:
         what: label.
@@ -66,45 +69,90 @@ def progress(what: str, total: int, *, done: int = 0, unit: str = "it") -> Itera
         done: units an earlier run already did.
         unit: name of one unit, for the rate.
     """
-    if not console().is_terminal:
+    if is_quiet():
+        yield lambda units=1, note="": None
+    elif console().is_terminal:
+        with _bars.shown() as bars:
+            task = bars.add_task(what, total=total, completed=done, unit=unit, note="")
+
+            def advance(units: int = 1, note: str = "") -> None:
+                bars.update(task, advance=units, note=note)
+
+            try:
+                yield advance
+            finally:
+                bars.remove_task(task)
+    else:
         yield _plain(what, total, done, unit)
-        return
-    columns = (
-        TextColumn("{task.description}"),
+
+
+class _Bars:
+    """The bars of this process, in one block of lines: two blocks would overwrite each other.
+
+    Work inside other work, in whatever thread, gets a line below the one it is part of.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+        self._progress: Progress | None = None
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[Progress]:
+        """The block, on the screen for as long as somebody has a bar in it."""
+        with self._lock:
+            if self._progress is None:
+                self._progress = _block()
+                self._progress.start()
+            progress = self._progress
+            self._users += 1
+        try:
+            yield progress
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    progress.stop()
+                    self._progress = None
+
+
+_bars = _Bars()
+
+
+def _block() -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         _Rate(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console(),
+        transient=True,
+        refresh_per_second=4,
     )
-    with Progress(*columns, console=console(), transient=True, refresh_per_second=4) as bar:
-        task = bar.add_task(what, total=total, completed=done, unit=unit, note="")
 
-        def advance(units: int = 1, note: str = "") -> None:
-            bar.update(task, advance=units, note=note)
 
-        yield advance
+FIRST, EVERY = 5, 15
+"""Seconds to the first plain line, which says how long the work takes, and between others."""
 
 
 def _plain(what: str, total: int, done: int, unit: str) -> Advance:
-    start = last = time.monotonic()
-    count = done
+    start = time.monotonic()
+    due, count = start + FIRST, done
     one_at_a_time = threading.Lock()
 
     def advance(units: int = 1, note: str = "") -> None:
-        nonlocal count, last
+        nonlocal count, due
         with one_at_a_time:
             count += units
             now = time.monotonic()
-            if now - last < 15 or count >= total or is_silent():
+            if now < due or count >= total or is_silent():
                 return
-            last = now
+            due = now + EVERY
             rate = (count - done) / (now - start)
-            left = (total - count) / rate
-            line = (
-                f"{what}: {count:,} of {total:,}, {rate:,.1f} {unit}/s, {left:,.0f} s left {note}"
-            )
+            left = duration((total - count) / rate)
+            line = f"{what}: {count:,} of {total:,}, {rate:,.1f} {unit}/s, {left} left {note}"
             print(line.rstrip(), file=sys.stderr, flush=True)
 
     return advance
@@ -112,7 +160,13 @@ def _plain(what: str, total: int, done: int, unit: str) -> Advance:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence the bars and the advice of diffusers and transformers while they load or save."""
+    """Silence the bars and the advice of diffusers and transformers while they load or save.
+
+    The user hears them with --verbose.
+    """
+    if is_verbose():
+        yield
+        return
     loaded = [sys.modules[name] for name in ("diffusers", "transformers") if name in sys.modules]
     logs: list[Any] = [module.utils.logging for module in loaded]
     before = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]

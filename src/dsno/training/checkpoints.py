@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dsno.support.console import say
+from dsno.support.console import alert, say
 from dsno.support.errors import WorkError
 from dsno.support.files import replacing, sha256, write_text
 
@@ -112,7 +112,7 @@ class Checkpoints:
 
     def say_damaged(self, path: Path) -> None:
         """Say that a checkpoint is not used."""
-        say(
+        alert(
             f"Checkpoint {path} is damaged and is not used; going on from an older one or from the "
             "start."
         )

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import Tensor
 
-from dsno.support.console import say
+from dsno.support.console import alert
 from dsno.support.errors import InputError, one_of
 from dsno.support.images import to_uint8
 
@@ -71,4 +71,4 @@ class Log:
                 act(tracker)
             except OSError as error:  # a full disk: the run is worth more than its log
                 self._is_broken = True
-                say(f"Nothing more is logged to {tracker.name}: {error}.")
+                alert(f"Nothing more is logged to {tracker.name}: {error}.")

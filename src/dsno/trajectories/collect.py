@@ -30,7 +30,6 @@ from dsno.support.threads import MOST, Workers, per_thread
 from dsno.support.transfers import Arrival, runs_ahead, to_device
 from dsno.trajectories.foreign import another_recipe, settings
 from dsno.trajectories.manifest import (
-    DTYPES,
     FORMAT,
     Manifest,
     compact,
@@ -41,7 +40,7 @@ from dsno.trajectories.manifest import (
     shard_name,
 )
 from dsno.trajectories.partial_shards import drop_partial, load_partial, save_partial
-from dsno.trajectories.shards import damaged_shards, write_shard
+from dsno.trajectories.shards import DTYPES, damaged_shards, write_shard
 from dsno.trajectories.writer import Writer
 
 SAVE_EVERY = 300.0

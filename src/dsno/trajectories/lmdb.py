@@ -29,7 +29,6 @@ from dsno.support.errors import InputError, one_of
 from dsno.support.storage import StorageDir, as_storage
 from dsno.trajectories.foreign import another_recipe, settings
 from dsno.trajectories.manifest import (
-    DTYPES,
     Manifest,
     compact,
     forget,
@@ -38,7 +37,7 @@ from dsno.trajectories.manifest import (
     save_manifest,
     shard_name,
 )
-from dsno.trajectories.shards import damaged_shards, write_shard
+from dsno.trajectories.shards import DTYPES, damaged_shards, write_shard
 
 # By the number of states: the grid they lie on, and the DDIM steps that made them (arXiv
 # 2211.13449, appendix).

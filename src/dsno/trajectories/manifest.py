@@ -23,10 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from pydantic import ValidationError
 
-from dsno.diffusion.conditions import CLASS_LABELS, GUIDANCE_SCALE, PROMPT
 from dsno.recipes.choices import Arithmetic, StorageType
 from dsno.support.adapters import adapter
 from dsno.support.errors import InputError
@@ -37,7 +35,6 @@ FORMAT = 3
 FORMAT_CLIPPED_FIRST = 2
 """What was guided may have been clipped before it was guided, if its teacher clips; all else is as
 in `FORMAT`."""
-DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(StorageType)}
 MANIFEST = "manifest.json"
 MAX_SHARDS, MAX_ELEMENTS, MAX_TIMES = 2**20, 2**26, 2**12
 """More a manifest may not claim: of shards, numbers in a state, and states."""
@@ -69,7 +66,7 @@ class Manifest:
         sample_shape: of one state.
         times: of the states, falling.
         scales: what the states were divided by at each time.
-        dtype: storage precision, one of `DTYPES`.
+        dtype: storage precision, a `StorageType`.
         seed: of the noise and labels.
         num_classes: of the labels; None for an unconditional teacher.
         solver: method, steps, spacing and nfe; then, unless they are `exact` and no, the
@@ -102,18 +99,6 @@ class Manifest:
         """The items of shard `index`."""
         first = index * self.shard_size
         return range(first, min(first + self.shard_size, self.count))
-
-    def entries(self, count: int) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what a shard holds for so many items."""
-        shape = self.sample_shape
-        found = {"noise": (count, *shape), "states": (count, len(self.times), *shape)}
-        if self.num_classes is not None:
-            found[CLASS_LABELS] = (count,)
-        if isinstance(self.guidance_scale, tuple):
-            found[GUIDANCE_SCALE] = (count,)
-        if self.prompts is not None:
-            found[PROMPT] = (count,)
-        return found
 
     @property
     def precision(self) -> Arithmetic:
@@ -205,7 +190,7 @@ def _read_manifest(storage: StorageDir) -> Manifest:
 def _complaint(manifest: Manifest) -> str:
     """What is impossible about a manifest; empty if nothing is."""
     m = manifest
-    if m.dtype not in DTYPES:
+    if m.dtype not in get_args(StorageType):
         return f"has an unknown storage precision {m.dtype!r}"
     if m.shard_size < 1 or m.count < 1:
         return "has no trajectories"

@@ -5,22 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import get_args
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dsno.diffusion.conditions import CLASS_LABELS, GUIDANCE_SCALE, PROMPT
+from dsno.recipes.choices import StorageType
 from dsno.support.files import sha256
 from dsno.support.storage import StorageDir, as_storage
-from dsno.trajectories.manifest import (
-    DTYPES,
-    Manifest,
-    Shard,
-    record_name,
-    shard_name,
-    write_json,
-)
+from dsno.trajectories.manifest import Manifest, Shard, record_name, shard_name, write_json
+
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(StorageType)}
 
 
 def write_shard(
@@ -35,9 +32,22 @@ def write_shard(
     return shard
 
 
+def entries(manifest: Manifest, count: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what a shard holds for so many items."""
+    shape = manifest.sample_shape
+    found = {"noise": (count, *shape), "states": (count, len(manifest.times), *shape)}
+    if manifest.num_classes is not None:
+        found[CLASS_LABELS] = (count,)
+    if isinstance(manifest.guidance_scale, tuple):
+        found[GUIDANCE_SCALE] = (count,)
+    if manifest.prompts is not None:
+        found[PROMPT] = (count,)
+    return found
+
+
 def misfit(manifest: Manifest, tensors: Mapping[str, Tensor], count: int) -> str:
     """What makes tensors no shard of so many items; empty if nothing does."""
-    expected = manifest.entries(count)
+    expected = entries(manifest, count)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:
         return f"holds {found!r:.300}, not {expected}"

@@ -22,7 +22,7 @@ from dsno.evaluation.features.classifier import (
     train_classifier,
 )
 from dsno.support.cache import cache_folder
-from dsno.support.console import say
+from dsno.support.console import alert
 from dsno.support.environment import versions
 from dsno.support.errors import InputError, WorkError
 from dsno.support.files import fingerprint, replacing
@@ -78,4 +78,4 @@ def _keep(path: Path, trained: TrainedClassifier) -> None:
                 {ACCURACY: repr(trained.held_out_accuracy)},
             )
     except WorkError as error:
-        say(f"The classifier is not kept for the next time: {error}")
+        alert(f"The classifier is not kept for the next time: {error}")

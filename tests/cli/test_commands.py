@@ -165,15 +165,142 @@ def test_info_names_the_gpus(
     assert "nvidia-smi: CalledProcessError" in json.loads(capsys.readouterr().out)["GPUs"]
 
 
-def test_commands_that_need_no_pytorch_start_without_it() -> None:
+LIGHT = (
+    (0, "--version"),
+    (0, "--help"),
+    (0, "info"),
+    (0, "recipes"),
+    (0, "run digits --dry-run"),
+    (2, "run digits teacher.stepz=3"),
+    (0, "evaluate digits --dry-run --json"),
+    (0, "evaluate {run} data.split=test --dry-run"),
+    (2, "evaluate {run} collect.steps=3"),
+    (2, "sample {run} --precision half"),
+    (2, "sample {run}/nothing"),
+    (0, "trajectories info {run}"),
+)
+"""Commands that compute nothing, with what they return."""
+HEAVY = "torch diffusers transformers accelerate matplotlib sklearn scipy huggingface_hub"
+HALF_HEAVY = "diffusers transformers matplotlib sklearn scipy torch._dynamo"
+"""What a command does without that finds all done already."""
+
+
+def test_commands_start_without_what_they_do_not_need(finished: Path) -> None:
     code = """
-import sys
+import json, sys
 from dsno.cli import main
-for command in (["--version"], ["--help"], ["info"], ["recipes"], ["run", "digits", "--dry-run"]):
-    assert main(command) == 0
-    assert not {"torch", "diffusers", "matplotlib"} & set(sys.modules), command
+light, heavy, again, half_heavy = json.load(sys.stdin)
+def import_none(of, words):
+    assert not (found := set(of.split()) & set(sys.modules)), (found, words)
+for code, words in light:
+    assert main(words) == code, words
+    import_none(heavy, words)
+assert main(again) == 0
+import_none(half_heavy, again)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    light = [(code, words.format(run=finished).split()) for code, words in LIGHT]
+    again = ["train", "digits", *TINY, "--out", str(finished)]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps([light, HEAVY, again, HALF_HEAVY]),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------- for programs and shells
+
+
+def printed(capsys: Capture, *arguments: str, code: int = 0) -> Any:
+    """The JSON that a command prints."""
+    capsys.readouterr()
+    assert main(list(arguments)) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_json_is_printed_where_a_program_may_read(
+    run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    where = ["digits", *TINY, "--out", str(run)]
+    assert {"name": "digits", "title": "Handwritten digits, 8x8"} in printed(
+        capsys, "recipes", "--json"
+    )
+    recipe = load_recipe("digits", TINY).model_dump(mode="json")
+    assert printed(capsys, "run", *where, "--dry-run", "--json") == recipe
+    found = printed(capsys, "collect", *where, "--dry-run", "--json")
+    assert found["recipe"] == recipe
+    assert found["estimate"]["evaluations"] == 64  # 16 trajectories of 4 steps of dpm++2m
+    assert found["estimate"]["total_bytes"] == 16 * 5 * 64 * 2  # noise, 4 states, float16
+    found = printed(capsys, "train", *where, "--json")
+    assert found.pop("seconds") >= 0
+    assert found == {"stage": "train", "result": str(run / "student"), "finished": True}
+    image = str(tmp_path / "grid.png")
+    found = printed(capsys, "sample", str(run), "--num", "3", "--out", image, "--json")
+    assert found == {"files": [image], "samples": 3}
+
+
+def test_json_of_trajectories(run: Path, capsys: Capture) -> None:
+    found = printed(capsys, "trajectories", "info", str(run), "--json")
+    assert found["folder"] == str(run / "trajectories")
+    assert found["sample_shape"] == [1, 8, 8]
+    assert (found["trajectories"], found["count"], found["missing"]) == (16, 16, [])
+    whole = printed(capsys, "trajectories", "verify", str(run), "--json")
+    assert whole == {**found, "findings": []}
+    (run / "trajectories" / "notes.txt").write_text("mine")
+    verify = ["trajectories", "verify", str(run), "--json"]
+    (finding,) = printed(capsys, *verify, code=1)["findings"]
+    assert (finding["file"], finding["shard"], finding["is_foreign"]) == ("notes.txt", None, True)
+    assert printed(capsys, *verify, "--repair")["findings"] == [finding]
+    assert printed(capsys, *verify)["findings"] == []
+
+
+def test_quiet_prints_results_alone(run: Path, capsys: Capture, tmp_path: Path) -> None:
+    capsys.readouterr()
+    changed = ["train", "digits", *TINY, "train.steps=3", "--out", str(run)]
+    assert main([*changed, "--yes", "--quiet"]) == 0
+    sample = ["sample", str(run), "--num", "2", "--out", str(tmp_path / "grid.png")]
+    assert main([*sample, "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(sample) == 0  # the choice is of one command
+    assert capsys.readouterr().out == f"Wrote 2 samples to {tmp_path / 'grid.png'}\n"
+    assert "Unknown precision" in refused(capsys, [*sample, "--precision", "half", "-q"])
+
+
+def test_verbose_shows_where_an_error_was_raised(capsys: Capture, tmp_path: Path) -> None:
+    command = ["run", "digits", "--out", str(tmp_path / "file")]
+    (tmp_path / "file").write_text("")
+    assert main([*command, "-v"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback (most recent call last):")
+    assert "_check_folder" in err
+    assert err.endswith(f"\ndsno: {tmp_path / 'file'} is a file; give a folder to --out.\n")
+    assert refused(capsys, command) == f"{tmp_path / 'file'} is a file; give a folder to --out."
+    text = refused(capsys, [*command, "-v", "-q"])
+    assert text == "Give --quiet or --verbose, not both."
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("dsno ex", ["export"]),
+        ("dsno run dig", ["digits"]),
+        ("dsno sample dis", ["distill"]),
+        ("dsno train digits train.start", ["train.start_from="]),
+        ("dsno train digits se", ["seed="]),
+        ("dsno run digits finish.fake_st", ["finish.fake_steps="]),
+        ("dsno trajectories ver", ["verify"]),
+        ("dsno evaluate --save", ["--save-statistics"]),
+    ],
+)
+def test_a_shell_completes_commands_recipes_and_keys(
+    words: str, offered: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_DSNO_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    assert main([]) == 0
+    assert capsys.readouterr().out.split() == offered
 
 
 DRY_RUN = {

@@ -1,0 +1,59 @@
+"""What a stage will take, said before it starts; the progress bar adds the time it needs."""
+
+from __future__ import annotations
+
+from dsno.diffusion.solvers import evaluations
+from dsno.recipes.schema import Curve, Optimisation, Recipe
+
+
+def outlook(
+    stage: str, recipe: Recipe, *, shards: range | None = None, full: bool = False
+) -> str | None:
+    """The amount of work of a stage in words; None where it is a matter of seconds.
+
+    Args:
+        stage: which.
+        recipe: of the run.
+        shards: of `collect`, those that this job makes; all if None.
+        full: whether `evaluate.more_curves` are measured too.
+    """
+    if stage == "teacher":
+        return None if recipe.teacher.source else _training(recipe.teacher, "images")
+    if stage == "collect":
+        return _collection(recipe, shards)
+    if stage == "train":
+        return _training(recipe.train, "trajectories")
+    if stage == "finish" and recipe.finish is not None:
+        return _training(recipe.finish, "samples")
+    return _evaluation(recipe, full) if stage == "evaluate" else None
+
+
+def _training(spec: Optimisation, items: str) -> str:
+    return f"{spec.steps:,} steps of {spec.batch_size:,} {items}"
+
+
+def _collection(recipe: Recipe, shards: range | None) -> str | None:
+    spec = recipe.collect
+    if spec.count is None:
+        return None
+    size = spec.shard_size
+    count = spec.count
+    if shards is not None:
+        count = max(0, min(shards.stop * size, count) - shards.start * size)
+    each = evaluations(spec.solver, spec.steps) * (1 if spec.guidance_scale is None else 2)
+    return (
+        f"{count:,} trajectories by {spec.solver} with {spec.steps:,} steps, {count * each:,} "
+        "network evaluations"
+    )
+
+
+def _evaluation(recipe: Recipe, full: bool) -> str:
+    spec = recipe.evaluate
+    curves = [*spec.curves, *(spec.more_curves if full else ())]
+    curves.append(Curve(solver="ddim", steps=(spec.baseline_steps,)))
+    samplers = {(c.solver, steps, c.spacing) for c in curves for steps in c.steps}
+    most = max(evaluations(solver, steps) for solver, steps, _ in samplers)
+    return (
+        f"{spec.samples:,} samples of the student and of each of {len(samplers):,} samplers of the "
+        f"teacher, of up to {most:,} evaluations"
+    )
