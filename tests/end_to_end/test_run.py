@@ -501,8 +501,10 @@ def test_the_command_as_a_process(tiny: Path, tmp_path: Path) -> None:
     assert done.stdout.startswith("sampler")
     lines = done.stderr.splitlines()
     said = [line.partition(":")[0] for line in lines]
-    # 16 samples in 64 dimensions are too few
-    assert said == ["data", "teacher", "collect", "train", "Warning", "evaluate", "report"]
+    trained = [stage for stage in ("teacher", "collect", "train") for _ in range(2)]
+    # Before and after; 16 samples in 64 dimensions are too few.
+    assert said == ["data", *trained, "evaluate", "Warning", "evaluate", "report"]
+    assert lines[1] == "teacher: 2 steps of 8 images."
     assert lines[0].startswith(
         "data: digits: 1,797 images of 8x8 pixels, grey; 10 classes: 0 (178)"
     )

@@ -39,9 +39,12 @@ SMALL = ["teacher.steps=1200", "teacher.batch_size=128", "finish.steps=300", "fi
                 "evaluate.samples=2000",
                 "evaluate.curves=[{solver: ddim, steps: [1, 16]}, {solver: dpm++2m, steps: [32]}]",
                 "evaluate.baseline_steps=16",  # which is one of the curve's
+                "evaluate.dial=[1, 2]",
+                "evaluate.reference_steps=64",
             ],
-            "2,000 samples of the student and of each of 3 samplers of the teacher, of up to 32 "
-            "evaluations",
+            # three of the teacher, the student in one step and in two
+            "2,000 samples of each of 5 samplers, of up to 32 evaluations, and of the teacher's "
+            "solution in 64 steps",
         ),
         ("report", [], None),
     ],

@@ -51,9 +51,11 @@ def _evaluation(recipe: Recipe, full: bool) -> str:
     spec = recipe.evaluate
     curves = [*spec.curves, *(spec.more_curves if full else ())]
     curves.append(Curve(solver="ddim", steps=(spec.baseline_steps,)))
-    samplers = {(c.solver, steps, c.spacing) for c in curves for steps in c.steps}
-    most = max(evaluations(solver, steps) for solver, steps, _ in samplers)
+    of_teacher = {(c.solver, steps, c.spacing) for c in curves for steps in c.steps}
+    of_student = {1, *(spec.dial or ())} if recipe.student.slices > 1 else {1}
+    most = max(evaluations(solver, steps) for solver, steps, _ in of_teacher)
     return (
-        f"{spec.samples:,} samples of the student and of each of {len(samplers):,} samplers of the "
-        f"teacher, of up to {most:,} evaluations"
+        f"{spec.samples:,} samples of each of {len(of_teacher) + len(of_student):,} samplers, of "
+        f"up to {most:,} evaluations, and of the teacher's solution in {spec.reference_steps:,} "
+        "steps"
     )
