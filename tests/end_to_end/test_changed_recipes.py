@@ -555,7 +555,7 @@ def test_a_start_that_cannot_be_is_refused_before_anything_changes(
         assert run("train", copy, override, "--yes") == 2
         assert says in capsys.readouterr().err
     start = f"train.start_from={made / 'student'}"
-    assert run("train", copy, start, "student.modes=1", "--yes") == 2
+    assert run("train", copy, start, "student.lift=all", "--yes") == 2
     assert "does not fit: expected" in capsys.readouterr().err
     assert contents(copy) == before
     other = load_recipe("digits", [*RECIPE, "teacher.schedule.log_snr_max=15"])
