@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.callbacks import PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
@@ -508,6 +510,73 @@ def test_the_teacher_goes_on_from_the_last_trained_time_that_is_quiet_enough() -
         start_of(torch.tensor([0.0]), meaning)
 
 
+@pytest.fixture
+def dialled(unet_teacher: Any) -> DSNOPipeline:
+    """A pipeline with its teacher, for more than one step."""
+    teacher = unet_teacher(channels=(4,), norm_num_groups=2, middle_attention=False)
+    operator = makers.shake(DSNO.from_teacher(teacher, LiftConfig(["mid_block.resnets.0"])))
+    return DSNOPipeline(
+        DSNOModel.from_operator(operator), teacher=DSNOTeacher.from_denoiser(teacher)
+    )
+
+
+def test_a_callback_sees_every_step_and_may_change_the_state(dialled: DSNOPipeline) -> None:
+    noise, seen = torch.randn(2, 1, 8, 8), []
+    call = {"noise": noise, "num_inference_steps": 3, "output_type": "raw"}
+
+    def look(pipeline: Any, index: int, t: torch.Tensor, tensors: dict[str, Any]) -> Any:
+        assert pipeline is dialled
+        seen.append((index, float(t), tensors["latents"]))
+        return tensors if index < 2 else None
+
+    plain = dialled(**call).images
+    looked = dialled(**call, callback_on_step_end=look).images
+    assert torch.equal(plain, looked)
+    assert [index for index, _, _ in seen] == [0, 1, 2]
+    times = [t for _, t, _ in seen]
+    assert times[:2] == [1.0, 0.0625]  # the operator's, then the smallest trained time above 0
+    assert times[2] == pytest.approx(0.0625 / 4)  # halfway on a quadratic grid
+    states = dialled(noise=noise, return_trajectory=True, output_type="raw").trajectory
+    torch.testing.assert_close(seen[0][2], states[:, -2])
+    assert torch.equal(seen[2][2], plain)
+
+    changed = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+
+    class Change(PipelineCallback):
+        tensor_inputs = ("latents",)
+
+        def callback_fn(self, pipeline: Any, index: int, t: Any, tensors: Any) -> Any:
+            return {"latents": changed} if index == 1 else tensors
+
+    made = dialled(**call, callback_on_step_end=Change()).images
+    with torch.no_grad():  # the last step is the teacher's estimate of the changed state
+        expected = dialled.teacher(changed.float(), torch.tensor(times[2]))
+    torch.testing.assert_close(made, expected)
+
+
+def test_a_callback_that_cannot_be_called_is_refused(dialled: DSNOPipeline) -> None:
+    def shrink(pipeline: Any, index: int, t: Any, tensors: dict[str, Any]) -> Any:
+        return {"latents": tensors["latents"][:1]}
+
+    two = {"num_inference_steps": 2, "batch_size": 2}
+    for call, says in (
+        ({"callback_on_step_end": shrink}, "give num_inference_steps of 2 or more"),
+        ({"callback_on_step_end": 3, **two}, "must be a function, not 3"),
+        ({"callback_on_step_end": shrink, **two}, r"shape \(2, 1, 8, 8\), not a tensor of .*\(1,"),
+        ({"callback_on_step_end": lambda *_: 1, **two}, "must return its dictionary.*not 1"),
+        (
+            {
+                "callback_on_step_end": shrink,
+                "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
+                **two,
+            },
+            "sees 'latents', not 'prompt_embeds'",
+        ),
+    ):
+        with pytest.raises(InputError, match=says):
+            dialled(**call)
+
+
 # -------------------------------------------------------------------------------- devices
 
 
@@ -619,6 +688,13 @@ REFUSED: dict[int, list[tuple[dict[str, Any], str]]] = {
         ({"noise": torch.zeros(2, 1, 8, 8), "batch_size": 3}, "noise 2, batch_size 3"),
         ({"noise": torch.zeros(2, 3, 8, 8)}, r"\(1, 8, 8\), but the noise has \(3, 8, 8\)"),
         ({"return_trajectory": True, "times": [2.0]}, r"in \[0, 1\]"),
+        ({"height": 512, "width": 8}, r"images of 8 x 8.*leave out height=512"),
+        ({"negative_prompt": "blurry"}, "distilled in"),
+        ({"timesteps": [999, 0]}, "leave it out, or ask for states at times of your own"),
+        ({"eta": 1.0}, "adds no noise"),
+        ({"image": torch.zeros(1)}, "begins from noise"),
+        ({"callback": print}, "called callback_on_step_end"),
+        ({"num_inference_step": 2}, "did you mean 'num_inference_steps'"),
     ],
     3: [
         ({"class_labels": [True, False]}, "whole numbers"),
@@ -638,6 +714,41 @@ def test_an_impossible_request_is_refused(classes: int, make: Any) -> None:
     for call, message in REFUSED[classes]:
         with pytest.raises(InputError, match=message):
             pipeline(**call)
+
+
+def test_what_others_are_asked_for_is_taken_where_it_changes_nothing(make: Any) -> None:
+    pipeline, noise = make(), torch.randn(2, 1, 8, 8)
+    before = pipeline(noise=noise, output_type="raw").images
+    asked = {"height": 8, "width": 8, "eta": 0.0, "negative_prompt": None, "timesteps": None}
+    after = pipeline(noise=noise, output_type="raw", num_images_per_prompt=None, **asked).images
+    assert torch.equal(before, after)
+
+
+OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"dtype": "float16"}, "floating one of torch, such as dtype=torch.bfloat16, not 'float16'"),
+    ({"torch_dtype": torch.int8}, "not torch.int8"),
+    ({"dtype": torch.float16, "torch_dtype": torch.float32}, "give one of them"),
+    ({"use_safetensors": False}, "never pickles"),
+    ({"trust_remote_code": True}, "code is never run"),
+    ({"custom_pipeline": "lpw_stable_diffusion"}, "code is never run"),
+    ({"device_map": "cuda"}, r"then call \.to\(\"cuda\"\)"),
+    ({"revison": "v2"}, "did you mean 'revision'"),
+]
+
+
+def test_options_that_would_do_nothing_are_refused(make: Any, tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path)
+    for load, path in ((DSNOPipeline, tmp_path), (DSNOModel, tmp_path / "model")):
+        for options, says in OPTIONS:
+            with pytest.raises(InputError, match=says):
+                load.from_pretrained(path, **options)
+        for name in ("dtype", "torch_dtype"):
+            with warnings.catch_warnings():  # diffusers warns of the older name
+                warnings.simplefilter("error")
+                loaded = load.from_pretrained(
+                    path, **{name: torch.bfloat16}, use_safetensors=True, device_map=None
+                )
+            assert loaded.dtype == torch.bfloat16
 
 
 SAVES = {

@@ -6,6 +6,7 @@ The module path and the class names stand inside saved folders: they are API.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,18 +14,12 @@ from typing import Any, ClassVar
 import diffusers
 import numpy as np
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin  # noqa: F401 - see the note at the end
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from dsno.backbones import registry
 from dsno.backbones.autoencoder import Latents
-from dsno.backbones.safe_loading import (
-    DIFFUSERS_STEM,
-    best_variant,
-    check_model,
-    weight_variants,
-)
 from dsno.backbones.text_encoder import TextEncoder
 from dsno.diffusion.conditions import CLASS_LABELS, EMBEDDINGS, GUIDANCE_SCALE, Condition
 from dsno.diffusion.denoisers import Denoiser, DenoiserProtocol, Preconditioning
@@ -35,22 +30,16 @@ from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig, Lifted
 from dsno.operator.readout import Readout
 from dsno.sampling import arguments
+from dsno.sampling.callbacks import LATENTS, StepEnd, check_callback, on_step
 from dsno.sampling.dial import go_on, start_of
-from dsno.sampling.folder import (
-    Names,
-    check_folder,
-    choose_variant,
-    read_config,
-    read_model_config,
-    require_variant,
-)
-from dsno.sampling.loading import loading, local_folder, require_safetensors
+from dsno.sampling.elsewhere import check_others
+from dsno.sampling.folder import COMPONENTS, Names, check_folder, choose_variant, read_model_config
+from dsno.sampling.loading import check_options, loading, local_folder, require_safetensors
 from dsno.sampling.outputs import OUTPUT_TYPES, DSNOPipelineOutput, convert
+from dsno.sampling.saved_model import SavedModel
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError, one_of
-from dsno.support.scalars import whole
 from dsno.teachers.store import denoiser_of
-from dsno.teachers.weights import mismatch_sentence
 
 NO_TEACHER = (
     "This model was saved without its teacher, which takes every step after the first: use its "
@@ -59,77 +48,7 @@ NO_TEACHER = (
 )
 
 
-class _SavedModel(ModelMixin, ConfigMixin):
-    """A model whose folder is checked before a library reads it, and holds safetensors only."""
-
-    what: ClassVar[str] = "model"
-    """It is, for errors."""
-
-    @classmethod
-    def _read_config(cls, folder: Path) -> Mapping[str, Any]:
-        return read_config(folder, cls.what)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """Load a model saved by `save_pretrained`.
-
-        Args:
-            pretrained_model_name_or_path: folder with config.json and safetensors, or `owner/name`
-                on the Hub.
-            kwargs: passed to `ModelMixin.from_pretrained` (`subfolder`, `variant`, ...).
-
-        Raises:
-            InputError: if it is not such a folder, or a file of it is damaged or does not fit.
-        """
-        top = local_folder(pretrained_model_name_or_path, kwargs)
-        path = top / (kwargs.pop("subfolder", None) or "")
-        wants_info = kwargs.pop("output_loading_info", False)
-        kwargs.setdefault("low_cpu_mem_usage", False)  # tables are made as the model is built
-        variant = kwargs.pop("variant", None)
-        if variant is None:
-            variant = best_variant(path, DIFFUSERS_STEM)
-        else:
-            require_variant(path, variant, weight_variants(path, DIFFUSERS_STEM))
-        with loading(path):
-            config = cls._read_config(path)
-            check_model(path, config, lambda: cls.from_config(config), cls.what, variant)
-            kwargs |= {"variant": variant, "use_safetensors": True, "output_loading_info": True}
-            model, info = super().from_pretrained(path, **kwargs)
-        sentence = mismatch_sentence(
-            str(path), missing=info["missing_keys"], extra=info["unexpected_keys"], misshaped=[]
-        )
-        if sentence:
-            raise InputError(sentence)
-        return (model, info) if wants_info else model
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str = "10GB",
-        **kwargs: Any,
-    ) -> None:
-        """Save weights and configuration.
-
-        Args:
-            save_directory: folder to write.
-            safe_serialization: True; other formats would not be loaded again.
-            variant: part of the names of the weights' files, such as "fp16".
-            max_shard_size: of one file of weights; more are written beyond it.
-            kwargs: passed to `ModelMixin.save_pretrained`.
-
-        Raises:
-            InputError: for pickled weights.
-        """
-        require_safetensors(safe_serialization, kwargs)
-        super().save_pretrained(
-            save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs
-        )
-
-
-class DSNOModel(_SavedModel):
+class DSNOModel(SavedModel):
     """The operator with a JSON-able configuration, saved by `save_pretrained`.
 
     Args:
@@ -267,7 +186,7 @@ class DSNOModel(_SavedModel):
         return (scale[0], scale[1]) if isinstance(scale, Sequence) else None
 
 
-class DSNOTeacher(_SavedModel):
+class DSNOTeacher(SavedModel):
     """The teacher of an operator, with its guidance: `teacher(x, t, condition) -> x_0`.
 
     It is what solvers take (`DenoiserProtocol`), saved by `save_pretrained` like the model.
@@ -410,6 +329,7 @@ class DSNOPipeline(DiffusionPipeline):
     """
 
     _optional_components: ClassVar[list[str]] = ["vae", "text_encoder", "tokenizer", "teacher"]
+    _callback_tensor_inputs: ClassVar[list[str]] = [LATENTS]
     model_cpu_offload_seq = "text_encoder->model->teacher->vae"
 
     def __init__(
@@ -433,13 +353,17 @@ class DSNOPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: local folder, or `owner/name` on the Hub, which is
-                downloaded first.
-            kwargs: passed to `DiffusionPipeline.from_pretrained` (`torch_dtype`, `variant`, ...).
-                Without `variant` the plain weights are taken, or what there is.
+                downloaded first; no code of it is run.
+            kwargs: `dtype` (or `torch_dtype`); `variant`, without which the plain weights are taken
+                or what there is; components to be used instead of the folder's, or None
+                (`teacher=None`); and of a download `revision`, `token`, `cache_dir`,
+                `local_files_only` and `force_download`.
 
         Raises:
-            InputError: if it is not such a folder, or a file of it is damaged.
+            InputError: if it is not such a folder, a file of it is damaged, or an option is not
+                known.
         """
+        check_options(kwargs, COMPONENTS)
         folder = pretrained_model_name_or_path
         path = local_folder(folder, kwargs)
         if not (path / "model_index.json").is_file():
@@ -517,9 +441,12 @@ class DSNOPipeline(DiffusionPipeline):
         guidance_scale: float | Sequence[float] | Tensor | None = None,
         *,
         latents: Tensor | None = None,
-        num_images_per_prompt: int = 1,
+        num_images_per_prompt: int | None = 1,
         num_inference_steps: int | None = 1,
         return_dict: bool = True,
+        callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
+        **others: Any,
     ) -> DSNOPipelineOutput | tuple[Any, ...]:
         """Make samples.
 
@@ -533,9 +460,7 @@ class DSNOPipeline(DiffusionPipeline):
             output_type: `pil`; `np` (batch, H, W, C) or `pt` (batch, C, H, W), both in [0, 1];
                 `raw`, what the model gives, about [-1, 1]; or `latent`, that before decoding.
             return_trajectory: also return the states x(t), at `times` or at the trained times.
-            times: times in [0, 1] for the trajectory, in any number. With the lift `readout` states
-                between trained times are as good as at them; with others they are uneven where few
-                times were trained (results/samples.md).
+            times: times in [0, 1] for the trajectory, in any number: the output is continuous.
             prompt: of a text-conditional model: one for all, alone or in a list, or one per sample.
             prompt_embeds: their embeddings (batch, L, D), instead.
             guidance_scale: of a model trained at a range of scales: one for all, alone or in a
@@ -547,29 +472,38 @@ class DSNOPipeline(DiffusionPipeline):
                 `dsno.sampling.dial`. It takes a model that was saved with its teacher.
             return_dict: return the output's object; else a tuple of the images, and of the
                 trajectory and its times if they were asked for.
+            callback_on_step_end: of more than one step, called after each as
+                `callback(pipeline, index, t, {"latents": x})`, with t in [0, 1] the time at which
+                a network was evaluated (1 for the operator) and x the state (batch, *shape) at the
+                step's end. Another tensor in the dictionary that it returns replaces x.
+            callback_on_step_end_tensor_inputs: what it sees: `["latents"]`.
+            others: `height` and `width`, if they are the model's own; what else diffusers'
+                pipelines take is refused with what to do instead.
 
         Raises:
             InputError: for a batch size below 1, labels out of range or given to an unconditional
                 model, no prompt for a text-conditional one, a guidance scale where it is no input,
-                sizes that disagree, times without `return_trajectory`, an unknown output type,
-                or more than one step with `return_trajectory` or without a teacher.
+                sizes that disagree, times without `return_trajectory`, an unknown output type or
+                argument, a callback of one step, or more than one step with `return_trajectory` or
+                without a teacher.
         """
+        config, operator = self.model.config, self.model.operator
         one_of(output_type, OUTPUT_TYPES, "output type")
+        if others:
+            known = [name for name in inspect.signature(self.__call__).parameters]
+            check_others(others, lambda: self.image_shape, known)
         steps = arguments.check_steps(num_inference_steps)
         if steps > 1:
             self._check_steps(return_trajectory)
+        callback = check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, steps)
         if times is not None and not return_trajectory:
             raise InputError("Times are of the trajectory: give return_trajectory=True too.")
         if noise is not None and latents is not None:
             raise InputError("Latents are another name for the noise: give one of the two.")
         noise = latents if noise is None else noise
         generators = arguments.generator_list(generator)
-        repeats = whole(num_images_per_prompt, "number of images per prompt")
-        prompts, is_textual = arguments.prompt_list(prompt), self.model.config.is_textual
-        if repeats > 1 and not is_textual:
-            raise InputError(
-                "This model is not conditioned on text: give batch_size, not num_images_per_prompt."
-            )
+        prompts = arguments.prompt_list(prompt)
+        repeats = arguments.check_repeats(num_images_per_prompt, is_textual=config.is_textual)
         rows = prompt_embeds if prompts is None else prompts
         made = None if rows is None else len(rows) * repeats
         count = arguments.count_samples(
@@ -578,29 +512,29 @@ class DSNOPipeline(DiffusionPipeline):
             {"noise": noise, "generator": generators if len(generators) > 1 else None},
             {"class_labels": class_labels, "guidance_scale": guidance_scale},
         )
-        config, shape = self.model.config, self.model.operator.sample_shape
         device = self._execution_device
         if noise is None:
-            noise = arguments.draw_noise(count, shape, generators, device)
+            noise = arguments.draw_noise(count, operator.sample_shape, generators, device)
         condition = {
-            CLASS_LABELS: self._labels(class_labels, count, generators),
+            CLASS_LABELS: arguments.labels(
+                class_labels, count, config.class_frequencies, generators
+            ),
             EMBEDDINGS: self._embeddings(prompts, prompt_embeds, count, repeats),
             GUIDANCE_SCALE: arguments.check_guidance(guidance_scale, count, config.guidance_scale),
         }
         asked = None if times is None else arguments.check_times(times)
-        given = {k: None if v is None else v.to(device) for k, v in condition.items()}
+        given = {k: v.to(device) for k, v in condition.items() if v is not None}
         noise = torch.as_tensor(noise).to(device=device, dtype=self.model.dtype)
         nfe = 1
         if steps == 1:
             states = self._states(noise, given, asked, last_only=not return_trajectory)
         else:
-            operator = self.model.operator
             start = start_of(operator.times, operator.preconditioning)
             states = self.model(noise, times=start.times, **given)
-            known = {k: v for k, v in given.items() if v is not None}
-            solution = go_on(self.teacher, start, states, steps - 1, known or None)
+            after = on_step(self, callback)
+            solution = go_on(self.teacher, start, states, steps - 1, given or None, after)
             states, nfe = solution.states.to(states.dtype), 1 + solution.nfe
-        shown = self.model.operator.times if asked is None else asked
+        shown = operator.times if asked is None else asked
         samples = states[:, -1]
         images = samples if output_type == "latent" else convert(self.decode(samples), output_type)
         self.maybe_free_model_hooks()
@@ -641,7 +575,7 @@ class DSNOPipeline(DiffusionPipeline):
     def _states(
         self,
         noise: Tensor,
-        condition: Mapping[str, Tensor | None],
+        condition: Mapping[str, Tensor],
         times: Tensor | None,
         *,
         last_only: bool,
@@ -650,15 +584,6 @@ class DSNOPipeline(DiffusionPipeline):
         every = None if times is None else torch.cat([times, times.new_zeros(1)])
         states: Tensor = self.model(noise, times=every, last_only=last_only, **condition)
         return states.clone()  # a CUDA graph puts the states of the next call where these are
-
-    def _labels(self, given: Any, count: int, generators: arguments.Generators) -> Tensor | None:
-        frequencies = self.model.config.class_frequencies
-        if given is not None:
-            classes = None if frequencies is None else len(frequencies)
-            return arguments.check_labels(given, count, classes)
-        if frequencies is None:
-            return None
-        return arguments.draw_labels(count, frequencies, generators)
 
     def _embeddings(
         self, prompts: list[str] | None, embeds: Tensor | None, count: int, repeats: int
@@ -683,7 +608,8 @@ class DSNOPipeline(DiffusionPipeline):
 
 
 # `DiffusionPipeline.from_pretrained` finds a pipeline's class among the library's own names, and
-# has no other place for one that is not code inside the folder.
+# has no other place for one that is not code inside the folder; the classes of its components it
+# takes for models only where a `ModelMixin` stands in their module.
 diffusers.DSNOPipeline = DSNOPipeline
 
 

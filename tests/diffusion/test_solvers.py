@@ -364,3 +364,16 @@ def test_the_number_of_steps_is_whole_in_every_type() -> None:
     for steps in (2.5, True, 0):  # 2.5 was counted up to for ever
         with pytest.raises(InputError, match="number of solver steps must be"):
             solve(teacher, noise, method="ddim", steps=steps)
+
+
+def test_a_state_that_is_changed_on_the_way_is_gone_on_from_as_a_first_one() -> None:
+    teacher, seen = gaussian(CosineSchedule()), []
+
+    def change(t: float, state: Tensor) -> Tensor:
+        seen.append(t)
+        return state if len(seen) != 2 else NOISE
+
+    solved = solve(teacher, NOISE, method="unipc", steps=5, on_step=change)
+    anew = solve(teacher, start=0.6, state=NOISE, method="unipc", steps=3)
+    torch.testing.assert_close(solved.states, anew.states)
+    np.testing.assert_allclose(seen, [1, 0.8, 0.6, 0.4, 0.2])

@@ -68,6 +68,22 @@ def prompt_list(prompt: Any) -> list[str] | None:
     return [str(text) for text in prompts]
 
 
+def check_repeats(num_images_per_prompt: Any, *, is_textual: bool) -> int:
+    """The number of samples of each prompt; None is one.
+
+    Raises:
+        InputError: if it is no whole number of at least 1, or not 1 where there are no prompts.
+    """
+    repeats = 1
+    if num_images_per_prompt is not None:
+        repeats = whole(num_images_per_prompt, "number of images per prompt")
+    if repeats > 1 and not is_textual:
+        raise InputError(
+            "This model is not conditioned on text: give batch_size, not num_images_per_prompt."
+        )
+    return repeats
+
+
 def generator_list(generator: Any) -> Generators:
     """None, one generator or a list of them, as a list.
 
@@ -114,6 +130,28 @@ def draw_labels(count: int, frequencies: Sequence[float], generators: Generators
         weights = torch.tensor(frequencies, dtype=torch.float32, device=device)
         drawn.append(torch.multinomial(weights, rows, replacement=True, generator=g))
     return torch.cat([part.to(drawn[0].device) for part in drawn])
+
+
+def labels(
+    given: Any, count: int, frequencies: Sequence[float] | None, generators: Generators
+) -> Tensor | None:
+    """The class labels of the samples, (count,), int64: those asked for, or drawn.
+
+    Args:
+        given: one for all, one per sample, or None.
+        count: of samples.
+        frequencies: of each class in the training data; None if the model is unconditional.
+        generators: one for all samples, or one for each.
+
+    Returns:
+        None if the model is unconditional.
+
+    Raises:
+        InputError: as `check_labels`.
+    """
+    if given is not None:
+        return check_labels(given, count, None if frequencies is None else len(frequencies))
+    return None if frequencies is None else draw_labels(count, frequencies, generators)
 
 
 def check_labels(given: Any, count: int, classes: int | None) -> Tensor:

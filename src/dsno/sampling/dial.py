@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dsno.diffusion.conditions import Condition
 from dsno.diffusion.denoisers import DenoiserProtocol, Preconditioning, evaluations_per_call
-from dsno.diffusion.solvers import Solution, evaluations, solve
+from dsno.diffusion.solvers import OnStep, Solution, evaluations, solve
 from dsno.recipes.choices import Solver, SpacingName
 from dsno.support.errors import InputError
 
@@ -72,6 +72,7 @@ def go_on(
     states: Tensor,
     steps: int,
     condition: Condition | None = None,
+    on_step: OnStep | None = None,
 ) -> Solution:
     """Samples by `steps` steps of the teacher from the operator's states; their cost is counted.
 
@@ -81,18 +82,22 @@ def go_on(
         states: the operator's, (batch, times, *shape), at `start.times`.
         steps: of the solver, 1 or more.
         condition: of the samples.
+        on_step: see `solve`; also called before the first step, with time 1 and the operator's
+            state.
 
     Returns:
         States (batch, 1, *shape) at t = 0, and the evaluations of the teacher's network.
     """
+    state = start.of(states)
     return solve(
         teacher,
         start=start.time,
-        state=start.of(states),
+        state=state if on_step is None else on_step(1.0, state),
         method=SOLVER,
         steps=steps,
         spacing=SPACING,
         condition=condition,
+        on_step=on_step,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dsno.backbones.misfits import mismatch_sentence
 from dsno.backbones.safe_loading import (
     DIFFUSERS_STEM,
     TRANSFORMERS_STEM,
@@ -22,7 +23,6 @@ from dsno.backbones.safe_loading import NETWORKS as NETWORKS
 from dsno.backbones.text_encoder import TextEncoder
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError
-from dsno.teachers.weights import mismatch_sentence
 
 
 def load_component(folder: Path, known: tuple[str, ...], what: str) -> nn.Module:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from dsno.backbones.misfits import mismatch_sentence
 from dsno.backbones.safe_loading import check_sample_shape, sketch
 from dsno.backbones.unet import call_unet
 from dsno.diffusion.denoisers import Denoiser
@@ -24,7 +25,7 @@ from dsno.diffusion.schedules import CosineSchedule
 from dsno.support.errors import InputError
 from dsno.teachers.flax_checkpoint import read_flax
 from dsno.teachers.unet import build_unet
-from dsno.teachers.weights import mismatch_sentence, read_tensors, strict_load
+from dsno.teachers.weights import read_tensors, strict_load
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dsno.backbones.misfits import mismatch_sentence
 from dsno.backbones.safe_loading import first_line, sketch, stored_shapes
 from dsno.support.errors import InputError
-
-NAMED = 3
-
-
-def mismatch_sentence(
-    source: str, *, missing: Iterable[str], extra: Iterable[str], misshaped: Iterable[str]
-) -> str:
-    """What does not fit between weights and a network: the first three of each, and how many more.
-
-    Empty if everything fits.
-    """
-    misfits = []
-    for what, found in (("missing", missing), ("extra", extra), ("of another shape", misshaped)):
-        names = sorted(found)
-        if names:
-            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            misfits.append(f"{what}: {', '.join(names[:NAMED])}{more}")
-    if not misfits:
-        return ""
-    return (
-        f"The weights in {source} do not fit the network ({'; '.join(misfits)}); "
-        "check that they belong to this configuration."
-    )
 
 
 def check_shapes(network: nn.Module, shapes: Mapping[str, Sequence[int]], source: str) -> None:

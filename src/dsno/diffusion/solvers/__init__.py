@@ -22,7 +22,7 @@ interpolation error.
 """
 
 from dsno.diffusion.solvers.methods import METHODS, Method, evaluations
-from dsno.diffusion.solvers.solution import Solution, solve
+from dsno.diffusion.solvers.solution import OnStep, Solution, solve
 from dsno.diffusion.solvers.step_grid import step_times
 from dsno.diffusion.solvers.steps import Node, Step, jump, nodes
 
@@ -30,6 +30,7 @@ __all__ = [
     "METHODS",
     "Method",
     "Node",
+    "OnStep",
     "Solution",
     "Step",
     "evaluations",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,9 @@ from dsno.diffusion.solvers.steps import Step, nodes
 from dsno.diffusion.time_grids import Spacing
 from dsno.support.errors import InputError, one_of
 from dsno.support.scalars import whole
+
+OnStep = Callable[[float, Tensor], Tensor]
+"""(time a step began at, state it ended in) -> that state, or another one to go on from."""
 
 MERGE = 1e-6
 """Asked times closer than this share one state: multistep ratios explode over tiny steps."""
@@ -48,6 +52,7 @@ def solve(
     steps: int = 16,
     spacing: str = "uniform",
     condition: Condition | None = None,
+    on_step: OnStep | None = None,
 ) -> Solution:
     """Solve the probability-flow ODE from x_1 = sigma(1) noise and return it at `times`.
 
@@ -65,6 +70,8 @@ def solve(
         steps: number of steps from `start` to the smallest asked time.
         spacing: how the steps are spread, see `Spacing`.
         condition: passed to the denoiser.
+        on_step: called after each step; after another state than the one it was given, a multistep
+            method remembers no step.
 
     Raises:
         InputError: for an unknown method or spacing, times outside [0, start], a number of steps
@@ -109,6 +116,9 @@ def solve(
         for node in nodes(schedule, grid)[1:]:
             step.start, step.end = step.end, node
             x = rule.step(x, step)
+            if on_step is not None:
+                x, before = on_step(float(step.start.t), x), x
+                step.visits = step.visits if x is before else []
             if float(node.t) in ends:
                 saved[float(node.t)] = x
     states = torch.stack([saved[merged[t]] for t in asked.tolist()], dim=1)
