@@ -732,7 +732,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"trust_remote_code": True}, "code is never run"),
     ({"custom_pipeline": "lpw_stable_diffusion"}, "code is never run"),
     ({"device_map": "cuda"}, r"then call \.to\(\"cuda\"\)"),
-    ({"revison": "v2"}, "did you mean 'revision'"),
+    ({"revisio": "v2"}, "did you mean 'revision'"),
 ]
 
 
