@@ -222,7 +222,11 @@ def test_a_saved_student_has_its_heads(
 
 @pytest.mark.parametrize(
     ("readout", "sentence"),
-    [("conv_uot", "no submodule 'conv_uot'"), ("conv_norm_out", "only a linear layer"), (3, "3")],
+    [
+        ("conv_uot", "no submodule 'conv_uot'"),
+        ("conv_norm_out", "only a linear layer"),
+        (3, "cannot be built"),
+    ],
 )
 def test_a_wrong_readout_in_a_saved_student_is_refused(
     readout: Any, sentence: str, tmp_path: Path
