@@ -140,12 +140,9 @@ def test_a_recipe_without_a_finish_leaves_it_out(
     ("overrides", "says"),
     [
         (["finish.fake_first=4"], "are over before the student's first step"),
+        (["finish.fake_steps=5"], "first step, which is step 5 with"),
         (["finish.times=[0.5, 0.2]"], "`finish.times` needs its smaller end first"),
         (["finish.compile=reduce-overhead"], "set it to true"),
-        (
-            ["teacher.label_dropout=0.1", "collect.guidance_scale=[1, 3]"],
-            "`finish` needs one guidance scale",
-        ),
     ],
 )
 def test_what_a_finish_cannot_do_is_said(overrides: list[str], says: str) -> None:

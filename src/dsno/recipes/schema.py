@@ -442,10 +442,13 @@ class Finish(Optimisation):
         _require(self, ("steps", "batch_size", "learning_rate"), "finish")
         if self.times[0] >= self.times[1]:
             raise ValueError("`finish.times` needs its smaller end first")
-        if self.steps is not None and self.steps <= self.fake_first:
+        assert self.steps is not None
+        first = (self.fake_first // self.fake_steps + 1) * self.fake_steps
+        if self.steps < first:
             raise ValueError(
                 f"`finish.steps` = {self.steps} are over before the student's first step, which "
-                f"comes after `finish.fake_first` = {self.fake_first}; give more steps"
+                f"is step {first} with `finish.fake_first` = {self.fake_first} and "
+                f"`finish.fake_steps` = {self.fake_steps}; give more steps"
             )
         if self.compile == "reduce-overhead":
             raise ValueError(
@@ -531,11 +534,6 @@ class Recipe(Section):
             raise ValueError(
                 "A teacher that is trained here needs `data`; to use an existing one, give "
                 "`teacher.source`"
-            )
-        if self.finish is not None and self.collect.guidance_range is not None:
-            raise ValueError(
-                "`finish` needs one guidance scale, as its second network has no such input; give "
-                "`collect.guidance_scale` a number, or leave `finish` out"
             )
         if self.collect.slices % self.student.slices:
             raise ValueError(
