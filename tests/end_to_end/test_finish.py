@@ -15,6 +15,7 @@ from dsno.cli import main
 from dsno.recipes import load_recipe
 from dsno.runs.locate import saved_recipe
 from dsno.support.errors import InputError
+from dsno.training.loggers import Log
 
 RECIPE = [
     "teacher.network.channels=[8]",
@@ -99,8 +100,14 @@ def test_an_interrupted_finish_ends_with_the_same_bytes(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Path(shutil.copytree(made, tmp_path / "run"))
-    again = "finish.learning_rate=2e-4"
-    assert run("finish", copy, again, "--yes") == 0
+    again, pictures = "finish.learning_rate=2e-4", []
+
+    def log_images(_: Log, images: torch.Tensor, step: int) -> None:
+        pictures.append((step, tuple(images.shape)))
+
+    monkeypatch.setattr(Log, "images", log_images)
+    assert run("finish", copy, again, "finish.log_images_every=2", "--yes") == 0
+    assert pictures == [(2, (16, 1, 8, 8)), (4, (16, 1, 8, 8))]
     whole = weights(copy / "finished")
     other = Path(shutil.copytree(made, tmp_path / "other"))
 
@@ -134,6 +141,21 @@ def test_a_recipe_without_a_finish_leaves_it_out(
     assert "dsno-unfinished" not in {row["name"] for row in metrics["samplers"]}
     assert contents(copy / "student") == before
     assert saved_recipe(copy).finish is None
+
+
+def test_the_finish_of_an_earlier_student_is_not_sampled(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(made, tmp_path / "run"))
+    assert run("train", copy, "train.steps=3", "--yes") == 0
+    files = [tmp_path / f"{name}.npz" for name in ("run", "student")]
+    for target, file in zip((copy, copy / "student"), files, strict=True):
+        assert "has no finish yet" not in capsys.readouterr().err
+        assert main(["sample", str(target), "--num", "2", "--out", str(file), "--raw"]) == 0
+        if target == copy:
+            said = " ".join(capsys.readouterr().err.split())
+            assert f"The student in {copy / 'student'} has no finish yet" in said
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,48 @@ def test_two_processes_match_distributions_as_one_does(
     assert torch.cat(close).float().mean() > 0.9
 
 
+def test_checkpointed_matching_changes_no_bit_and_computes_both_networks_again(
+    tmp_path: Path, matched: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: dict[bool, list[int]] = {}
+    made = work.matching
+    for again in (False, True):
+        objective, counts = made(), [0, 0, 0]
+        for i, network in enumerate(objective.networks):
+
+            def count(*_: Any, counts: list[int] = counts, i: int = i) -> None:
+                counts[i] += 1
+
+            network.down_blocks[0].resnets[0].register_forward_pre_hook(count)
+        monkeypatch.setattr(work, "matching", lambda objective=objective: objective)
+        found = work.match(tmp_path / str(again), gradient_checkpointing=again)
+        assert found[1] == matched[1]
+        assert all(torch.equal(found[0][k], matched[0][k]) for k in matched[0])
+        calls[again] = counts
+    # In 4 steps, of which the student learns in 2: its samples, and again for its gradients; the
+    # second network denoises, and judges in 2; the teacher judges.
+    assert calls == {False: [4, 6, 2], True: [6, 10, 2]}
+
+
+def test_half_precision_matching_is_near_and_not_the_same(tmp_path: Path, matched: Run) -> None:
+    _, history = work.match(tmp_path, mixed_precision="bf16", steps=2)
+    for found, expected in zip(history, matched[1], strict=False):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=0.05)
+        assert found["loss"] != expected["loss"]
+
+
+def test_all_three_networks_of_matching_are_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
+    objective = work.matching()
+    monkeypatch.setattr(work, "matching", lambda: objective)
+    work.match(tmp_path, compile=True, steps=1)
+    assert list(map(id, compiled)) == list(map(id, objective.networks))
+    assert len({*map(id, compiled)}) == 3
+
+
 @pytest.mark.parametrize("way", LAUNCHED[:-1])
 def test_two_processes_give_the_losses_of_one(launched: Path, alone: Run, way: str) -> None:
     weights, history = read(launched / way)

@@ -29,6 +29,7 @@ from dsno.evaluation.reference import build_reference
 from dsno.evaluation.samplers import Draws
 from dsno.evaluation.trajectories import power_spectrum, trajectory_arrays
 from dsno.operator.dsno import DSNO
+from dsno.operator.scaled import ScaledDenoiser
 from dsno.recipes.schema import Evaluate, Recipe
 from dsno.runs.build import (
     class_frequencies,
@@ -400,19 +401,18 @@ def finish_student(task: Task) -> str:
     assert spec.batch_size is not None
     teacher = load_teacher(task.folder / "teacher")
     solver, shape = guided(recipe, teacher), teacher.denoiser.sample_shape
-    guidance = (
-        (solver.scale, solver.null_condition)
-        if isinstance(solver, GuidedDenoiser) and solver.scale is not None
-        else None
-    )
+    guidance = (solver.scale, solver.null_condition) if isinstance(solver, GuidedDenoiser) else None
     manifest = load_manifest(task.trajectories)
     prompts = read_prompts(task.trajectories, manifest)
     conditions = conditions_of(recipe, teacher, prompts)
     operator = load_operator(task.folder / STUDENT)
+    start = teacher.denoiser
+    if operator.lifted.config.guidance:
+        start = ScaledDenoiser.like(start, operator.lifted)
     guard = Guard(_finish_measure(task, teacher, conditions), spec.recall_drop)
     averaged, history = train(
         MatchingObjective(
-            Pair(operator, teacher.denoiser),
+            Pair(operator, start),
             teacher.denoiser,
             guidance=guidance,
             anchor=spec.anchor,
@@ -434,6 +434,7 @@ def finish_student(task: Task) -> str:
         tag=task.tags["finish"],
         label="finishing the student",
         log_folder=task.folder / "logs" / "finish",
+        preview=_student_preview(recipe, teacher, prompts),
         guard=guard,
     )
     assert isinstance(averaged, Pair)
@@ -493,9 +494,10 @@ def _student_preview(recipe: Recipe, teacher: Teacher, prompts: Prompts | None) 
     draws, decode = _preview_draws(recipe, teacher, prompts), decoder(teacher)
 
     def preview(model: nn.Module) -> Tensor:
-        assert isinstance(model, DSNO)
-        noise, condition = send_to_device(draws, next(model.parameters()).device)
-        return decode(model.sample(noise, condition).cpu())
+        operator = model.student if isinstance(model, Pair) else model
+        assert isinstance(operator, DSNO)
+        noise, condition = send_to_device(draws, next(operator.parameters()).device)
+        return decode(operator.sample(noise, condition).cpu())
 
     return preview
 
