@@ -35,6 +35,7 @@ RECIPE = [
     "finish.checkpoint_every=2",
     "finish.log_every=1",
     "finish.watch_samples=16",
+    "finish.watch_features=pixels",
     "evaluate.samples=24",
     "evaluate.features=[pixels]",
     "evaluate.curves=[]",
@@ -141,6 +142,17 @@ def test_a_recipe_without_a_finish_leaves_it_out(
     assert "dsno-unfinished" not in {row["name"] for row in metrics["samplers"]}
     assert contents(copy / "student") == before
     assert saved_recipe(copy).finish is None
+
+
+def test_other_measures_leave_the_finish_as_it_is(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(made, tmp_path / "run"))
+    changed = ("evaluate.features=[thumbnail]", "evaluate.samples=30", "evaluate.classifier_seed=3")
+    assert run("finish", copy, *changed) == 0
+    assert "finish: finished already" in capsys.readouterr().err
+    assert run("finish", copy, "finish.watch_features=thumbnail") == 2
+    assert "finish.watch_features pixels -> thumbnail" in capsys.readouterr().err
 
 
 def test_the_finish_of_an_earlier_student_is_not_sampled(

@@ -434,6 +434,9 @@ class Finish(Optimisation):
     watch_samples: Result[Annotated[int, Field(ge=10)]] = 5000
     """Samples that are looked at, from noises of their own. 1,000 are too few: on digits their
     distances hid an improvement by a third."""
+    watch_features: LaterResult[FeatureName | None] = None
+    """Space in which they are looked at; if null, the last of those that `evaluate.features` has if
+    empty. Which step is kept does not depend on `evaluate`, except for `torchscript`'s file."""
     recall_drop: Result[Annotated[float, Field(gt=0, le=1)]] = 0.05
     """How far recall may fall below that before the finish in a model that is kept."""
 

@@ -448,10 +448,16 @@ def finish_student(task: Task) -> str:
 
 def _finish_measure(task: Task, teacher: Teacher, conditions: Conditions) -> Measure:
     """Distance to the data, if there are any, and recall of a half-finished student."""
-    recipe, device = task.recipe, distributed.device()
-    spec, decode = recipe.evaluate, decoder(teacher)
+    recipe, device, decode = task.recipe, distributed.device(), decoder(teacher)
     assert recipe.finish is not None
-    count = recipe.finish.watch_samples
+    count, chosen = recipe.finish.watch_samples, recipe.finish.watch_features
+    # of `evaluate` only what changes no result, and files: it may change after the finish
+    spec = Evaluate(
+        samples=count,
+        batch_size=recipe.evaluate.batch_size,
+        inception=recipe.evaluate.inception,
+        torchscript=recipe.evaluate.torchscript,
+    )
     if teacher.latents is not None:
         teacher.latents.vae.to(device)
     # noises of no other sample: an evaluation's have the seed, those of its reference the next one
@@ -462,11 +468,10 @@ def _finish_measure(task: Task, teacher: Teacher, conditions: Conditions) -> Mea
         min(spec.batch_size, count),
         device,
     )
-    few = recipe.model_copy(update={"evaluate": spec.model_copy(update={"samples": count})})
-    data = real_data(few, teacher, draws)
+    data = real_data(recipe.model_copy(update={"evaluate": spec}), teacher, draws)
     reference = build_reference(
         data,
-        (spec.features or usual_spaces(data))[-1:],
+        usual_spaces(data)[-1:] if chosen is None else [chosen],
         seed=spec.classifier_seed,
         wanted=_wanted_features(spec, data, device),
         batch_size=spec.batch_size,
