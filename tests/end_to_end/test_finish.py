@@ -175,6 +175,7 @@ def test_the_finish_of_an_earlier_student_is_not_sampled(
     [
         (["finish.fake_first=4"], "are over before the student's first step"),
         (["finish.fake_steps=5"], "first step, which is step 5 with"),
+        (["finish.watch_features=torchscript"], "`finish.watch_torchscript`, the file of its"),
         (["finish.times=[0.5, 0.2]"], "`finish.times` needs its smaller end first"),
         (["finish.compile=reduce-overhead"], "set it to true"),
     ],

@@ -36,6 +36,7 @@ LATER = {
     "collect.precision": "exact",
     "evaluate.precision": "exact",
     "finish.watch_features": None,
+    "finish.watch_torchscript": "",
 }
 """Keys that recipes of recorded results may lack, and what those results were made with."""
 MEMORY = {

@@ -30,6 +30,7 @@ from dsno.training.matching import (
     matching_batches,
     matching_direction,
 )
+from dsno.training.trainer import ITEMS
 
 MEAN, STD = 0.7, 0.4
 
@@ -269,6 +270,7 @@ def test_batch_does_not_depend_on_how_it_is_divided() -> None:
     strata = ((whole["times"] - 0.2) / 0.2 * 8).long()
     assert sorted(strata.tolist()) == list(range(8))
     assert not torch.equal(whole["noise"], batches(6, range(8))["noise"])
+    assert ITEMS not in whole  # new noises are no rows of any data
 
 
 def test_networks_never_run_in_training_mode() -> None:

@@ -436,7 +436,9 @@ class Finish(Optimisation):
     distances hid an improvement by a third."""
     watch_features: LaterResult[FeatureName | None] = None
     """Space in which they are looked at; if null, the last of those that `evaluate.features` has if
-    empty. Which step is kept does not depend on `evaluate`, except for `torchscript`'s file."""
+    empty. Which step is kept does not depend on `evaluate`."""
+    watch_torchscript: LaterResultOfFile[str] = ""
+    """File of the features `torchscript`, as `evaluate.torchscript`."""
     recall_drop: Result[Annotated[float, Field(gt=0, le=1)]] = 0.05
     """How far recall may fall below that before the finish in a model that is kept."""
 
@@ -452,6 +454,11 @@ class Finish(Optimisation):
                 f"`finish.steps` = {self.steps} are over before the student's first step, which "
                 f"is step {first} with `finish.fake_first` = {self.fake_first} and "
                 f"`finish.fake_steps` = {self.fake_steps}; give more steps"
+            )
+        if (self.watch_features == "torchscript") != bool(self.watch_torchscript):
+            raise ValueError(
+                "`finish.watch_features` = torchscript and `finish.watch_torchscript`, the file of "
+                "its detector, go together; give both or neither"
             )
         if self.compile == "reduce-overhead":
             raise ValueError(

@@ -429,10 +429,7 @@ class Run:
             sections = tuple(s for s in sections if s != "data")
             if stage in ("finish", "evaluate"):
                 sections = ("data", *sections)
-        values = {section: self.values[section] for section in sections}
-        if stage == "finish" and self.values["finish"]["watch_features"] == "torchscript":
-            values["evaluate"] = {"torchscript": self.values["evaluate"]["torchscript"]}
-        return result_values(Recipe, values)
+        return result_values(Recipe, {section: self.values[section] for section in sections})
 
     def _content(self, stage: str, key: str, path: str) -> str:
         """A file's name with a hash of what is in it; as recorded, if it is gone since."""

@@ -449,14 +449,15 @@ def finish_student(task: Task) -> str:
 def _finish_measure(task: Task, teacher: Teacher, conditions: Conditions) -> Measure:
     """Distance to the data, if there are any, and recall of a half-finished student."""
     recipe, device, decode = task.recipe, distributed.device(), decoder(teacher)
-    assert recipe.finish is not None
-    count, chosen = recipe.finish.watch_samples, recipe.finish.watch_features
-    # of `evaluate` only what changes no result, and files: it may change after the finish
+    finish = recipe.finish
+    assert finish is not None
+    count, chosen = finish.watch_samples, finish.watch_features
+    # of `evaluate` only what changes no result: the rest may change after the finish
     spec = Evaluate(
         samples=count,
         batch_size=recipe.evaluate.batch_size,
         inception=recipe.evaluate.inception,
-        torchscript=recipe.evaluate.torchscript,
+        torchscript=finish.watch_torchscript,
     )
     if teacher.latents is not None:
         teacher.latents.vae.to(device)

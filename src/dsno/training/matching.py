@@ -195,7 +195,7 @@ def matching_batches(
         learns = step >= fake_first and (step + 1) % fake_steps == 0
         here = slice(places.start, places.stop)
         items = range(step * size + places.start, step * size + places.stop)
-        found: dict[str, Any] = {ITEMS: torch.tensor(items)}
+        found: dict[str, Any] = {}
         if store is None:
             found["noise"] = seeds.item_noise(seed, items, shape, stream=seeds.MATCHING_NOISE)
             condition = conditions.expand(conditions.draw(seed, items))
