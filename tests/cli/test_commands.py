@@ -452,6 +452,8 @@ DRY_RUN = {
         "times",
         "anchor",
         "watch_samples",
+        "watch_features",
+        "watch_torchscript",
         "recall_drop",
     ],
     "evaluate": [

@@ -183,3 +183,13 @@ def test_the_finish_of_an_earlier_student_is_not_sampled(
 def test_what_a_finish_cannot_do_is_said(overrides: list[str], says: str) -> None:
     with pytest.raises(InputError, match=says):
         load_recipe("digits", [*RECIPE, *overrides])
+
+
+@pytest.mark.parametrize(("given", "expected"), [("null", 5), ("6e-4", 2)])
+def test_the_second_networks_rate_is_five_times_the_students_or_as_given(
+    given: str, expected: float
+) -> None:
+    keys = [*RECIPE, "finish.learning_rate=3e-4", f"finish.fake_learning_rate={given}"]
+    finish = load_recipe("digits", keys).finish
+    assert finish is not None
+    assert finish.fake_rate == pytest.approx(expected)

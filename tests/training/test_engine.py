@@ -113,6 +113,20 @@ def test_all_three_networks_of_matching_are_compiled(
     assert len({*map(id, compiled)}) == 3
 
 
+def test_the_second_network_learns_at_its_own_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = work.matching()
+    monkeypatch.setattr(work, "matching", lambda: objective)
+    before = {k: v.clone() for k, v in objective.model.state_dict().items()}
+    work.match(tmp_path, steps=1)  # of the second network alone
+    moved = {k: (v - before[k]).abs() for k, v in objective.model.state_dict().items()}
+    fake = torch.cat([v.flatten() for k, v in moved.items() if k.startswith("fake.network.")])
+    # Adam's first step is as long as the rate: five times 1e-3
+    assert fake.median().item() == pytest.approx(5e-3, rel=1e-3)
+    assert not any(v.any() for k, v in moved.items() if k.startswith("student."))
+
+
 @pytest.mark.parametrize("way", LAUNCHED[:-1])
 def test_two_processes_give_the_losses_of_one(launched: Path, alone: Run, way: str) -> None:
     weights, history = read(launched / way)

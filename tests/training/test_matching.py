@@ -129,6 +129,21 @@ def direction_of_shifted_mean(batch: Mapping[str, Any], alpha: Tensor, sigma: Te
     return direction
 
 
+def test_the_anchor_pulls_samples_to_the_stored_ones() -> None:
+    trained = objective(anchor=0.3)
+    batch = matching_batches(4, (1,), UNCONDITIONAL, seed=0, times=(0.1, 0.9))(0, range(4))
+    states = batch["noise"] + torch.tensor([[0.5], [-0.1], [0.2], [1.0]])
+    _, parts = trained(batch | {"states": states})
+    assert parts[2].item() == pytest.approx(0.3 * 0.45)
+    shifts = []
+    for given in (batch, batch | {"states": states}):
+        trained.zero_grad(set_to_none=True)
+        trained(given)[0].backward()
+        shifts.append(trained.model.student.shift.grad.item())
+    # of the mean absolute error: three samples lie below their targets, one above
+    assert shifts[1] - shifts[0] == pytest.approx(0.3 * (1 - 3) / 4)
+
+
 SCHEDULES: dict[str, NoiseSchedule] = {
     "epsilon": BetaSchedule(),
     "v_prediction": CosineSchedule(),
