@@ -85,6 +85,7 @@ def test_the_recipe_runs_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyP
     small = ("evaluate.features=[thumbnail]", "evaluate.pictures=4", "evaluate.reference_steps=4")
     small += ("evaluate.timing_rounds=1", "finish.steps=2", "finish.fake_first=0")
     small += ("finish.watch_samples=16", "finish.checkpoint_every=2")
+    small += ("finish.watch_features=thumbnail",)
     source = ("data.source=npz", f"data.path={data}")
     run = tmp_path / "run"
     assert main(["run", "cifar10-small", *source, *TOY, *steps, *small, "--out", str(run)]) == 0

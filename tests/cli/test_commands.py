@@ -452,6 +452,8 @@ DRY_RUN = {
         "times",
         "anchor",
         "watch_samples",
+        "watch_features",
+        "watch_torchscript",
         "recall_drop",
     ],
     "evaluate": [
@@ -474,7 +476,9 @@ DRY_RUN = {
 }
 
 
-@pytest.mark.parametrize("command", ["run", "teacher", "collect", "train", "report", "evaluate"])
+@pytest.mark.parametrize(
+    "command", ["run", "teacher", "collect", "train", "finish", "report", "evaluate"]
+)
 def test_dry_run_prints_the_resolved_recipe_and_touches_nothing(
     command: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

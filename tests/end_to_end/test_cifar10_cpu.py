@@ -18,7 +18,7 @@ SMALL = (
     *("collect.count=16", "collect.steps=4"),
     *("train.steps=2", "train.batch_size=8"),
     *("finish.steps=4", "finish.fake_first=2", "finish.batch_size=8"),
-    *("finish.watch_samples=16", "finish.checkpoint_every=4"),
+    *("finish.watch_samples=16", "finish.watch_features=thumbnail", "finish.checkpoint_every=4"),
     *("evaluate.samples=16", "evaluate.features=[thumbnail]", "evaluate.pictures=4"),
     *("evaluate.reference_steps=4", "evaluate.timing_rounds=1"),
     "evaluate.curves=[{solver: ddim, steps: [2]}]",

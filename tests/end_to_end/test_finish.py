@@ -15,6 +15,7 @@ from dsno.cli import main
 from dsno.recipes import load_recipe
 from dsno.runs.locate import saved_recipe
 from dsno.support.errors import InputError
+from dsno.training.loggers import Log
 
 RECIPE = [
     "teacher.network.channels=[8]",
@@ -34,6 +35,7 @@ RECIPE = [
     "finish.checkpoint_every=2",
     "finish.log_every=1",
     "finish.watch_samples=16",
+    "finish.watch_features=pixels",
     "evaluate.samples=24",
     "evaluate.features=[pixels]",
     "evaluate.curves=[]",
@@ -99,8 +101,14 @@ def test_an_interrupted_finish_ends_with_the_same_bytes(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Path(shutil.copytree(made, tmp_path / "run"))
-    again = "finish.learning_rate=2e-4"
-    assert run("finish", copy, again, "--yes") == 0
+    again, pictures = "finish.learning_rate=2e-4", []
+
+    def log_images(_: Log, images: torch.Tensor, step: int) -> None:
+        pictures.append((step, tuple(images.shape)))
+
+    monkeypatch.setattr(Log, "images", log_images)
+    assert run("finish", copy, again, "finish.log_images_every=2", "--yes") == 0
+    assert pictures == [(2, (16, 1, 8, 8)), (4, (16, 1, 8, 8))]
     whole = weights(copy / "finished")
     other = Path(shutil.copytree(made, tmp_path / "other"))
 
@@ -136,18 +144,52 @@ def test_a_recipe_without_a_finish_leaves_it_out(
     assert saved_recipe(copy).finish is None
 
 
+def test_other_measures_leave_the_finish_as_it_is(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(made, tmp_path / "run"))
+    changed = ("evaluate.features=[thumbnail]", "evaluate.samples=30", "evaluate.classifier_seed=3")
+    assert run("finish", copy, *changed) == 0
+    assert "finish: finished already" in capsys.readouterr().err
+    assert run("finish", copy, "finish.watch_features=thumbnail") == 2
+    assert "finish.watch_features pixels -> thumbnail" in capsys.readouterr().err
+
+
+def test_the_finish_of_an_earlier_student_is_not_sampled(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(made, tmp_path / "run"))
+    assert run("train", copy, "train.steps=3", "--yes") == 0
+    files = [tmp_path / f"{name}.npz" for name in ("run", "student")]
+    for target, file in zip((copy, copy / "student"), files, strict=True):
+        assert "has no finish yet" not in capsys.readouterr().err
+        assert main(["sample", str(target), "--num", "2", "--out", str(file), "--raw"]) == 0
+        if target == copy:
+            said = " ".join(capsys.readouterr().err.split())
+            assert f"The student in {copy / 'student'} has no finish yet" in said
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
         (["finish.fake_first=4"], "are over before the student's first step"),
+        (["finish.fake_steps=5"], "first step, which is step 5 with"),
+        (["finish.watch_features=torchscript"], "`finish.watch_torchscript`, the file of its"),
         (["finish.times=[0.5, 0.2]"], "`finish.times` needs its smaller end first"),
         (["finish.compile=reduce-overhead"], "set it to true"),
-        (
-            ["teacher.label_dropout=0.1", "collect.guidance_scale=[1, 3]"],
-            "`finish` needs one guidance scale",
-        ),
     ],
 )
 def test_what_a_finish_cannot_do_is_said(overrides: list[str], says: str) -> None:
     with pytest.raises(InputError, match=says):
         load_recipe("digits", [*RECIPE, *overrides])
+
+
+@pytest.mark.parametrize(("given", "expected"), [("null", 5), ("6e-4", 2)])
+def test_the_second_networks_rate_is_five_times_the_students_or_as_given(
+    given: str, expected: float
+) -> None:
+    keys = [*RECIPE, "finish.learning_rate=3e-4", f"finish.fake_learning_rate={given}"]
+    finish = load_recipe("digits", keys).finish
+    assert finish is not None
+    assert finish.fake_rate == pytest.approx(expected)

@@ -21,6 +21,7 @@ TINY = (
     "finish.fake_first=0",
     "finish.checkpoint_every=2",
     "finish.watch_samples=20",
+    "finish.watch_features=pixels",
     "evaluate.samples=20",
     "evaluate.pictures=4",
     "evaluate.curves=[]",

@@ -80,6 +80,7 @@ SOURCES = {
         "PIPELINE",
         ("collect.guidance_scale=[1.0, 5.0]",),
         ("--label", "4", "--guidance-scale", "2"),
+        is_finished=True,
     ),
     "latent pipeline": Source(makers.ldm_folder, "PIPELINE", shape=(3, 16, 16), is_finished=True),
     "text-conditional latent pipeline (Stable Diffusion)": Source(

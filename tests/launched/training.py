@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dsno.backbones.unet import unet_sites
-from dsno.diffusion.conditions import UNCONDITIONAL
+from dsno.diffusion.conditions import CLASS_LABELS, Conditions
 from dsno.diffusion.denoisers import Denoiser, Preconditioning
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig
+from dsno.operator.scaled import ScaledDenoiser
 from dsno.recipes.schema import Optimisation
 from dsno.support import distributed, seeds
 from dsno.support.files import write_json
@@ -54,11 +55,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 DATA = torch.randn(20, 3, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
-def teacher(channels: tuple[int, ...] = (8, 16)) -> Denoiser:
+def teacher(channels: tuple[int, ...] = (8, 16), num_classes: int | None = None) -> Denoiser:
     attention = (False,) * (len(channels) - 1) + (True,)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        network = build_unet(SHAPE, channels=channels, norm_num_groups=4, attention=attention)
+        network = build_unet(
+            SHAPE,
+            channels=channels,
+            norm_num_groups=4,
+            attention=attention,
+            num_classes=num_classes,
+        )
     return denoiser_of(network, Preconditioning(CosineSchedule(), "v_prediction"), SHAPE)
 
 
@@ -106,15 +113,30 @@ def fit(
     return average.state_dict(), history
 
 
+def matching() -> MatchingObjective:
+    """Of a student of a range of guidance scales, with two classes; the third means none."""
+    denoiser, row = teacher(num_classes=3), {CLASS_LABELS: torch.tensor([0])}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        config = LiftConfig(unet_sites(denoiser.network), slices=2, guidance=True)
+        student = DSNO.from_teacher(denoiser, config, condition=row)
+        fake = ScaledDenoiser.like(denoiser, student.lifted)
+    guidance = None, {CLASS_LABELS: torch.tensor(2)}
+    return MatchingObjective(Pair(student, fake), denoiser, guidance=guidance, fake_rate=5.0)
+
+
 def match(folder: Path, **changes: Any) -> tuple[dict[str, Tensor], list]:
     """Distribution matching; the student learns in every second step."""
-    plan, denoiser = PLAN.model_copy(update={**changes, "learning_rate": 1e-3}), teacher()
-    student = objective().model
-    matching = MatchingObjective(Pair(student, denoiser), denoiser, fake_rate=5.0)
     make = matching_batches(
-        PLAN.batch_size, SHAPE, UNCONDITIONAL, seed=0, times=(0.1, 0.9), fake_steps=2
+        PLAN.batch_size,
+        SHAPE,
+        Conditions([0.5, 0.5], guidance=(1, 4)),
+        seed=0,
+        times=(0.1, 0.9),
+        fake_steps=2,
     )
-    average, history = train(matching, make, plan, folder, seed=0, tag="t")
+    plan = PLAN.model_copy(update={**changes, "learning_rate": 1e-3})
+    average, history = train(matching(), make, plan, folder, seed=0, tag="t")
     return average.state_dict(), history
 
 

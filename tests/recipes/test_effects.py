@@ -32,7 +32,12 @@ from dsno.training.losses import DISTANCES, LPIPS_VGG
 from dsno.trajectories.shards import DTYPES
 
 LOGS = {"checkpoint_every", "keep", "log_every", "log_images_every", "log_with"}
-LATER = {"collect.precision": "exact", "evaluate.precision": "exact"}
+LATER = {
+    "collect.precision": "exact",
+    "evaluate.precision": "exact",
+    "finish.watch_features": None,
+    "finish.watch_torchscript": "",
+}
 """Keys that recipes of recorded results may lack, and what those results were made with."""
 MEMORY = {
     *("accumulation", "channels_last", "compile", "cpu_replicas"),

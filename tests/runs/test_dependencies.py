@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 from dsno.recipes import load_recipe
+from dsno.recipes.effects import result_values
+from dsno.recipes.schema import Finish
 from dsno.runs import dependencies
 from dsno.runs.dependencies import content_hash, stamps
+from dsno.runs.identity import tag_of
+from dsno.runs.records import StageRecord, write_stage
 from dsno.runs.run import Run
 
 
@@ -127,3 +131,44 @@ def test_what_guided_trajectories_depend_on_is_known_before_their_teacher_is_the
     assert run.fingerprint("collect") == before
     unguided = load_recipe("digits", ["teacher.label_dropout=0.1", "name=g"])
     assert Run(unguided, tmp_path / "other").fingerprint("collect") != before
+
+
+FINISH = "finish={steps: 60, batch_size: 4, learning_rate: 1e-3%s}"
+
+
+def imported(folder: Path, *more: str, looks: str = "") -> Run:
+    """A run of an imported teacher, with a finish; nothing of it is made."""
+    keys = ["teacher.source=nowhere", "collect.count=4", FINISH % looks, *more]
+    return Run(load_recipe("distill", keys), folder)
+
+
+def test_a_finish_depends_on_what_its_samples_are_compared_with(tmp_path: Path) -> None:
+    without, digits = imported(tmp_path), imported(tmp_path, "data.source=digits")
+    assert without.fingerprint("train") == digits.fingerprint("train")
+    assert without.fingerprint("finish") != digits.fingerprint("finish")
+
+    same = imported(tmp_path, "evaluate.features=[pixels]", "evaluate.torchscript=a.pt")
+    assert without.fingerprint("finish") == same.fingerprint("finish")
+    detectors = [fill(tmp_path, (name,)) / name for name in ("a.pt", "b.pt")]
+    looks = ", watch_features: torchscript, watch_torchscript: "
+    found = {
+        imported(tmp_path / "run", looks=f"{looks}{file}").fingerprint("finish")
+        for file in detectors
+    }
+    assert len(found) == 2
+
+
+def test_a_finish_recorded_without_its_data_stays_valid(tmp_path: Path) -> None:
+    run = imported(tmp_path, "data.source=digits")
+    inputs = {"finish": result_values(Finish, run.values["finish"])}
+    recorded = tag_of(run.fingerprint("train"), inputs)
+    assert run.fingerprint("finish") != recorded
+    record: StageRecord = {
+        "fingerprint": recorded,
+        "inputs": inputs,
+        "seconds": 1.0,
+        "finished": True,
+        "files": {},
+    }
+    write_stage(tmp_path, "finish", record)
+    assert run.fingerprint("finish") == recorded

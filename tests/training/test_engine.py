@@ -71,6 +71,58 @@ def test_two_processes_match_distributions_as_one_does(
     assert torch.cat(close).float().mean() > 0.9
 
 
+def test_checkpointed_matching_changes_no_bit_and_computes_both_networks_again(
+    tmp_path: Path, matched: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, counts = work.matching(), [0, 0, 0]
+    for i, network in enumerate(objective.networks):
+
+        def count(*_: Any, i: int = i) -> None:
+            counts[i] += 1
+
+        network.down_blocks[0].resnets[0].register_forward_pre_hook(count)
+    monkeypatch.setattr(work, "matching", lambda: objective)
+    weights, history = work.match(tmp_path, gradient_checkpointing=True)
+    assert history == matched[1]
+    assert all(torch.equal(weights[k], matched[0][k]) for k in weights)
+    # In 4 steps, of which the student learns in 2: its samples, and again for its gradients; the
+    # second network denoises, again for its gradients, and judges in 2; the teacher judges.
+    assert counts == [4 + 2, 4 + 4 + 2, 2]
+
+
+def test_half_precision_matching_is_near_and_not_the_same(tmp_path: Path, matched: Run) -> None:
+    _, history = work.match(tmp_path, mixed_precision="bf16", steps=2)
+    for found, expected in zip(history, matched[1], strict=False):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=0.05)
+        assert found["loss"] != expected["loss"]
+
+
+def test_all_three_networks_of_matching_are_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
+    objective = work.matching()
+    monkeypatch.setattr(work, "matching", lambda: objective)
+    work.match(tmp_path, compile=True, steps=1)
+    assert list(map(id, compiled)) == list(map(id, objective.networks))
+    assert len({*map(id, compiled)}) == 3
+
+
+def test_the_second_network_learns_at_its_own_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = work.matching()
+    monkeypatch.setattr(work, "matching", lambda: objective)
+    before = {k: v.clone() for k, v in objective.model.state_dict().items()}
+    work.match(tmp_path, steps=1)  # of the second network alone
+    moved = {k: (v - before[k]).abs() for k, v in objective.model.state_dict().items()}
+    fake = torch.cat([v.flatten() for k, v in moved.items() if k.startswith("fake.network.")])
+    # Adam's first step is as long as the rate: five times 1e-3
+    assert fake.median().item() == pytest.approx(5e-3, rel=1e-3)
+    assert not any(v.any() for k, v in moved.items() if k.startswith("student."))
+
+
 @pytest.mark.parametrize("way", LAUNCHED[:-1])
 def test_two_processes_give_the_losses_of_one(launched: Path, alone: Run, way: str) -> None:
     weights, history = read(launched / way)

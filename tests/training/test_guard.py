@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,13 @@ def guard(measure: Any = None) -> Guard:
 def test_the_nearest_with_enough_recall_is_the_best() -> None:
     looks = [look(0, 3.0, 0.80), look(5, 2.0, 0.76), look(10, 1.0, 0.74), look(15, 2.5, 0.9)]
     assert guard().best(looks)["step"] == 5
+
+
+def test_a_distance_of_zero_is_the_nearest() -> None:
+    looks = [look(0, 3.0, 0.80), look(5, 0.0, 0.8), look(10, 1.0, 0.8)]
+    assert guard().best(looks)["step"] == 5
+    lost = [look(0, 0.0, 0.8), *(look(n + 1, 1.0, 0.8) for n in range(PATIENCE))]
+    assert "distance 1 after 0" in str(guard().why_stop(lost))
 
 
 def test_without_data_the_last_with_enough_recall_is_the_best() -> None:
@@ -65,14 +75,24 @@ def distance_of(model: nn.Module) -> tuple[float, float]:
     return abs(model(torch.ones(1, 1).double()).item() - 0.45), 1.0
 
 
-def watched(folder: Path, plan: Optimisation = PLAN, stop: int = -1) -> tuple[float, Guard]:
+def crash() -> None:
+    raise ZeroDivisionError
+
+
+def ask_to_stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def watched(
+    folder: Path, plan: Optimisation = PLAN, stop: int = -1, act: Callable[[], None] = crash
+) -> tuple[float, Guard]:
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.ones_(model.weight)
     found = guard(distance_of)
 
     def loss(_: nn.Module, step: int) -> tuple[Tensor, None]:
         if step == stop:
-            raise ZeroDivisionError
+            act()
         return falling(model)
 
     def batches(step: int, places: range) -> dict[str, Any]:
@@ -99,6 +119,17 @@ def test_a_resumed_training_has_the_same_looks(tmp_path: Path) -> None:
     assert weight == pytest.approx(0.4)
     again, repeated = watched(tmp_path)  # finished: nothing is trained or looked at
     assert (again, repeated.looks) == (weight, found.looks)
+
+
+def test_an_interruption_between_looks_leaves_the_best_model(tmp_path: Path) -> None:
+    plan = PLAN.model_copy(update={"steps": 19, "keep": 1})
+    # the loss falls all the time, the distance is least after step 6
+    with pytest.raises(KeyboardInterrupt):
+        watched(tmp_path, plan, stop=12, act=ask_to_stop)
+    assert (tmp_path / "step-00000013.pt").exists()
+    weight, found = watched(tmp_path, plan)
+    assert [seen["step"] for seen in found.looks] == [*range(0, 19, 2), 19]
+    assert weight == pytest.approx(0.4)
 
 
 def test_training_that_is_lost_stops_and_gives_back_the_best(

@@ -112,6 +112,15 @@ def test_four_cores_train_an_operator_to_the_bits_of_one(tmp_path: Path) -> None
     assert_same(found, expected)
 
 
+def test_distributions_are_matched_to_the_bits_of_one_core(tmp_path: Path) -> None:
+    with cores(1):
+        expected, history = work.match(tmp_path / "a", accumulation=2, steps=2)
+    with cores(4):
+        found, again = work.match(tmp_path / "b", cpu_replicas=2, steps=2)
+    assert again == history
+    assert_same(found, expected)
+
+
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(8)])
 def test_what_depends_on_the_order_of_the_halves_is_computed_in_order(
     tmp_path: Path, layer: nn.Module

@@ -434,6 +434,11 @@ class Finish(Optimisation):
     watch_samples: Result[Annotated[int, Field(ge=10)]] = 5000
     """Samples that are looked at, from noises of their own. 1,000 are too few: on digits their
     distances hid an improvement by a third."""
+    watch_features: LaterResult[FeatureName | None] = None
+    """Space in which they are looked at; if null, the last of those that `evaluate.features` has if
+    empty. Which step is kept does not depend on `evaluate`."""
+    watch_torchscript: LaterResultOfFile[str] = ""
+    """File of the features `torchscript`, as `evaluate.torchscript`."""
     recall_drop: Result[Annotated[float, Field(gt=0, le=1)]] = 0.05
     """How far recall may fall below that before the finish in a model that is kept."""
 
@@ -442,10 +447,18 @@ class Finish(Optimisation):
         _require(self, ("steps", "batch_size", "learning_rate"), "finish")
         if self.times[0] >= self.times[1]:
             raise ValueError("`finish.times` needs its smaller end first")
-        if self.steps is not None and self.steps <= self.fake_first:
+        assert self.steps is not None
+        first = (self.fake_first // self.fake_steps + 1) * self.fake_steps
+        if self.steps < first:
             raise ValueError(
                 f"`finish.steps` = {self.steps} are over before the student's first step, which "
-                f"comes after `finish.fake_first` = {self.fake_first}; give more steps"
+                f"is step {first} with `finish.fake_first` = {self.fake_first} and "
+                f"`finish.fake_steps` = {self.fake_steps}; give more steps"
+            )
+        if (self.watch_features == "torchscript") != bool(self.watch_torchscript):
+            raise ValueError(
+                "`finish.watch_features` = torchscript and `finish.watch_torchscript`, the file of "
+                "its detector, go together; give both or neither"
             )
         if self.compile == "reduce-overhead":
             raise ValueError(
@@ -531,11 +544,6 @@ class Recipe(Section):
             raise ValueError(
                 "A teacher that is trained here needs `data`; to use an existing one, give "
                 "`teacher.source`"
-            )
-        if self.finish is not None and self.collect.guidance_range is not None:
-            raise ValueError(
-                "`finish` needs one guidance scale, as its second network has no such input; give "
-                "`collect.guidance_scale` a number, or leave `finish` out"
             )
         if self.collect.slices % self.student.slices:
             raise ValueError(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from dsno.recipes import Recipe, load_recipe
+from dsno.runs.identity import tag_of
+from dsno.runs.records import read_stages
+from dsno.support.console import alert
 from dsno.support.errors import InputError
 from dsno.support.storage import StorageDir
 
@@ -39,9 +42,29 @@ def model_folder(target: str) -> Path | None:
 
 def _models_in(folder: Path) -> tuple[str, ...]:
     """The models that a run's folder may have, the last one made first."""
-    if (folder / "recipe.yaml").is_file() and saved_recipe(folder).finish is None:
+    if not (folder / "recipe.yaml").is_file():
+        return FINISHED, STUDENT
+    if saved_recipe(folder).finish is None:
         return (STUDENT,)
-    return FINISHED, STUDENT
+    if _is_finished(folder):
+        return (FINISHED,)
+    if (folder / STUDENT / "model_index.json").is_file():
+        alert(
+            f"The student in {folder / STUDENT} has no finish yet, so it is used as it was trained;"
+            " `dsno finish` makes it."
+        )
+    return (STUDENT,)
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether the finished student of a run is there, and made from its present student."""
+    if not (folder / FINISHED / "model_index.json").is_file():
+        return False
+    records = read_stages(folder)
+    before, record = records.get("train"), records.get("finish")
+    if before is None or record is None:
+        return True  # nothing is known of them
+    return record["fingerprint"] == tag_of(before["fingerprint"], record["inputs"])
 
 
 def trajectories_storage(recipe: Recipe, folder: Path) -> StorageDir:

@@ -413,14 +413,21 @@ class Run:
             now |= ORDER
             if saved_clips(self.folder / FOLDERS["teacher"]):
                 earlier |= ORDER
+        if stage == "finish" and self._lacks_data(stage):
+            earlier = {section: value for section, value in earlier.items() if section != "data"}
         return [now] if now == earlier else [now, earlier]
+
+    def _lacks_data(self, stage: str) -> bool:
+        """Whether a stage was recorded without the data that it compares samples with."""
+        record = read_stages(self.folder).get(stage)
+        return record is not None and "data" not in record["inputs"]
 
     def _result_values(self, stage: str) -> dict[str, Any]:
         """What the recipe says that the stage's result depends on."""
         sections = SECTIONS[stage]
         if self.recipe.teacher.source:  # the data are only what samples are compared with
             sections = tuple(s for s in sections if s != "data")
-            if stage == "evaluate":
+            if stage in ("finish", "evaluate"):
                 sections = ("data", *sections)
         return result_values(Recipe, {section: self.values[section] for section in sections})
 

@@ -29,6 +29,7 @@ from dsno.evaluation.reference import build_reference
 from dsno.evaluation.samplers import Draws
 from dsno.evaluation.trajectories import power_spectrum, trajectory_arrays
 from dsno.operator.dsno import DSNO
+from dsno.operator.scaled import ScaledDenoiser
 from dsno.recipes.schema import Evaluate, Recipe
 from dsno.runs.build import (
     class_frequencies,
@@ -400,19 +401,18 @@ def finish_student(task: Task) -> str:
     assert spec.batch_size is not None
     teacher = load_teacher(task.folder / "teacher")
     solver, shape = guided(recipe, teacher), teacher.denoiser.sample_shape
-    guidance = (
-        (solver.scale, solver.null_condition)
-        if isinstance(solver, GuidedDenoiser) and solver.scale is not None
-        else None
-    )
+    guidance = (solver.scale, solver.null_condition) if isinstance(solver, GuidedDenoiser) else None
     manifest = load_manifest(task.trajectories)
     prompts = read_prompts(task.trajectories, manifest)
     conditions = conditions_of(recipe, teacher, prompts)
     operator = load_operator(task.folder / STUDENT)
+    start = teacher.denoiser
+    if operator.lifted.config.guidance:
+        start = ScaledDenoiser.like(start, operator.lifted)
     guard = Guard(_finish_measure(task, teacher, conditions), spec.recall_drop)
     averaged, history = train(
         MatchingObjective(
-            Pair(operator, teacher.denoiser),
+            Pair(operator, start),
             teacher.denoiser,
             guidance=guidance,
             anchor=spec.anchor,
@@ -434,6 +434,7 @@ def finish_student(task: Task) -> str:
         tag=task.tags["finish"],
         label="finishing the student",
         log_folder=task.folder / "logs" / "finish",
+        preview=_student_preview(recipe, teacher, prompts),
         guard=guard,
     )
     assert isinstance(averaged, Pair)
@@ -447,10 +448,17 @@ def finish_student(task: Task) -> str:
 
 def _finish_measure(task: Task, teacher: Teacher, conditions: Conditions) -> Measure:
     """Distance to the data, if there are any, and recall of a half-finished student."""
-    recipe, device = task.recipe, distributed.device()
-    spec, decode = recipe.evaluate, decoder(teacher)
-    assert recipe.finish is not None
-    count = recipe.finish.watch_samples
+    recipe, device, decode = task.recipe, distributed.device(), decoder(teacher)
+    finish = recipe.finish
+    assert finish is not None
+    count, chosen = finish.watch_samples, finish.watch_features
+    # of `evaluate` only what changes no result: the rest may change after the finish
+    spec = Evaluate(
+        samples=count,
+        batch_size=recipe.evaluate.batch_size,
+        inception=recipe.evaluate.inception,
+        torchscript=finish.watch_torchscript,
+    )
     if teacher.latents is not None:
         teacher.latents.vae.to(device)
     # noises of no other sample: an evaluation's have the seed, those of its reference the next one
@@ -461,11 +469,10 @@ def _finish_measure(task: Task, teacher: Teacher, conditions: Conditions) -> Mea
         min(spec.batch_size, count),
         device,
     )
-    few = recipe.model_copy(update={"evaluate": spec.model_copy(update={"samples": count})})
-    data = real_data(few, teacher, draws)
+    data = real_data(recipe.model_copy(update={"evaluate": spec}), teacher, draws)
     reference = build_reference(
         data,
-        (spec.features or usual_spaces(data))[-1:],
+        usual_spaces(data)[-1:] if chosen is None else [chosen],
         seed=spec.classifier_seed,
         wanted=_wanted_features(spec, data, device),
         batch_size=spec.batch_size,
@@ -493,9 +500,10 @@ def _student_preview(recipe: Recipe, teacher: Teacher, prompts: Prompts | None) 
     draws, decode = _preview_draws(recipe, teacher, prompts), decoder(teacher)
 
     def preview(model: nn.Module) -> Tensor:
-        assert isinstance(model, DSNO)
-        noise, condition = send_to_device(draws, next(model.parameters()).device)
-        return decode(model.sample(noise, condition).cpu())
+        operator = model.student if isinstance(model, Pair) else model
+        assert isinstance(operator, DSNO)
+        noise, condition = send_to_device(draws, next(operator.parameters()).device)
+        return decode(operator.sample(noise, condition).cpu())
 
     return preview
 

@@ -68,10 +68,10 @@ class Guard:
         Without data it is the last of them.
         """
         good = [look for look in looks if self._keeps_recall(look, looks[0])]
-        known = [(look["distance"], look["step"], look) for look in good if look["distance"]]
+        known = [(d, look) for look in good if (d := look["distance"]) is not None]
         if not known:
             return good[-1]
-        return min(known, key=lambda found: found[:2])[2]
+        return min(known, key=lambda found: (found[0], found[1]["step"]))[1]
 
     def why_stop(self, looks: Sequence[Look]) -> str | None:
         """Why training should not go on after these looks; None if it should."""
@@ -79,7 +79,7 @@ class Guard:
         if len(looks) <= PATIENCE or not all(self._is_bad(look, first) for look in last):
             return None
         found = f"recall {last[-1]['recall']:.3f} after {first['recall']:.3f}"
-        if first["distance"] and last[-1]["distance"]:
+        if first["distance"] is not None and last[-1]["distance"] is not None:
             found += f", distance {last[-1]['distance']:.4g} after {first['distance']:.4g}"
         return f"samples were lost in {PATIENCE} looks in a row ({found})"
 

@@ -35,7 +35,8 @@ class Pair(nn.Module):
 
     Args:
         student: the operator.
-        teacher: what the fake network is a copy of at first.
+        teacher: what the fake network is a copy of at first; a `ScaledDenoiser` for a student of a
+            range of guidance scales.
     """
 
     def __init__(self, student: DSNO, teacher: Denoiser) -> None:
@@ -75,7 +76,8 @@ class MatchingObjective(Objective):
     Args:
         model: student and fake network; both are trained.
         teacher: what knows the data; its weights do not change.
-        guidance: scale and null condition of the teacher's guidance; None for none.
+        guidance: scale and null condition of the teacher's guidance, whose scale is None where
+            conditions have one; None for none. The fake network is not guided.
         anchor: weight of the mean absolute error to the stored samples, where batches have them.
         fake_rate: learning rate of the fake network, in the student's.
     """
@@ -87,7 +89,7 @@ class MatchingObjective(Objective):
         model: Pair,
         teacher: Denoiser,
         *,
-        guidance: tuple[float, Condition] | None = None,
+        guidance: tuple[float | None, Condition] | None = None,
         anchor: float = 0.0,
         fake_rate: float = 1.0,
     ) -> None:
@@ -95,11 +97,11 @@ class MatchingObjective(Objective):
         self.model: Pair = model
         self.teacher = teacher.requires_grad_(False)
         self.anchor, self.fake_rate = anchor, fake_rate
-        self.scale = None if guidance is None else guidance[0]
-        self._null = [] if guidance is None else sorted(guidance[1])
+        self.is_guided = guidance is not None
+        self.scale, null = (None, {}) if guidance is None else guidance
+        self._null = sorted(null)
         for name in self._null:
-            assert guidance is not None
-            self.register_buffer(f"null_{name}", guidance[1][name], persistent=False)
+            self.register_buffer(f"null_{name}", null[name], persistent=False)
         self.train()
 
     @property
@@ -158,7 +160,7 @@ class MatchingObjective(Objective):
         )
 
     def _guided(self) -> DenoiserProtocol:
-        if self.scale is None:
+        if not self.is_guided:
             return self.teacher
         null = {name: self.get_buffer(f"null_{name}") for name in self._null}
         return GuidedDenoiser(self.teacher, self.scale, null)
@@ -193,7 +195,7 @@ def matching_batches(
         learns = step >= fake_first and (step + 1) % fake_steps == 0
         here = slice(places.start, places.stop)
         items = range(step * size + places.start, step * size + places.stop)
-        found: dict[str, Any] = {ITEMS: torch.tensor(items)}
+        found: dict[str, Any] = {}
         if store is None:
             found["noise"] = seeds.item_noise(seed, items, shape, stream=seeds.MATCHING_NOISE)
             condition = conditions.expand(conditions.draw(seed, items))

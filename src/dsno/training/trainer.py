@@ -119,12 +119,17 @@ class _State:
         self.history.append(row)
         self.losses, self.norms, self.per_time = [], [], []
 
-    def at_checkpoint(self) -> None:
-        """Note whether the steps since the last checkpoint had the lowest loss so far."""
+    def at_checkpoint(self, guard: Guard | None) -> None:
+        """Note which step is the best so far.
+
+        It is the guard's best; without one, that with the lowest loss since the checkpoint before.
+        """
         loss = _mean(self.since_checkpoint) if self.since_checkpoint else math.inf
-        if loss < self.best_loss:
-            self.best_step, self.best_loss = self.step, loss
         self.since_checkpoint = []
+        if guard is not None:
+            self.best_step = guard.best(self.looks)["step"]
+        elif loss < self.best_loss:
+            self.best_step, self.best_loss = self.step, loss
 
 
 def _mean(values: list[float]) -> float:
@@ -432,13 +437,12 @@ class _Training:
 
     def _save(self) -> None:
         state = self.state
-        state.at_checkpoint()
         # an interruption in between adds no look, so that it changes nothing
         is_due = state.step % self.options.checkpoint_every == 0 or state.step == self.steps
-        if self.guard is not None and is_due:
+        if self.guard is not None and (is_due or not state.looks):
             with torch.no_grad():
                 state.looks.append(self.guard.look(self.average.eval(), state.step))
-            state.best_step = self.guard.best(state.looks)["step"]
+        state.at_checkpoint(self.guard)
         content = {
             "state": {f.name: getattr(state, f.name) for f in dataclasses.fields(state)},
             **self.engine.states(self.model, self.average, self.optimizer),
