@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dsno.data.dataset import Dataset
-from dsno.evaluation.reference import Reference, build_reference
+from dsno.evaluation.features import Space, Wanted, build_space
 from dsno.evaluation.samplers import Draws, draw, student_sampler
 from dsno.runs.build import conditions_of, load_recipe_data
 from dsno.runs.locate import model_of, saved_recipe
@@ -40,15 +40,13 @@ def ratio(samples: Tensor, points: Tensor) -> float:
     return (nearest(samples, points, 1)[0].median() / own[:, 1].median()).item()
 
 
-def spaces(
-    samples: Tensor, data: Dataset, reference: Reference
-) -> dict[str, tuple[Tensor, Tensor]]:
+def spaces(samples: Tensor, data: Dataset, space: Space) -> dict[str, tuple[Tensor, Tensor]]:
     """Samples and training images in each space."""
-    images = data.rows(torch.arange(len(data)))
-    found = {"pixels": (samples.flatten(1), images.flatten(1))}
-    for name, space in reference.spaces.items():
-        found[name] = space(samples).features, space(images).features
-    return found
+    images = data.images
+    return {
+        "pixels": (samples.flatten(1), images.flatten(1)),
+        space.name: (space(samples).features, space(images).features),
+    }
 
 
 def main() -> None:
@@ -69,9 +67,10 @@ def main() -> None:
     )
     sampler = student_sampler(load_operator(options.run / model_of(recipe)))
     samples = draw(sampler, draws, options.num, lambda *_, **__: None).clamp(-1, 1)
-    reference = build_reference(data, ["classifier"], seed=recipe.evaluate.classifier_seed)
+    wanted = Wanted(data.sample_shape, data=data, seed=recipe.evaluate.classifier_seed)
+    space = build_space("classifier", wanted)
     shown = [samples[: options.rows, None]]
-    for name, (of_samples, of_images) in spaces(samples, data, reference).items():
+    for name, (of_samples, of_images) in spaces(samples, data, space).items():
         print(f"{name}: {ratio(of_samples, of_images):.2f}")
         rows = nearest(of_samples[: options.rows], of_images, options.nearest)[1]
         shown.append(data.rows(rows.flatten()).unflatten(0, rows.shape))

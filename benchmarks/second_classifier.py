@@ -24,22 +24,21 @@ from dsno.runs.locate import FINISHED, STUDENT, saved_recipe
 from dsno.runs.stages import load_operator
 from dsno.support.environment import environment
 from dsno.support.files import write_json
-from dsno.teachers.store import load_teacher
+from dsno.teachers.store import Teacher, load_teacher
 
 METRICS = ("frechet_distance", "precision", "recall")
 LABELS = {FINISHED: "student", STUDENT: "student before its finish"}
 
 
-def samplers(run: Path, recipe: Recipe) -> dict[str, Sampler]:
+def samplers(run: Path, recipe: Recipe, teacher: Teacher) -> dict[str, Sampler]:
     """What is measured of a run, by label."""
-    teacher = load_teacher(run / "teacher").denoiser
     found = {
         LABELS[name]: student_sampler(load_operator(run / name))
         for name in (FINISHED, STUDENT)
         if (run / name).is_dir()
     }
     steps = recipe.evaluate.reference_steps  # the solved teacher of the report
-    solved = teacher_sampler(teacher, "dpm++2m", steps, "uniform")
+    solved = teacher_sampler(teacher.denoiser, "dpm++2m", steps, "uniform")
     return {**found, f"teacher, {steps} steps": solved}
 
 
@@ -51,7 +50,7 @@ def measure(run: Path, references: dict[int, Reference]) -> list[dict[str, Any]]
     spec = recipe.evaluate
     draws = Draws(recipe.seed, teacher.denoiser.sample_shape, conditions, spec.batch_size)
     rows = []
-    for label, sampler in samplers(run, recipe).items():
+    for label, sampler in samplers(run, recipe, teacher).items():
         images = draw(sampler, draws, spec.samples, lambda *_, **__: None)
         row: dict[str, Any] = {"run": run.name, "seed": recipe.seed, "sampler": label}
         for seed, reference in references.items():

@@ -42,9 +42,22 @@ SMALL = ["teacher.steps=1200", "teacher.batch_size=128", "finish.steps=300", "fi
                 "evaluate.dial=[1, 2]",
                 "evaluate.reference_steps=64",
             ],
-            # three of the teacher, the student in one step and in two
-            "2,000 samples of each of 5 samplers, of up to 32 evaluations, and of the teacher's "
+            # three of the teacher, the student in one step, in two, and before its finish
+            "2,000 samples of each of 6 samplers, of up to 32 evaluations, and of the teacher's "
             "solution in 64 steps",
+        ),
+        (
+            "evaluate",
+            [
+                "finish=null",
+                "evaluate.samples=2000",
+                "evaluate.curves=[{solver: ddim, steps: [1, 16]}, {solver: dpm++2m, steps: [32]}]",
+                "evaluate.baseline_steps=16",
+                "evaluate.dial=null",
+                "evaluate.reference_steps=32",  # which is not measured twice
+            ],
+            "2,000 samples of each of 3 samplers, of up to 16 evaluations, and of the teacher's "
+            "solution in 32 steps",
         ),
         ("report", [], None),
     ],

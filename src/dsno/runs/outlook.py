@@ -52,10 +52,12 @@ def _evaluation(recipe: Recipe, full: bool) -> str:
     curves = [*spec.curves, *(spec.more_curves if full else ())]
     curves.append(Curve(solver="ddim", steps=(spec.baseline_steps,)))
     of_teacher = {(c.solver, steps, c.spacing) for c in curves for steps in c.steps}
-    of_student = {1, *(spec.dial or ())} if recipe.student.slices > 1 else {1}
+    of_teacher -= {("dpm++2m", spec.reference_steps, "uniform")}  # the solution, said besides
+    of_student = len({1, *(spec.dial or ())}) if recipe.student.slices > 1 else 1
+    of_student += recipe.finish is not None  # and what it was before
     most = max(evaluations(solver, steps) for solver, steps, _ in of_teacher)
     return (
-        f"{spec.samples:,} samples of each of {len(of_teacher) + len(of_student):,} samplers, of "
+        f"{spec.samples:,} samples of each of {len(of_teacher) + of_student:,} samplers, of "
         f"up to {most:,} evaluations, and of the teacher's solution in {spec.reference_steps:,} "
         "steps"
     )
