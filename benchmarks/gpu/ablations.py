@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import speed as bench
-
 from dsno.operator.dsno import DSNO
 from dsno.recipes import Recipe
 from dsno.runs.build import new_operator
@@ -18,14 +16,14 @@ from gpu.work import Work
 
 SHARE = 8.0
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "middle lifted, M = 2": (),
+    "readout, M = 4": (),
     f"{DISTILLATION}, M = 1": KINDS[DISTILLATION],
-    "no temporal layers, M = 2": (*bench.NOT_MIXED, "student.shared=[conv_in, down_blocks.*]"),
-    "middle lifted, M = 4": ("student.slices=4",),
-    "all lifted, M = 2": ("student.lift=all",),
+    "readout, M = 2": ("student.slices=2",),
+    "middle lifted, M = 2": ("student.slices=2", "student.lift=middle"),
+    "all lifted, M = 4": ("student.lift=all",),
     "whole trajectory in every step": ("train.trajectory_every=1",),
     "all times weigh alike": ("train.weight=flat",),
-    "weight cap 1e4": ("train.weight_max=1e4",),
+    "weight cap 10": ("train.weight_max=10",),
 }
 """What each changes in the recipe; the first is what the others are compared with."""
 COLLECTING = 0.2

@@ -6,23 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dsno.data.dataset import Dataset
 from dsno.evaluation.features import Classifier, Features, thumbnail, train_classifier
 from dsno.evaluation.frechet import Moments, frechet_distance, moments
+from dsno.evaluation.manifold import manifold
 from dsno.evaluation.samplers import Draws, Sampler, draw
 from dsno.images import grid, save_png
 from dsno.recipes import Recipe
 from dsno.runs.build import conditions_of, load_recipe_data
 from dsno.support import seeds
+from dsno.support.files import replacing
 from dsno.teachers.store import Teacher
 from gpu import weights
-from gpu.models import arithmetic
+from gpu.models import arithmetic, digest
 from gpu.work import Work
 
-CLASSIFIER = "classifier"
+CLASSIFIER, REAL = "classifier", "real-images.npz"
 CHUNK = 5000
 PICTURES, COLUMNS = 64, 16
 
@@ -34,6 +37,8 @@ class Ruler:
     spaces: Mapping[str, Features]
     real: Mapping[str, Moments]
     accuracy: float
+    some: Tensor
+    """Classifier features of `CHUNK` real images at most."""
 
     def distances(self, samples: Tensor) -> dict[str, float]:
         """To the real images."""
@@ -59,12 +64,45 @@ def ruler(work: Work, recipe: Recipe) -> Ruler:
         "classifier": lambda x: network.features(x.to(device)).cpu(),
         "thumbnail": thumbnail,
     }
-    parts = torch.split(torch.arange(len(data)), CHUNK)
-    real = {
-        name: moments(torch.cat([space(data.rows(rows)) for rows in parts]))
+    real = _real(work, data, spaces, digest(network))
+    return Ruler(spaces, real, accuracy, spaces[CLASSIFIER](_some(data, recipe.seed, CHUNK)))
+
+
+def _real(
+    work: Work, data: Dataset, spaces: Mapping[str, Features], network: str
+) -> dict[str, Moments]:
+    """The moments of all real images: those kept with this classifier, or of the data at hand.
+
+    A visit that is short of time brings a few images and is measured against all of them.
+    """
+    for folder in (work.out, *work.weights):
+        if not (folder / REAL).is_file():
+            continue
+        with np.load(folder / REAL) as kept:
+            if str(kept["classifier"]) != network:
+                continue
+            count = int(kept["count"])
+            mean, covariance = (
+                {name: torch.from_numpy(kept[f"{name}_{key}"]) for name in spaces}
+                for key in ("mean", "covariance")
+            )
+        return {name: Moments(mean[name], covariance[name], count) for name in spaces}
+    chunks = torch.split(torch.arange(len(data)), CHUNK)
+    found = {
+        name: moments(torch.cat([space(data.rows(rows)) for rows in chunks]))
         for name, space in spaces.items()
     }
-    return Ruler(spaces, real, accuracy)
+    arrays = {f"{name}_mean": m.mean.numpy() for name, m in found.items()}
+    arrays |= {f"{name}_covariance": m.covariance.numpy() for name, m in found.items()}
+    with replacing(work.out / REAL) as temporary, temporary.open("wb") as file:
+        np.savez(file, classifier=np.array(network), count=np.int64(len(data)), **arrays)
+    return found
+
+
+def _some(data: Dataset, seed: int, count: int) -> Tensor:
+    """Images drawn at random."""
+    order = seeds.generator(seed, seeds.SPLIT, 2).permutation(len(data))[:count]
+    return data.rows(torch.from_numpy(order))
 
 
 def _classifier(work: Work, data: Dataset, seed: int) -> tuple[Classifier, float]:
@@ -113,11 +151,17 @@ def judge(
     return samples
 
 
+def coverage(work: Work, using: Ruler, samples: Tensor, setting: str) -> None:
+    """Record precision and recall of samples, in the classifier's features."""
+    real = using.some[: len(samples)].to(work.device)
+    made = using.spaces[CLASSIFIER](samples[: len(real)]).to(work.device)
+    work.record("precision", setting, manifold(real).share(made))
+    work.record("recall", setting, manifold(made).share(real))
+
+
 def floor(work: Work, using: Ruler, recipe: Recipe, count: int) -> None:
     """Record the distance of so many real images to all: what no sampler can be below for long."""
-    data = load_recipe_data(recipe)
-    order = seeds.generator(recipe.seed, seeds.SPLIT, 2).permutation(len(data))[:count]
-    images = data.rows(torch.from_numpy(order))
+    images = _some(load_recipe_data(recipe), recipe.seed, count)
     for space, distance in using.distances(images).items():
         setting = f"{len(images):,} real images"
         work.record(f"Frechet distance, {space}", setting, distance, accuracy=using.accuracy)

@@ -37,43 +37,57 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
 }
 """What each changes in the recipe."""
-FINISHES: dict[str, tuple[str, ...]] = {
-    "operator, finished": (),
-    "operator, finished at half the rate": ("finish.learning_rate=5e-5",),
-}
-"""The operator after distribution matching, and what each changes in the recipe."""
+FINISHED = (OPERATOR, DISTILLATION)
+"""Those that are finished, by distribution matching, alike."""
 LOOKED_AT = 5000
 """Samples of a half-finished operator that are measured."""
-BASELINES = (("ddim", 1), ("ddim", 4), ("dpm++2m", 4), ("ddim", 16))
+BASELINES = (
+    ("unipc", 8, "karras"),
+    ("dpm++2m", 8, "karras"),
+    ("ddim", 16, "uniform"),
+    ("ddim", 8, "uniform"),
+    ("ddim", 4, "uniform"),
+    ("dpm++2m", 4, "karras"),
+    ("ddim", 1, "uniform"),
+    ("dpm++2m", 32, "karras"),
+)
 """The teacher's solvers beside them and beside the one that made the trajectories."""
 KEEP = 60
 """Seconds for the distances."""
 COLLECTING = 0.35
 """Share of the time for making trajectories."""
+TRAINING = 0.55
+"""Share of what is left then for the trainings; the finishes take the rest."""
+CHANGES = ("train.compile=false",)
 LOOK_EVERY = 1000
 
 
 def run(work: Work) -> None:
-    """Make trajectories, train both, keep the operator's weights, measure all."""
-    recipe = work.recipe()
+    """Make trajectories, train both, finish both, keep their weights, measure all.
+
+    Nothing is compiled: both trainings together are shorter than their compilation.
+    """
+    recipe = work.recipe(*CHANGES)
     teacher = trained_teacher(work, recipe)
     store = trajectories.made(work, recipe, teacher, COLLECTING * (work.left() - KEEP))
     operators: dict[str, DSNO] = {}
-    pieces = len(KINDS) + len(FINISHES)
-    for index, (name, changes) in enumerate(KINDS.items()):
-        seconds = work.span(1 / (pieces - index), KEEP)
+    # the same time for both, whatever happens to one
+    seconds = work.span(TRAINING / len(KINDS), KEEP)
+    for name, changes in KINDS.items():
+        own = work.recipe(*CHANGES, *changes)
         work.section(
             name,
-            lambda n=name, c=changes, s=seconds: operators.update(
-                {n: _train(work, work.recipe(*c), teacher, store, n, s)}
+            lambda n=name, r=own: operators.update(
+                {n: _train(work, r, teacher, store, n, seconds)}
             ),
         )
-    for index, (name, changes) in enumerate(FINISHES.items()):
-        seconds = work.span(1 / (len(FINISHES) - index), KEEP)
+    seconds = work.span(1 / len(FINISHED), KEEP)
+    for name in FINISHED:
+        own = work.recipe(*CHANGES, *KINDS[name])
         work.section(
-            name,
-            lambda n=name, c=changes, s=seconds: operators.update(
-                {n: _finish(work, work.recipe(*c), teacher, operators[OPERATOR], n, s)}
+            finished := f"{name}, finished",
+            lambda n=name, r=own, f=finished: operators.update(
+                {f: _finish(work, r, teacher, operators[n], f, seconds)}
             ),
         )
     work.section("distances", lambda: _distances(work, recipe, teacher, operators))
@@ -267,8 +281,9 @@ def _distances(work: Work, recipe: Recipe, teacher: Teacher, operators: dict[str
     denoiser = placed(work, teacher)
     spec = recipe.collect
     target = teacher_sampler(denoiser, spec.solver, spec.steps, spec.spacing)
-    others = [teacher_sampler(denoiser, *b, "uniform") for b in BASELINES]
+    others = [teacher_sampler(denoiser, *baseline) for baseline in BASELINES]
     exact = quality.judge(work, using, target, draws, count)
+    quality.coverage(work, using, exact, target.label)
     shown = [exact]
     for name, operator in operators.items():
         samples = quality.judge(
@@ -276,9 +291,11 @@ def _distances(work: Work, recipe: Recipe, teacher: Teacher, operators: dict[str
         )
         apart = float((samples - exact).abs().mean())
         work.record("mean difference from the teacher's samples", name, apart)
+        quality.coverage(work, using, samples, name)
         shown.append(samples)
         quality.picture(work, STUDENT, shown)
     for sampler in others:
         if work.left() > 5:
-            quality.judge(work, using, sampler, draws, count)
+            made = quality.judge(work, using, sampler, draws, count)
+            quality.coverage(work, using, made, f"{sampler.label}, {sampler.nfe} evaluations")
     quality.floor(work, using, recipe, count)

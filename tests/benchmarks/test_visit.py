@@ -68,7 +68,8 @@ def test_a_rehearsal_does_every_part_and_brings_back_its_files(tmp_path: Path) -
         "student-operator-1-of-1.safetensors",
         "student-knowledge-distillation-1-of-1.safetensors",
         "student-operator-finished-1-of-1.safetensors",
-        "student-operator-finished-at-half-the-rate-1-of-1.safetensors",
+        "student-knowledge-distillation-finished-1-of-1.safetensors",
+        "real-images.npz",
         "teacher.png",
         "student.png",
     }
