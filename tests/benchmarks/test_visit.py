@@ -82,7 +82,8 @@ def test_a_rehearsal_does_every_part_and_brings_back_its_files(tmp_path: Path) -
 def test_the_recipe_runs_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_light(monkeypatch)
     data = images.as_npz(images.made_up(tmp_path / "shards", 40), tmp_path / "images.npz")
-    steps = ("teacher.steps=2", "train.steps=2", "teacher.compile=false", "train.compile=false")
+    steps = ("teacher.steps=2", "train.steps=2")
+    steps += ("teacher.compile=false", "collect.compile=false", "train.compile=false")
     small = ("evaluate.features=[thumbnail]", "evaluate.pictures=4", "evaluate.reference_steps=4")
     small += ("evaluate.timing_rounds=1", "finish.steps=2", "finish.fake_first=0")
     small += ("finish.watch_samples=16", "finish.checkpoint_every=2")
