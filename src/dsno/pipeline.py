@@ -5,8 +5,10 @@ The module path and the class names stand inside saved folders: they are API.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,12 +35,22 @@ from dsno.sampling import arguments
 from dsno.sampling.callbacks import LATENTS, StepEnd, check_callback, on_step
 from dsno.sampling.dial import go_on, start_of
 from dsno.sampling.elsewhere import check_others
-from dsno.sampling.folder import COMPONENTS, Names, check_folder, choose_variant, read_model_config
+from dsno.sampling.folder import (
+    CARD,
+    COMPONENTS,
+    ORIGIN,
+    Names,
+    check_folder,
+    choose_variant,
+    forget_origins,
+    read_model_config,
+)
 from dsno.sampling.loading import check_options, loading, local_folder, require_safetensors
 from dsno.sampling.outputs import OUTPUT_TYPES, DSNOPipelineOutput, convert
 from dsno.sampling.saved_model import SavedModel
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError, one_of
+from dsno.support.hub import Upload
 from dsno.teachers.store import denoiser_of
 
 NO_TEACHER = (
@@ -382,20 +394,106 @@ class DSNOPipeline(DiffusionPipeline):
         return pipeline
 
     def save_pretrained(
-        self, save_directory: str | Path, safe_serialization: bool = True, **kwargs: Any
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        *,
+        license: str | None = None,
+        card: bool = True,
+        **kwargs: Any,
     ) -> None:
-        """Save every component.
+        """Save every component, and the model's card: README.md, which is its page on the Hub.
+
+        The card says what is known of the model: of one in a run's folder that was evaluated, how
+        it was made, what was measured by which protocol, and its samples. A README.md in the
+        folder, or in that of the model, that is not of this package's making is kept.
 
         Args:
             save_directory: folder to write.
             safe_serialization: True; other formats would not be loaded again.
-            kwargs: passed to `DiffusionPipeline.save_pretrained` (`variant`, ...).
+            variant: part of the names of the weights' files, such as "fp16".
+            max_shard_size: of one file of weights; more are written beyond it.
+            push_to_hub: upload the folder, too; its repository is called like it, or `repo_id`.
+            license: of the weights, by the Hub's names ("cc-by-4.0"), for the card.
+            card: whether to write it. What it says of a model that was loaded is true of weights
+                that were not changed since.
+            kwargs: of the upload: `repo_id`, `commit_message`, `private`, `create_pr`, `token`.
 
         Raises:
-            InputError: for pickled weights.
+            InputError: for pickled weights or unknown arguments; if what is known of the model is
+                damaged, before anything is written; or if it cannot be uploaded.
         """
         require_safetensors(safe_serialization, kwargs)
-        super().save_pretrained(save_directory, **kwargs)
+        folder, hub = Path(save_directory), None
+        if push_to_hub:
+            names = ("commit_message", "private", "token", "create_pr")
+            options = {name: kwargs.pop(name) for name in names if name in kwargs}
+            hub = Upload(kwargs.pop("repo_id", folder.absolute().name), **options)
+        for name in kwargs:
+            raise InputError(f"Unknown argument of save_pretrained: {name!r:.60}; leave it out.")
+        self._save(folder, hub, variant, max_shard_size, license=license, card=card)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        *,
+        license: str | None = None,
+    ) -> Any:
+        """Upload the model with its card to the Hub; arguments: `save_pretrained`.
+
+        A card of the repository that is not of this package's making is kept.
+
+        Returns:
+            The library's `CommitInfo`.
+
+        Raises:
+            InputError: as `save_pretrained`, or for a `subfolder`.
+        """
+        require_safetensors(safe_serialization, {})
+        if subfolder:
+            raise InputError("A model is loaded from the top of a repository: leave out subfolder.")
+        hub = Upload(repo_id, commit_message, private, token, create_pr)
+        with tempfile.TemporaryDirectory() as folder:
+            return self._save(Path(folder), hub, variant, None, license=license, card=True)
+
+    def _save(
+        self,
+        folder: Path,
+        hub: Upload | None,
+        variant: str | None,
+        max_shard_size: int | str | None,
+        *,
+        license: str | None,
+        card: bool,
+    ) -> Any:
+        """Write the folder, and upload it; return the library's `CommitInfo` of that."""
+        from dsno.cards.about import About  # all of these: matplotlib, a second
+        from dsno.cards.facts import MARK, known_of
+        from dsno.cards.write import write_card
+
+        known = known_of(self.model.config.get(ORIGIN)) if card else None
+        source = f"path/to/{folder.absolute().name}"
+        if hub is not None:
+            hub.commit_message = hub.commit_message or f"Upload {type(self).__name__}"
+            hub.create()
+            source, there = hub.name, hub.read_text(CARD)
+            if known is not None and there is not None and MARK not in there:
+                known = dataclasses.replace(known, own_text=known.own_text or there)
+        super().save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
+        forget_origins(folder)
+        if known is not None:
+            write_card(folder, About.of(self), known, source=source, license=license)
+        return None if hub is None else hub.send(folder)
 
     @property
     def decode(self) -> Callable[[Tensor], Tensor]:
@@ -618,7 +716,10 @@ diffusers.DSNOPipeline = DSNOPipeline
 def save_pipeline(
     model: DSNOModel, folder: Path, latents: Latents | None = None, text: TextEncoder | None = None
 ) -> None:
-    """Write the pipeline layout: model_index.json, model/ and what decodes and encodes for it."""
+    """Write the pipeline layout: model_index.json, model/ and what decodes and encodes for it.
+
+    There is no card yet: the model has not been measured.
+    """
     pipeline = DSNOPipeline(
         model,
         vae=None if latents is None else latents.vae,
@@ -626,4 +727,4 @@ def save_pipeline(
         tokenizer=None if text is None else text.tokenizer,
     )
     with quiet_libraries():
-        pipeline.save_pretrained(folder, safe_serialization=True)
+        pipeline.save_pretrained(folder, card=False)

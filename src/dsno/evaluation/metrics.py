@@ -188,6 +188,11 @@ class Metrics(_Record):
     trajectories: _Trajectories
     step_equivalence: list[Equivalence] = []
     warnings: list[Shortage] = []
+    weights: dict[str, dict[str, str]] = {}
+    """SHA-256 of the files of the models measured, by the models' folders; the last one is the
+    student of the verdict. Empty in files of earlier versions."""
+    sampling_cost: float | None = None
+    """Multiply-adds of a sample of the student, in evaluations of the teacher's network."""
     durations: dict[str, float]
     recipe: dict[str, Any]
     environment: dict[str, Any]

@@ -46,7 +46,7 @@ def write_report(folder: Path, *, title: str = "") -> Path:
     metrics = read_metrics(folder / METRICS)
     if title:
         metrics = metrics.model_copy(update={"title": title})
-    pictures = _draw(metrics, _read_arrays(folder / ARRAYS))
+    pictures = _draw(metrics, read_arrays(folder / ARRAYS))
     uris = {}
     for name, picture in pictures.items():
         path = folder / "figures" / f"{name}.png"
@@ -56,8 +56,12 @@ def write_report(folder: Path, *, title: str = "") -> Path:
     return folder / PAGE
 
 
-def _read_arrays(path: Path) -> dict[str, Tensor]:
-    """arrays.safetensors, checked; its images are there in whole groups or not at all."""
+def read_arrays(path: Path) -> dict[str, Tensor]:
+    """arrays.safetensors, checked; its images are there in whole groups or not at all.
+
+    Raises:
+        InputError: if it is missing or malformed.
+    """
     try:
         arrays = load_file(path)
     except FileNotFoundError:

@@ -26,11 +26,11 @@ def render(metrics: Metrics, uris: Mapping[str, str]) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "duration": _duration}
-    environment.filters |= {"evaluations": _evaluations, "singular": singular}
-    environment.filters |= {"interval": _interval, "share": _share, "symbol": _symbol}
+    environment.filters |= {"number": number, "duration": duration}
+    environment.filters |= {"evaluations": in_evaluations, "singular": singular}
+    environment.filters |= {"interval": interval, "share": _share, "symbol": _symbol}
     environment.filters |= {
-        "measured": lambda x: _share(x) if isinstance(x, float) else _interval(x)
+        "measured": lambda x: _share(x) if isinstance(x, float) else interval(x)
     }
     text = (resources.files("dsno.evaluation") / TEMPLATE).read_text(encoding="utf-8")
     sentence, remarks = verdict(metrics)
@@ -54,10 +54,10 @@ def render(metrics: Metrics, uris: Mapping[str, str]) -> str:
 
 def verdict(metrics: Metrics) -> tuple[str, list[str]]:
     """The verdict in one plain sentence, and the sentences that put it in proportion."""
-    v, evaluations = metrics.verdict, _evaluations(metrics.verdict.ddim_nfe)
+    v, evaluations = metrics.verdict, in_evaluations(metrics.verdict.ddim_nfe)
     word = "beats" if v.student < v.ddim else "does not beat" if v.student > v.ddim else "equals"
     remarks = [
-        f"In {_evaluations(_ordered(metrics)[0].nfe)} its Frechet distance "
+        f"In {in_evaluations(_ordered(metrics)[0].nfe)} its Frechet distance "
         f"({singular(v.features)} features) to the {metrics.reference.what} is "
         f"{number(v.student)}; with {evaluations} DDIM's is {number(v.ddim)} (lower is better)."
     ]
@@ -69,7 +69,7 @@ def verdict(metrics: Metrics) -> tuple[str, list[str]]:
     further = [row for row in _ordered(metrics) if row.name == STUDENT and row.spacing is not None]
     if further:
         points = [
-            f"{number(row.frechet_distance[v.features])} with {_evaluations(row.nfe)}"
+            f"{number(row.frechet_distance[v.features])} with {in_evaluations(row.nfe)}"
             for row in further
         ]
         remarks.append(
@@ -95,7 +95,7 @@ def _with_distance(row: SamplerRecord, features: str) -> str:
     """A sampler, its evaluations and its distance."""
     steps = f"{row.spacing} steps, " if row.spacing not in (None, "uniform") else ""
     distance = steps + number(row.frechet_distance[features])
-    return f"{row.label} with {_evaluations(row.nfe)} ({distance})"
+    return f"{row.label} with {in_evaluations(row.nfe)} ({distance})"
 
 
 def deciding(metrics: Metrics) -> list[tuple[str, str]]:
@@ -138,11 +138,12 @@ def _ordered(metrics: Metrics) -> list[SamplerRecord]:
     return sorted(metrics.samplers, key=lambda row: (*order(row.name, row.spacing), row.nfe))
 
 
-def _evaluations(count: int) -> str:
+def in_evaluations(count: int) -> str:
+    """One evaluation; 16 evaluations."""
     return "one evaluation" if count == 1 else f"{count:,} evaluations"
 
 
-def _interval(estimate: Estimate) -> str:
+def interval(estimate: Estimate) -> str:
     """0.385 ± 0.011, half of a 95 % interval; the value alone if its error is not known."""
     known = not math.isnan(estimate.standard_error)
     return number(estimate.value) + (
@@ -159,7 +160,7 @@ def _symbol(text: str) -> str:
     return text.replace(">=", "\u2265").replace("< ", "<\u2009")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """0.42 s; 42.1 s; 7 min 5 s; 3 h 12 min."""
     if seconds < 60:
         return f"{number(seconds)} s"

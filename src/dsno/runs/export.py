@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dsno.cards.about import About
+from dsno.cards.facts import known_of
+from dsno.cards.write import write_card
 from dsno.pipeline import NO_TEACHER, DSNOPipeline, DSNOTeacher
 from dsno.runs.build import guided
 from dsno.runs.locate import MODELS, saved_recipe
+from dsno.sampling.folder import CARD, ORIGIN
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError
 from dsno.support.files import filling
@@ -47,6 +51,11 @@ def export_model(model: Path, folder: Path) -> str:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder; give a new one to --out.")
     pipeline = load_with_teacher(model)
+    known = known_of(pipeline.model.config[ORIGIN])
     with filling(folder) as temporary, quiet_libraries():
-        pipeline.save_pretrained(temporary)
-    return f"Wrote the model and its teacher to {folder}."
+        pipeline.save_pretrained(temporary, card=False)
+        write_card(temporary, About.of(pipeline), known, source=f"path/to/{folder.name}")
+    card = f"its card ({CARD}) with what was measured"
+    if known.facts.metrics is None:
+        card = f"a card ({CARD}) without measurements, as `dsno evaluate` has none of these weights"
+    return f"Wrote the model, its teacher and {card} to {folder}."

@@ -1,0 +1,147 @@
+"""What was measured of a model, as tables and sentences, with the protocol that decides them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from dsno.cards.markdown import folded, pairs, plain, table
+from dsno.evaluation.equivalence import in_words
+from dsno.evaluation.features import distance_name, singular
+from dsno.evaluation.figures import number
+from dsno.evaluation.metrics import Metrics, SamplerRecord
+from dsno.evaluation.samplers import STUDENT, UNFINISHED
+from dsno.evaluation.table import INTERVALS
+from dsno.evaluation.template import deciding, duration, interval, verdict
+
+OWN = (STUDENT, UNFINISHED)
+
+
+def measured(metrics: Metrics, row: str) -> str:
+    """The section of what was measured.
+
+    Args:
+        metrics: the evaluation.
+        row: name of this model's rows in it.
+    """
+    mine, others = _chosen(metrics, row)
+    texts = []
+    if row == STUDENT:
+        sentence, _ = verdict(metrics)
+        texts.append(f"**{sentence}**")
+    texts.append(_table(metrics, [*mine, *others], row))
+    texts.append(f"Lower distances are better; higher precision and recall are. {_floor(metrics)}")
+    if metrics.samplers[0].frechet_error:
+        texts.append(INTERVALS[0].upper() + INTERVALS[1:])
+    if row == STUDENT and (found := metrics.equivalences()):
+        texts.append(in_words(found))
+    texts.append(f"Protocol:\n\n{pairs(_protocol(metrics))}")
+    left = [one for one in metrics.samplers if one not in mine and one not in others]
+    if left:
+        every = sorted(metrics.samplers, key=lambda one: (one.nfe, one.name))
+        texts.append(folded("All samplers that were measured", _table(metrics, every, row)))
+    return "\n\n".join(texts)
+
+
+def headline(metrics: Metrics, row: str) -> SamplerRecord:
+    """This model's row of one step."""
+    return next(one for one in metrics.samplers if one.name == row and one.spacing is None)
+
+
+def _chosen(metrics: Metrics, row: str) -> tuple[list[SamplerRecord], list[SamplerRecord]]:
+    """This model's rows, and of each of the teacher's solvers the one with the lowest distance.
+
+    DDIM's with the evaluations of the verdict is added.
+    """
+    space = metrics.verdict.features
+    mine = [one for one in metrics.samplers if one.name == row]
+    best = dict[str, SamplerRecord]()
+    for one in metrics.samplers:
+        if one.name not in OWN:
+            known = best.get(one.name)
+            if known is None or one.frechet_distance[space] < known.frechet_distance[space]:
+                best[one.name] = one
+    verdict_row = [
+        one
+        for one in metrics.samplers
+        if one.name == "ddim"
+        and one.nfe == metrics.verdict.ddim_nfe
+        and one.spacing == "uniform"
+        and one is not best.get("ddim")
+    ]
+    return mine, sorted([*best.values(), *verdict_row], key=lambda one: one.nfe)
+
+
+def _table(metrics: Metrics, rows: Iterable[SamplerRecord], row: str) -> str:
+    rows, spaces = list(rows), metrics.feature_names()
+    first = spaces[0]
+    head = ["Sampler", "Evaluations", *(_title(space) for space in spaces)]
+    shares = [
+        name for name in ("precision", "recall") if any(first in getattr(one, name) for one in rows)
+    ]
+    head += [name.capitalize() for name in shares]
+    lines = []
+    for one in rows:
+        cells = [_name(one, row), f"{one.nfe:,}", *(interval(one.frechet(s)) for s in spaces)]
+        for name in shares:
+            share = getattr(one, name).get(first)
+            cells.append("" if share is None else f"{share:.3f}")
+        lines.append([f"**{cell}**" if _is_this(one, row) and cell else cell for cell in cells])
+    return table(head, lines)
+
+
+def _title(space: str) -> str:
+    return f"{distance_name(space)} ({plain(singular(space))} features)"
+
+
+def _is_this(one: SamplerRecord, row: str) -> bool:
+    return one.name == row and one.spacing is None
+
+
+def _name(one: SamplerRecord, row: str) -> str:
+    if _is_this(one, row):
+        return "This model"
+    if one.name == row:
+        return f"This model, then its teacher {plain(one.spacing or '')}"
+    if one.name in OWN:
+        return plain(one.label)
+    steps = f", {plain(one.spacing)} steps" if one.spacing not in (None, "uniform") else ""
+    return f"Teacher by {plain(one.label)}{steps}"
+
+
+def _floor(metrics: Metrics) -> str:
+    """The distance between halves of the reference, as a scale."""
+    found = metrics.reference.split_half_distance
+    parts = [
+        f"{number(found[space])} in {plain(singular(space))} features"
+        for space in metrics.feature_names()
+        if space in found
+    ]
+    if not parts:
+        return ""
+    return (
+        f"Between two halves of the {metrics.reference.what}, which are fewer than were sampled, "
+        f"the distance is {' and '.join(parts)}."
+    )
+
+
+def _protocol(metrics: Metrics) -> Sequence[tuple[str, str]]:
+    found = [(plain(name), plain(text)) for name, text in deciding(metrics)]
+    for name in metrics.feature_names():
+        features = metrics.features[name]
+        text = f"{features.dimension:,} numbers per sample"
+        if features.held_out_accuracy is not None:
+            text += (
+                f", of a network trained on the reference whose held-out accuracy is "
+                f"{100 * features.held_out_accuracy:.3g} %"
+            )
+        if distance_name(name) != "FID":
+            text += "; no FID, and not to be compared with one"
+        found.append((f"{singular(name).capitalize()} features", text))
+    return found
+
+
+def seconds(metrics: Metrics, row: str) -> str:
+    """What a sample took, where that was measured."""
+    one, device = headline(metrics, row), metrics.environment.get("device")
+    where = f" on {plain(str(device))}" if device else ""
+    return f"{duration(one.seconds_per_sample)} a sample{where}, in batches"
