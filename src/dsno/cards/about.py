@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dsno.sampling.folder import TEACHER, TEXT_ENCODER, VAE
+
 _COLOURS = {1: "grey images", 2: "grey images with alpha", 3: "RGB images", 4: "RGBA images"}
 
 
@@ -25,7 +27,7 @@ class About:
         parameters: of the operator.
         dtype: of its weights as they are saved.
         has_teacher: whether more than one step can be taken.
-        components: classes of what is saved beside it, by their names.
+        components: what else is in its folder, by the names of their folders there.
     """
 
     sample_shape: Sequence[int]
@@ -45,11 +47,7 @@ class About:
     def of(cls, pipeline: Any) -> About:
         """What a `DSNOPipeline` says of its model."""
         model, config = pipeline.model, pipeline.model.config
-        named = {
-            "Autoencoder": pipeline.vae,
-            "Text encoder": pipeline.text_encoder,
-            "Teacher": pipeline.teacher,
-        }
+        others = {VAE: "Autoencoder", TEXT_ENCODER: "Text encoder", TEACHER: "Teacher"}
         frequencies = config.class_frequencies
         return cls(
             sample_shape=config.sample_shape,
@@ -63,7 +61,7 @@ class About:
             parameters=sum(p.numel() for p in model.parameters()),
             dtype=str(model.dtype).removeprefix("torch."),
             has_teacher=pipeline.teacher is not None,
-            components={k: type(v).__name__ for k, v in named.items() if v is not None},
+            components={k: v for k, v in others.items() if getattr(pipeline, k) is not None},
         )
 
     @property
@@ -78,7 +76,7 @@ class About:
         if self.is_latent:
             made = "images, by way of latents"
         elif self.is_image:
-            made = f"{_COLOURS[shape[0]]} of {shape[1]} x {shape[2]}"
+            made = f"{shape[1]} x {shape[2]} {_COLOURS[shape[0]]}"
         else:
             made = f"samples of shape {' x '.join(map(str, shape))}"
         if self.is_textual:
@@ -95,7 +93,7 @@ class About:
         times = ", ".join(f"{t:g}" for t in self.times)
         cost = "one evaluation of its network"
         if sampling_cost is not None:
-            cost += f", in multiply-adds {sampling_cost:.2f} evaluations of the teacher's"
+            cost += f" ({sampling_cost:.2f} of the teacher's in multiply-adds)"
         further = "no, its teacher is not in this folder"
         if self.has_teacher:
             calls = "two evaluations" if self.guidance is not None else "one evaluation"
@@ -114,8 +112,7 @@ class About:
         elif self.guidance is not None:
             low, high = self.guidance
             found.append(("Guidance", f"scale {low:g} to {high:g}, an input (`guidance_scale`)"))
-        found += [(name, f"{kind}, saved beside it") for name, kind in self.components.items()]
-        return found
+        return found + [(kind, f"in `{name}/`") for name, kind in self.components.items()]
 
     def code(self, source: str) -> str:
         """How to load it from a folder or Hub id, and sample it."""

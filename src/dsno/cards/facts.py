@@ -117,9 +117,21 @@ def _from_run(report: Path, sums: Mapping[str, str]) -> Known:
     of = [name for name, known in metrics.weights.items() if sums.items() <= known.items()]
     if not of:  # made again since, or measured by an earlier version
         return Known()
-    is_last = of[-1] == list(metrics.weights)[-1]
-    facts = Facts(metrics=public(metrics), row=STUDENT if is_last else UNFINISHED)
-    return Known(facts, _picture(report) if is_last else None)
+    if of[-1] == list(metrics.weights)[-1]:
+        return Known(Facts(metrics=public(metrics)), _picture(report))
+    return Known(Facts(metrics=_unfinished(public(metrics)), row=UNFINISHED))
+
+
+def _unfinished(metrics: Metrics) -> Metrics:
+    """The evaluation without what concerns only the student after its finish."""
+    recipe = {name: values for name, values in metrics.recipe.items() if name != "finish"}
+    update: dict[str, object] = {"recipe": recipe, "finish": None, "sampling_cost": None}
+    if metrics.protocol is not None:
+        decay = metrics.protocol.ema_decay.model_copy(
+            update={"student": recipe.get("train", {}).get("ema_decay")}
+        )
+        update["protocol"] = metrics.protocol.model_copy(update={"ema_decay": decay})
+    return metrics.model_copy(update=update)
 
 
 def _picture(report: Path) -> Image.Image | None:

@@ -37,10 +37,10 @@ def making(metrics: Metrics, *, is_finished: bool) -> list[tuple[str, str]]:
     total = sum(metrics.durations[name] for name in stages)
     each = ", ".join(f"{name} {duration(metrics.durations[name])}" for name in stages)
     if stages:
-        found.append(("Time", f"{duration(total)} ({each})"))
+        found.append(("Time to make it", f"{duration(total)} ({each})"))
     about = metrics.environment
     versions = [f"{name} {about[name]}" for name in ("dsno", "torch", "diffusers") if name in about]
-    device = [str(about["device"])] if "device" in about else []
+    device = [f"on {about['device']}"] if "device" in about else []
     date = [str(about["date"])] if "date" in about else []
     found.append(("Made with", plain(", ".join([*versions, *device, *date]))))
     if metrics.command:

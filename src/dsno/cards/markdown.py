@@ -22,9 +22,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def pairs(rows: Iterable[tuple[str, str]]) -> str:
-    """A table of two columns without a head."""
-    return table(["", ""], rows)
+def named(rows: Iterable[tuple[str, str]]) -> str:
+    """A list of what has names."""
+    return listed(f"**{name}**: {text}" for name, text in rows)
+
+
+def listed(lines: Iterable[str]) -> str:
+    """A list."""
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def fenced(text: str, language: str) -> str:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from dsno.cards.markdown import folded, pairs, plain, table
-from dsno.evaluation.equivalence import in_words
+from dsno.cards.markdown import folded, named, plain, table
 from dsno.evaluation.features import distance_name, singular
 from dsno.evaluation.figures import number
 from dsno.evaluation.metrics import Metrics, SamplerRecord
-from dsno.evaluation.samplers import STUDENT, UNFINISHED
-from dsno.evaluation.table import INTERVALS
-from dsno.evaluation.template import deciding, duration, interval, verdict
+from dsno.evaluation.samplers import SAMPLER_NAMES, STUDENT, UNFINISHED
+from dsno.evaluation.template import deciding, interval, symbol, verdict
 
 OWN = (STUDENT, UNFINISHED)
 
@@ -29,12 +27,17 @@ def measured(metrics: Metrics, row: str) -> str:
         sentence, _ = verdict(metrics)
         texts.append(f"**{sentence}**")
     texts.append(_table(metrics, [*mine, *others], row))
-    texts.append(f"Lower distances are better; higher precision and recall are. {_floor(metrics)}")
+    notes = ["Lower distances and higher precision and recall are better."]
     if metrics.samplers[0].frechet_error:
-        texts.append(INTERVALS[0].upper() + INTERVALS[1:])
+        notes.append("± is half of a 95 % interval over draws of as many samples.")
+    texts.append(" ".join([*notes, *_floor(metrics)]))
     if row == STUDENT and (found := metrics.equivalences()):
-        texts.append(in_words(found))
-    texts.append(f"Protocol:\n\n{pairs(_protocol(metrics))}")
+        worth = ", ".join(f"{SAMPLER_NAMES[one.solver]} {symbol(one.text)}" for one in found)
+        texts.append(
+            "Evaluations with which the teacher's solvers have this model's distance in "
+            f"{plain(singular(metrics.verdict.features))} features: {worth}."
+        )
+    texts.append(f"The protocol:\n\n{named(_protocol(metrics))}")
     left = [one for one in metrics.samplers if one not in mine and one not in others]
     if left:
         every = sorted(metrics.samplers, key=lambda one: (one.nfe, one.name))
@@ -103,12 +106,14 @@ def _name(one: SamplerRecord, row: str) -> str:
     if one.name == row:
         return f"This model, then its teacher {plain(one.spacing or '')}"
     if one.name in OWN:
-        return plain(one.label)
+        after = "after" if row == UNFINISHED else "before"
+        more = "" if one.spacing is None else f", then its teacher {plain(one.spacing)}"
+        return f"This model {after} its finish{more}"
     steps = f", {plain(one.spacing)} steps" if one.spacing not in (None, "uniform") else ""
     return f"Teacher by {plain(one.label)}{steps}"
 
 
-def _floor(metrics: Metrics) -> str:
+def _floor(metrics: Metrics) -> list[str]:
     """The distance between halves of the reference, as a scale."""
     found = metrics.reference.split_half_distance
     parts = [
@@ -117,31 +122,38 @@ def _floor(metrics: Metrics) -> str:
         if space in found
     ]
     if not parts:
-        return ""
-    return (
-        f"Between two halves of the {metrics.reference.what}, which are fewer than were sampled, "
-        f"the distance is {' and '.join(parts)}."
-    )
+        return []
+    return [
+        f"Between two halves of the {metrics.reference.what}, which hold fewer items than were "
+        f"sampled, the distance is {' and '.join(parts)}."
+    ]
 
 
 def _protocol(metrics: Metrics) -> Sequence[tuple[str, str]]:
-    found = [(plain(name), plain(text)) for name, text in deciding(metrics)]
+    features = {f"Features: {singular(name)}": name for name in metrics.feature_names()}
+    lines = deciding(metrics)
+    found = [(plain(name), plain(text)) for name, text in lines if name not in features]
+    known = {features[name]: text for name, text in lines if name in features}
     for name in metrics.feature_names():
-        features = metrics.features[name]
-        text = f"{features.dimension:,} numbers per sample"
-        if features.held_out_accuracy is not None:
-            text += (
-                f", of a network trained on the reference whose held-out accuracy is "
-                f"{100 * features.held_out_accuracy:.3g} %"
-            )
+        space = metrics.features[name]
+        texts = [f"{space.dimension:,} numbers per sample"]
+        if space.held_out_accuracy is not None:
+            accuracy = 100 * space.held_out_accuracy
+            texts[0] += f" of a classifier of the data, {accuracy:.3g} % right on items held out"
+        texts += [plain(known[name])] if name in known else []
         if distance_name(name) != "FID":
-            text += "; no FID, and not to be compared with one"
-        found.append((f"{singular(name).capitalize()} features", text))
+            texts.append("no FID, and not to be compared with one")
+        title = plain(singular(name))
+        found.append((f"{title[0].upper()}{title[1:]} features", "; ".join(texts)))
     return found
 
 
 def seconds(metrics: Metrics, row: str) -> str:
     """What a sample took, where that was measured."""
-    one, device = headline(metrics, row), metrics.environment.get("device")
-    where = f" on {plain(str(device))}" if device else ""
-    return f"{duration(one.seconds_per_sample)} a sample{where}, in batches"
+    about, taken = metrics.environment, headline(metrics, row).seconds_per_sample
+    text = f"{number(1000 * taken)} ms"
+    if "device" in about:
+        text += f" on {plain(str(about['device']))}"
+    if "threads" in about and str(about.get("device")) == "cpu":
+        text += f" with {plain(str(about['threads']))} threads"
+    return text if metrics.batch_size is None else f"{text}, in batches of {metrics.batch_size:,}"

@@ -54,12 +54,10 @@ def metadata(about: About, facts: Facts, name: str) -> str:
 
 
 def _task(about: About) -> str | None:
-    """The Hub's task, if it has one that fits."""
+    """The Hub's task, if it has one that fits; a class that is not asked for is drawn."""
     if not about.is_image:
         return None
-    if about.is_textual:
-        return "text-to-image"
-    return "unconditional-image-generation" if about.classes is None else None
+    return "text-to-image" if about.is_textual else "unconditional-image-generation"
 
 
 def _results(facts: Facts, name: str, task: str, dataset: str) -> dict[str, Any]:

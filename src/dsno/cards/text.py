@@ -7,7 +7,7 @@ import yaml
 from dsno.cards.about import About
 from dsno.cards.facts import MARK, Facts, Known
 from dsno.cards.making import making
-from dsno.cards.markdown import fenced, folded, pairs, plain
+from dsno.cards.markdown import fenced, folded, listed, named, plain
 from dsno.cards.measures import measured, seconds
 from dsno.cards.metadata import metadata
 from dsno.evaluation.metrics import Metrics
@@ -48,20 +48,20 @@ def text(about: About, known: Known, source: str) -> str:
     facts, metrics = known.facts, known.facts.metrics
     name = source.rsplit("/", 1)[-1]
     title = plain((metrics.title or metrics.name) if metrics else name)
-    parts = [f"---\n{metadata(about, facts, name)}\n---", MARK, f"# {title}, in one step"]
+    parts = [f"---\n{metadata(about, facts, name)}\n---", MARK, f"# {title}: a one-step generator"]
     parts.append(_introduction(about, facts))
     if known.picture is not None and metrics is not None:
         caption = _caption(metrics)
-        parts.append(f"![{caption}]({PICTURE})\n\n{caption} They are the first, not a selection.")
+        parts.append(f"![Samples of the teacher and of this model]({PICTURE})")
+        parts.append(f"{caption} They are the first, not a selection.")
     parts += ["## How to use it", "With the Python package `dsno`:"]
-    parts += [fenced(about.code(source), "python"), _listed(about.options())]
-    cost = None if metrics is None or facts.row != STUDENT else metrics.sampling_cost
-    rows = about.rows(cost)
+    parts += [fenced(about.code(source), "python"), listed(about.options())]
+    rows = about.rows(None if metrics is None else metrics.sampling_cost)
     if metrics is not None:
-        rows.insert(2, ("Time", seconds(metrics, facts.row)))
-    parts += ["## What it is", pairs(rows)]
+        rows.insert(2, ("Time of a sample", seconds(metrics, facts.row)))
+    parts += ["## What it is", named(rows)]
     if metrics is not None:
-        parts += ["## How it was made", pairs(making(metrics, is_finished=_is_finished(facts)))]
+        parts += ["## How it was made", named(making(metrics, is_finished=_is_finished(facts)))]
         parts.append(_recipe(metrics))
     parts.append("## How good it is")
     parts.append(
@@ -69,7 +69,7 @@ def text(about: About, known: Known, source: str) -> str:
         if metrics is None
         else measured(metrics, facts.row)
     )
-    parts += ["## What to keep in mind", _listed(_limits(about, metrics))]
+    parts += ["## What to keep in mind", listed(_limits(about, metrics))]
     parts += ["## Licence", _licence(facts)]
     parts += ["## Citation", fenced(CITATION, "bibtex")]
     if _is_finished(facts):
@@ -78,7 +78,7 @@ def text(about: About, known: Known, source: str) -> str:
 
 
 def _is_finished(facts: Facts) -> bool:
-    return facts.metrics is not None and facts.metrics.finish is not None and facts.row == STUDENT
+    return facts.metrics is not None and facts.metrics.finish is not None
 
 
 def _introduction(about: About, facts: Facts) -> str:
@@ -124,6 +124,8 @@ def _differing(values: dict[str, object]) -> dict[str, object]:
     except ValueError:
         return values
     found: dict[str, object] = recipe.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(data := found.get("data"), dict) and recipe.data is not None:
+        found["data"] = {"source": recipe.data.source, **data}
     return {name: value for name, value in found.items() if name not in ("name", "evaluate")}
 
 
@@ -151,7 +153,3 @@ def _licence(facts: Facts) -> str:
         "None was given to these weights; the terms of the teacher and of the data apply to what "
         f"was made from them. {maker}"
     )
-
-
-def _listed(lines: list[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)

@@ -28,7 +28,7 @@ def render(metrics: Metrics, uris: Mapping[str, str]) -> str:
     )
     environment.filters |= {"number": number, "duration": duration}
     environment.filters |= {"evaluations": in_evaluations, "singular": singular}
-    environment.filters |= {"interval": interval, "share": _share, "symbol": _symbol}
+    environment.filters |= {"interval": interval, "share": _share, "symbol": symbol}
     environment.filters |= {
         "measured": lambda x: _share(x) if isinstance(x, float) else interval(x)
     }
@@ -155,7 +155,7 @@ def _share(share: float) -> str:
     return f"{share:.3f}"
 
 
-def _symbol(text: str) -> str:
+def symbol(text: str) -> str:
     """Inequalities as they are printed."""
     return text.replace(">=", "\u2265").replace("< ", "<\u2009")
 
