@@ -20,6 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests import makers
+from tests.checksums import contents
 from tests.devices import DEVICE, Crossings
 from tests.hub import Hub
 
@@ -655,6 +656,17 @@ def test_the_model_compiles_whole_and_once_and_makes_nothing_on_the_host(
         made = pipeline(class_labels=label, output_type="raw").images
     assert made.shape == (1, 1, 8, 8)
     assert devices == [{DEVICE.type}]
+
+
+def test_a_compiled_model_is_saved_as_it_was(make: Any, tmp_path: Path) -> None:
+    pipeline = make()
+    pipeline.save_pretrained(tmp_path / "plain")
+    pipeline.model = torch.compile(pipeline.model)
+    pipeline.save_pretrained(tmp_path / "compiled")
+    folders = tmp_path / "plain", tmp_path / "compiled"
+    plain, compiled = (contents(folder) for folder in folders)
+    assert plain.pop("README.md") != compiled.pop("README.md")  # each names its folder
+    assert plain == compiled
 
 
 def test_a_pipeline_runs_in_half_precision(make: Any) -> None:

@@ -7,6 +7,7 @@ concerns nobody else: paths of the machine, the course of the losses.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -33,8 +34,13 @@ REPORT = "report"
 COLUMNS = {32: 12, 64: 8, 128: 6}
 """Samples in a row of the picture by their longer side; `FEWEST` of larger ones."""
 FEWEST = 4
-ROWS = 2
-"""Of pairs: the teacher's samples above the model's of the same noises."""
+PAIRS, GAP = 2, 12
+"""Of rows in the picture, the teacher's samples above the model's of the same noises, and pixels
+between the pairs."""
+
+
+_KEY = re.compile(r"[\w.-]+=")
+"""Of a word of the command line."""
 
 
 class Facts(BaseModel):
@@ -149,12 +155,15 @@ def _picture(report: Path) -> Image.Image | None:
     teacher, student = arrays["teacher"], arrays["student"]
     side = max(student.shape[-2:])
     columns = min(next((c for s, c in COLUMNS.items() if side <= s), FEWEST), len(student))
-    rows = [
-        images[i : i + columns]
-        for i in range(0, min(ROWS * columns, len(student) // columns * columns), columns)
-        for images in (teacher, student)
+    firsts = range(0, min(PAIRS, len(student) // columns) * columns, columns)
+    pairs = [
+        grid(torch.cat([of[i : i + columns] for of in (teacher, student)]), columns) for i in firsts
     ]
-    return grid(torch.cat(rows), columns)
+    width, height = pairs[0].size
+    picture = Image.new(pairs[0].mode, (width, len(pairs) * (height + GAP) - GAP), "white")
+    for i, pair in enumerate(pairs):
+        picture.paste(pair, (0, i * (height + GAP)))
+    return picture
 
 
 def public(metrics: Metrics) -> Metrics:
@@ -163,7 +172,7 @@ def public(metrics: Metrics) -> Metrics:
     return metrics.model_copy(
         update={
             "recipe": recipe,
-            "command": " ".join(shown(word) for word in _words(metrics.command)),
+            "command": shlex.join(shown(word) for word in _words(metrics.command)),
             "student_history": [],
             "teacher_history": [],
             "spectrum": None,
@@ -183,9 +192,11 @@ def shown(word: str) -> str:
 
     A Hub id stays as it is, and an address loses what may be secret in it.
     """
-    lead, equals, value = word.rpartition("=")
+    key = _KEY.match(word)
+    lead = key[0] if key else ""
+    value = word[len(lead) :]
     if "://" in value:
         address = urlsplit(value)
-        return f"{lead}{equals}{address.scheme}://{address.hostname}{address.path}"
+        return f"{lead}{address.scheme}://{address.hostname}{address.path}"
     is_path = value.startswith(("/", "~", ".")) or Path(value).exists() or value.count("/") > 1
-    return lead + equals + Path(value).name if is_path and "/" in value else word
+    return lead + Path(value).name if is_path and "/" in value else word

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsno.cards.markdown import plain
+from dsno.cards.markdown import code, plain
 from dsno.evaluation.metrics import Metrics
 from dsno.evaluation.samplers import SAMPLER_NAMES
 from dsno.evaluation.template import duration
@@ -44,7 +44,7 @@ def making(metrics: Metrics, *, is_finished: bool) -> list[tuple[str, str]]:
     date = [str(about["date"])] if "date" in about else []
     found.append(("Made with", plain(", ".join([*versions, *device, *date]))))
     if metrics.command:
-        found.append(("Command", f"`{plain(metrics.command)}`"))
+        found.append(("Command", code(metrics.command)))
     return found
 
 

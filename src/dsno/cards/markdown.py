@@ -16,6 +16,11 @@ def plain(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", one_line(text))
 
 
+def code(text: str) -> str:
+    """A text of somebody else's as one line of code."""
+    return f"`{one_line(text).replace('`', chr(39))}`"
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; its cells are Markdown, in which a bar is escaped."""
     lines = [head, ["---"] * len(head), *rows]

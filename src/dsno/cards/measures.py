@@ -155,5 +155,6 @@ def seconds(metrics: Metrics, row: str) -> str:
     if "device" in about:
         text += f" on {plain(str(about['device']))}"
     if "threads" in about and str(about.get("device")) == "cpu":
-        text += f" with {plain(str(about['threads']))} threads"
+        count = plain(str(about["threads"]))
+        text += f" with {count} thread{'' if count == '1' else 's'}"
     return text if metrics.batch_size is None else f"{text}, in batches of {metrics.batch_size:,}"

@@ -93,11 +93,13 @@ class Upload:
             InputError: if it cannot be read.
         """
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         with self._reached():
             try:
                 path = hf_hub_download(self.name, file, token=self.token)
+            except LocalEntryNotFoundError:  # the Hub was not reached
+                raise
             except EntryNotFoundError:
                 return None
             return Path(path).read_text(encoding="utf-8", errors="replace")
