@@ -200,7 +200,8 @@ def test_an_exported_model_has_a_card_with_what_was_measured(made: Path, tmp_pat
     metrics = json.loads((made / "report" / "metrics.json").read_text())
     assert list(metrics["weights"]) == ["student", "finished"]
     assert metrics["sampling_cost"] == pytest.approx(1, abs=0.1)  # of a readout, one evaluation
-    assert main(["export", str(made), "--out", str(tmp_path / "model")]) == 0
+    command = ["export", str(made), "--license", "mit", "--out", str(tmp_path / "model")]
+    assert main(command) == 0
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     (row,) = (row for row in metrics["samplers"] if (row["name"], row["nfe"]) == ("dsno", 1))
     line = next(line for line in card.splitlines() if line.startswith("| **This model**"))
@@ -209,6 +210,7 @@ def test_an_exported_model_has_a_card_with_what_was_measured(made: Path, tmp_pat
     )
     for said in ("This model before its finish | 1 |", "This model, then its teacher", "yin2024"):
         assert said in card
+    assert "license: mit" in card
     assert "steps: 4" in card
     assert str(made) not in card
     with Image.open(tmp_path / "model" / "samples.png") as picture:

@@ -38,12 +38,13 @@ def load_with_teacher(folder: Path) -> DSNOPipeline:
     return pipeline
 
 
-def export_model(model: Path, folder: Path) -> str:
-    """Write a model with its teacher to a new folder; return what was done.
+def export_model(model: Path, folder: Path, *, license: str | None = None) -> str:
+    """Write a model with its teacher and its card to a new folder; return what was done.
 
     Args:
         model: folder of the model.
         folder: new or empty.
+        license: of the weights, for the card.
 
     Raises:
         InputError: as `load_with_teacher`, or if the folder holds something else.
@@ -54,7 +55,8 @@ def export_model(model: Path, folder: Path) -> str:
     known = known_of(pipeline.model.config[ORIGIN])
     with filling(folder) as temporary, quiet_libraries():
         pipeline.save_pretrained(temporary, card=False)
-        write_card(temporary, About.of(pipeline), known, source=f"path/to/{folder.name}")
+        about, source = About.of(pipeline), f"path/to/{folder.absolute().name}"
+        write_card(temporary, about, known, source=source, license=license)
     card = f"its card ({CARD}) with what was measured"
     if known.facts.metrics is None:
         card = f"a card ({CARD}) without measurements, as `dsno evaluate` has none of these weights"
