@@ -5,7 +5,6 @@ The module path and the class names stand inside saved folders: they are API.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import tempfile
@@ -33,12 +32,10 @@ from dsno.operator.lift import LiftConfig, Lifted
 from dsno.operator.readout import Readout
 from dsno.sampling import arguments
 from dsno.sampling.callbacks import LATENTS, StepEnd, check_callback, on_step
-from dsno.sampling.dial import go_on, start_of
+from dsno.sampling.dial import check_teacher, go_on, start_of
 from dsno.sampling.elsewhere import check_others
 from dsno.sampling.folder import (
-    CARD,
     COMPONENTS,
-    ORIGIN,
     Names,
     check_folder,
     choose_variant,
@@ -52,12 +49,6 @@ from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError, one_of
 from dsno.support.hub import Upload
 from dsno.teachers.store import denoiser_of
-
-NO_TEACHER = (
-    "This model was saved without its teacher, which takes every step after the first: use its "
-    "run's folder (`dsno sample runs/NAME --steps 2`), or write the model with its teacher by "
-    "`dsno export runs/NAME --out FOLDER`."
-)
 
 
 class DSNOModel(SavedModel):
@@ -477,23 +468,19 @@ class DSNOPipeline(DiffusionPipeline):
         card: bool,
     ) -> Any:
         """Write the folder, and upload it; return the library's `CommitInfo` of that."""
-        from dsno.cards.about import About  # all of these: matplotlib, a second
-        from dsno.cards.facts import MARK, known_of
-        from dsno.cards.write import write_card
 
-        known = known_of(self.model.config.get(ORIGIN)) if card else None
-        source = f"path/to/{folder.absolute().name}"
-        if hub is not None:
-            hub.commit_message = hub.commit_message or f"Upload {type(self).__name__}"
-            hub.create()
-            source, there = hub.name, hub.read_text(CARD)
-            if known is not None and there is not None and MARK not in there:
-                known = dataclasses.replace(known, own_text=known.own_text or there)
-        super().save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
-        forget_origins(folder)
-        if known is not None:
-            write_card(folder, About.of(self), known, source=source, license=license)
-        return None if hub is None else hub.send(folder)
+        def write() -> None:
+            super(DSNOPipeline, self).save_pretrained(
+                folder, variant=variant, max_shard_size=max_shard_size
+            )
+            forget_origins(folder)
+
+        if hub is None and not card:
+            write()
+            return None
+        from dsno.cards.publish import publish  # matplotlib: a second
+
+        return publish(self, write, folder, hub, license=license, card=card)
 
     @property
     def decode(self) -> Callable[[Tensor], Tensor]:
@@ -594,7 +581,12 @@ class DSNOPipeline(DiffusionPipeline):
             check_others(others, lambda: self.image_shape, known)
         steps = arguments.check_steps(num_inference_steps)
         if steps > 1:
-            self._check_steps(return_trajectory)
+            if return_trajectory:
+                raise InputError(
+                    "The trajectory is the operator's, of one step: leave out return_trajectory or "
+                    "num_inference_steps."
+                )
+            check_teacher(self.teacher, operator.preconditioning, operator.sample_shape)
         callback = check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, steps)
         if times is not None and not return_trajectory:
             raise InputError("Times are of the trajectory: give return_trajectory=True too.")
@@ -604,7 +596,7 @@ class DSNOPipeline(DiffusionPipeline):
         generators = arguments.generator_list(generator)
         prompts = arguments.prompt_list(prompt)
         repeats = arguments.check_repeats(num_images_per_prompt, is_textual=config.is_textual)
-        rows = prompt_embeds if prompts is None else prompts
+        rows = arguments.check_prompts(prompts, prompt_embeds, is_textual=config.is_textual)
         made = None if rows is None else len(rows) * repeats
         count = arguments.count_samples(
             batch_size,
@@ -619,7 +611,7 @@ class DSNOPipeline(DiffusionPipeline):
             CLASS_LABELS: arguments.labels(
                 class_labels, count, config.class_frequencies, generators
             ),
-            EMBEDDINGS: self._embeddings(prompts, prompt_embeds, count, repeats),
+            EMBEDDINGS: None if rows is None else self._embeddings(rows, count, repeats),
             GUIDANCE_SCALE: arguments.check_guidance(guidance_scale, count, config.guidance_scale),
         }
         asked = None if times is None else arguments.check_times(times)
@@ -650,27 +642,10 @@ class DSNOPipeline(DiffusionPipeline):
             nfe,
         )
 
-    def _check_steps(self, return_trajectory: bool) -> None:
-        """Refuse more than one step where they cannot be taken.
-
-        Raises:
-            InputError: if the trajectory is asked for, or there is no teacher, or one of other
-                samples or another schedule.
-        """
-        if return_trajectory:
-            raise InputError(
-                "The trajectory is the operator's, of one step: leave out return_trajectory or "
-                "num_inference_steps."
-            )
-        if self.teacher is None:
-            raise InputError(NO_TEACHER)
-        operator = self.model.operator
-        schedules = [m.schedule.to_config() for m in (self.teacher, operator.preconditioning)]
-        if schedules[0] != schedules[1] or self.teacher.sample_shape != operator.sample_shape:
-            raise InputError(
-                "The teacher of this pipeline has samples of another shape or another schedule "
-                "than the model; give the teacher that the model was distilled from."
-            )
+    def _embeddings(self, rows: Sequence[str] | Tensor, count: int, repeats: int) -> Tensor:
+        """Embeddings (count, L, D) of the samples' prompts."""
+        encoded = rows if isinstance(rows, Tensor) else self.embed(rows)
+        return encoded.to(self.model.dtype).repeat_interleave(repeats, 0).expand(count, -1, -1)
 
     def _states(
         self,
@@ -684,27 +659,6 @@ class DSNOPipeline(DiffusionPipeline):
         every = None if times is None else torch.cat([times, times.new_zeros(1)])
         states: Tensor = self.model(noise, times=every, last_only=last_only, **condition)
         return states.clone()  # a CUDA graph puts the states of the next call where these are
-
-    def _embeddings(
-        self, prompts: list[str] | None, embeds: Tensor | None, count: int, repeats: int
-    ) -> Tensor | None:
-        """Embeddings (count, L, D) of the samples' prompts."""
-        if not self.model.config.is_textual:
-            if prompts is not None or embeds is not None:
-                raise InputError("This model is not conditioned on text: it takes no prompt.")
-            return None
-        if (prompts is None) == (embeds is None):
-            raise InputError(
-                "This model is conditioned on text: give either prompt or prompt_embeds."
-            )
-        encoded = self.embed(prompts) if prompts is not None else torch.as_tensor(embeds)
-        if encoded.ndim != 3:
-            raise InputError(
-                "Embeddings of prompts have shape (batch, tokens, channels), not "
-                f"{tuple(encoded.shape)}."
-            )
-        repeated = encoded.to(self.model.dtype).repeat_interleave(repeats, 0)
-        return repeated.expand(count, -1, -1)
 
 
 # `DiffusionPipeline.from_pretrained` finds a pipeline's class among the library's own names, and

@@ -7,9 +7,10 @@ from pathlib import Path
 from dsno.cards.about import About
 from dsno.cards.facts import known_of
 from dsno.cards.write import write_card
-from dsno.pipeline import NO_TEACHER, DSNOPipeline, DSNOTeacher
+from dsno.pipeline import DSNOPipeline, DSNOTeacher
 from dsno.runs.build import guided
 from dsno.runs.locate import MODELS, saved_recipe
+from dsno.sampling.dial import NO_TEACHER
 from dsno.sampling.folder import CARD, ORIGIN
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError
