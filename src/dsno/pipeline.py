@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dsno.backbones import registry
 from dsno.backbones.autoencoder import Latents
 from dsno.backbones.text_encoder import TextEncoder
+from dsno.cards.publish import publish
 from dsno.diffusion.conditions import CLASS_LABELS, EMBEDDINGS, GUIDANCE_SCALE, Condition
 from dsno.diffusion.denoisers import Denoiser, DenoiserProtocol, Preconditioning
 from dsno.diffusion.guidance import GuidedDenoiser
@@ -409,8 +410,7 @@ class DSNOPipeline(DiffusionPipeline):
             max_shard_size: of one file of weights; more are written beyond it.
             push_to_hub: upload the folder, too; its repository is called like it, or `repo_id`.
             license: of the weights, by the Hub's names ("cc-by-4.0"), for the card.
-            card: whether to write it. What it says of a model that was loaded is true of weights
-                that were not changed since.
+            card: whether to write it.
             kwargs: of the upload: `repo_id`, `commit_message`, `private`, `create_pr`, `token`.
 
         Raises:
@@ -419,12 +419,13 @@ class DSNOPipeline(DiffusionPipeline):
         """
         require_safetensors(safe_serialization, kwargs)
         folder, hub = Path(save_directory), None
-        if push_to_hub:
-            names = ("commit_message", "private", "token", "create_pr")
-            options = {name: kwargs.pop(name) for name in names if name in kwargs}
-            hub = Upload(kwargs.pop("repo_id", folder.absolute().name), **options)
         for name in kwargs:
-            raise InputError(f"Unknown argument of save_pretrained: {name!r:.60}; leave it out.")
+            if name not in ("repo_id", "commit_message", "private", "token", "create_pr"):
+                raise InputError(f"Unknown argument of save_pretrained: {name!r:.60}; omit it.")
+            if not push_to_hub:
+                raise InputError(f"{name} is of an upload: give push_to_hub=True too.")
+        if push_to_hub:
+            hub = Upload(kwargs.pop("repo_id", folder.absolute().name), **kwargs)
         self._save(folder, hub, variant, max_shard_size, license=license, card=card)
 
     def push_to_hub(
@@ -478,8 +479,6 @@ class DSNOPipeline(DiffusionPipeline):
         if hub is None and not card:
             write()
             return None
-        from dsno.cards.publish import publish  # matplotlib: a second
-
         return publish(self, write, folder, hub, license=license, card=card)
 
     @property

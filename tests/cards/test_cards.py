@@ -20,8 +20,9 @@ from tests.evaluation.test_report import example, example_arrays
 from tests.hub import Site
 
 from dsno.cards.about import About
-from dsno.cards.facts import Known, shown
+from dsno.cards.facts import Known
 from dsno.cards.markdown import fenced, plain
+from dsno.cards.public import shown
 from dsno.cards.text import text
 from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig
@@ -82,7 +83,6 @@ def test_a_card_says_what_is_known_of_a_run_and_nothing_of_the_machine(
         f"A one-step generator of {SHORT}.",
         "one evaluation of its network (1.25 of the teacher's in multiply-adds)",
         "**Teacher**: owner/teacher, 170,113 parameters",
-        "**Data**: images in images; 1,797 items",
         "**Trajectories**: 32,768 of the teacher, by DPM-Solver++(2M) with 12 steps",
         "**Student**: 300 steps, batches of 8, learning rate 0.01, l1 loss",
         "**Time to make it**: 1 h 12 min (teacher 1 min 2 s, collect 48.3 s, train 1 h 11 min)",
@@ -96,6 +96,7 @@ def test_a_card_says_what_is_known_of_a_run_and_nothing_of_the_machine(
         "| Teacher by DDIM, quadratic steps | 16 | 5.60 |",
     ):
         assert said in card
+    assert "**Data**" not in card  # the teacher's are not known
     assert "None" not in card
     assert not re.search(r"\bnan\b", card)
     recipe = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)[0])
@@ -176,14 +177,29 @@ def test_what_its_owner_wrote_stays(
     DSNOPipeline.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "next")
     for folder in (there, tmp_path / "out", tmp_path / "next"):
         assert card_of(folder) == "My own words."
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / "samples.png").write_bytes(b"mine")
+    made_here = DSNOPipeline(DSNOModel.from_operator(loaded.model.operator))
+    made_here.save_pretrained(tmp_path / "grid")
+    assert (tmp_path / "grid" / "samples.png").read_bytes() == b"mine"
 
 
 def test_what_was_measured_of_other_weights_is_not_said(run: Path, tmp_path: Path) -> None:
     model = DSNOModel.from_pretrained(run / "student", subfolder="model")
-    DSNOPipeline(model).save_pretrained(tmp_path / "same")
+    whole = DSNOPipeline(model)
+    whole.model = torch.compile(model, backend="eager")
+    whole.save_pretrained(tmp_path / "same")
     assert ROW in card_of(tmp_path / "same")
+    half = DSNOPipeline.from_pretrained(run / "student", dtype=torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    DSNOPipeline.from_pretrained(tmp_path / "half").save_pretrained(tmp_path / "half again")
+    assert ROW in card_of(tmp_path / "half again")
+    assert "before they were rounded to float16" in card_of(tmp_path / "half again")
+    assert "rounded" not in card_of(tmp_path / "same")
     with torch.no_grad():
         next(model.parameters()).add_(1)
+    DSNOPipeline(model).save_pretrained(tmp_path / "in memory")
+    assert "No measurement of these weights is known." in card_of(tmp_path / "in memory")
     for folder in (run / "student", tmp_path / "same"):
         model.save_pretrained(folder / "model")
         DSNOPipeline.from_pretrained(folder).save_pretrained(tmp_path / "other")
@@ -225,11 +241,25 @@ def test_a_card_of_somebody_elses_words_is_text(run: Path, tmp_path: Path) -> No
     assert "\n# Big" not in card
     assert card.count("```") == 6  # code, recipe and citation
 
-    (out / "card.json").write_text('{"metrics": {"name": 3}}')
+
+def test_a_damaged_card_is_refused_before_anything_is_written(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    DSNOPipeline.from_pretrained(run / "student").save_pretrained(out)
     loaded = DSNOPipeline.from_pretrained(out)
-    with pytest.raises(InputError, match=r"card\.json is damaged at 'metrics\.name'"):
-        loaded.save_pretrained(tmp_path / "third")
-    assert not (tmp_path / "third").exists()
+    facts = (out / "card.json").read_text()
+    for name, damaged, says in (
+        ("samples.png", "no picture", r"samples\.png is damaged"),
+        ("card.json", '{"metrics": {"name": 3}}', r"card\.json is damaged at 'metrics\.name'"),
+        (
+            "card.json",
+            facts.replace('"row": "dsno"', '"row": "ddim"'),
+            r"card\.json is damaged at 'row'",
+        ),
+    ):
+        (out / name).write_text(damaged)
+        with pytest.raises(InputError, match=says):
+            loaded.save_pretrained(tmp_path / "next")
+        assert not (tmp_path / "next").exists()
 
 
 def _fences(card: str) -> tuple[str, str]:
@@ -249,8 +279,9 @@ def test_an_upload_that_cannot_be_is_refused(
         (
             pipeline.save_pretrained,
             {"save_directory": tmp_path / "x", "repo_id": "a/b"},
-            "'repo_id'",
+            "repo_id is of an upload: give push_to_hub=True",
         ),
+        (pipeline.save_pretrained, {"save_directory": tmp_path / "x", "color": 1}, "'color'"),
     ]
     for call, given, says in refused:
         with pytest.raises(InputError, match=says):
@@ -286,14 +317,14 @@ def test_a_card_asks_for_what_its_model_takes() -> None:
         meaning={"schedule": {"name": "betas"}, "prediction_type": "epsilon"},
         parameters=10,
         dtype="float16",
-        has_teacher=True,
+        step_cost=2,
         components={"vae": "Autoencoder", "teacher": "Teacher"},
     )
     card = text(about, Known(), "owner/name")
     assert ModelCard(card).data.pipeline_tag == "text-to-image"
     assert 'pipeline(prompt="...", num_images_per_prompt=4' in card
     assert "`guidance_scale` from 1 to 8, 4.5 if left out" in card
-    assert "two evaluations of the teacher" in card
+    assert "2 evaluations of the teacher" in card
     assert "- **Autoencoder**: in `vae/`" in card
 
 
@@ -305,6 +336,8 @@ def test_paths_are_shortened_and_names_are_not() -> None:
         ("owner/name", "owner/name"),
         ("a/b/c.npz", "c.npz"),
         ("s3://key:secret@bucket/x?token=1", "s3://bucket/x"),
+        ("file:///home/me/images", "images"),
+        (f"prompt={'a' * 300}/b", f"prompt={'a' * 300}/b"),
         ("train.steps=5", "train.steps=5"),
     ):
         assert shown(word) == expected

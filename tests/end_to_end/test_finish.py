@@ -208,7 +208,12 @@ def test_an_exported_model_has_a_card_with_what_was_measured(made: Path, tmp_pat
     assert float(line.split("**")[5].split()[0]) == pytest.approx(
         row["frechet_distance"]["pixels"], rel=5e-3
     )
-    for said in ("This model before its finish | 1 |", "This model, then its teacher", "yin2024"):
+    for said in (
+        "**Data**: Optical Recognition of Handwritten Digits",
+        "This model before its finish | 1 |",
+        "This model, then its teacher",
+        "yin2024",
+    ):
         assert said in card
     assert "license: mit" in card
     assert "steps: 4" in card

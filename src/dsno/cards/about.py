@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dsno.evaluation.wording import in_evaluations
+from dsno.sampling.dial import cost
 from dsno.sampling.folder import TEACHER, TEXT_ENCODER, VAE
+
+if TYPE_CHECKING:
+    from dsno.pipeline import DSNOPipeline
 
 _COLOURS = {1: "grey images", 2: "grey images with alpha", 3: "RGB images", 4: "RGBA images"}
 
@@ -26,7 +31,7 @@ class About:
         meaning: configuration of the teacher's `Preconditioning`.
         parameters: of the operator.
         dtype: of its weights as they are saved.
-        has_teacher: whether more than one step can be taken.
+        step_cost: evaluations of the teacher in each further step; None without a teacher.
         components: what else is in its folder, by the names of their folders there.
     """
 
@@ -40,13 +45,13 @@ class About:
     meaning: Mapping[str, Any]
     parameters: int
     dtype: str
-    has_teacher: bool
+    step_cost: int | None
     components: Mapping[str, str]
 
     @classmethod
-    def of(cls, pipeline: Any) -> About:
-        """What a `DSNOPipeline` says of its model."""
-        model, config = pipeline.model, pipeline.model.config
+    def of(cls, pipeline: DSNOPipeline) -> About:
+        """What a pipeline says of its model."""
+        model, config, teacher = pipeline.model, pipeline.model.config, pipeline.teacher
         others = {VAE: "Autoencoder", TEXT_ENCODER: "Text encoder", TEACHER: "Teacher"}
         frequencies = config.class_frequencies
         return cls(
@@ -60,7 +65,7 @@ class About:
             meaning=config.preconditioning,
             parameters=sum(p.numel() for p in model.parameters()),
             dtype=str(model.dtype).removeprefix("torch."),
-            has_teacher=pipeline.teacher is not None,
+            step_cost=None if teacher is None else cost(teacher, 2) - cost(teacher, 1),
             components={k: v for k, v in others.items() if getattr(pipeline, k) is not None},
         )
 
@@ -95,8 +100,8 @@ class About:
         if sampling_cost is not None:
             cost += f" ({sampling_cost:.2f} of the teacher's in multiply-adds)"
         further = "no, its teacher is not in this folder"
-        if self.has_teacher:
-            calls = "two evaluations" if self.guidance is not None else "one evaluation"
+        if self.step_cost is not None:
+            calls = in_evaluations(self.step_cost)
             further = f"yes (`num_inference_steps`): {calls} of the teacher for each further step"
         schedule = self.meaning["schedule"]["name"]
         found = [
@@ -146,7 +151,7 @@ class About:
             found.append(
                 f"`guidance_scale` from {low:g} to {high:g}, {(low + high) / 2:g} if left out."
             )
-        if self.has_teacher:
+        if self.step_cost is not None:
             found.append(
                 "`num_inference_steps=3`: the teacher's solver goes on from the operator's state."
             )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsno.cards.markdown import code, plain
+from dsno.cards.markdown import plain
 from dsno.evaluation.metrics import Metrics
 from dsno.evaluation.samplers import SAMPLER_NAMES
-from dsno.evaluation.template import duration
+from dsno.evaluation.wording import duration
 
 DIGITS = (
     "Optical Recognition of Handwritten Digits (UCI Machine Learning Repository, CC BY 4.0), as "
@@ -24,11 +24,10 @@ def making(metrics: Metrics, *, is_finished: bool) -> list[tuple[str, str]]:
         is_finished: whether it went through the recipe's finish.
     """
     recipe = metrics.recipe
-    found = [
-        ("Teacher", _teacher(metrics)),
-        ("Data", data(metrics)),
-        ("Trajectories", _paths(metrics)),
-    ]
+    found = [("Teacher", _teacher(metrics))]
+    if not _section(recipe, "teacher").get("source"):
+        found.append(("Data", _data(metrics)))
+    found.append(("Trajectories", _paths(metrics)))
     found.append(("Student", _training(_section(recipe, "train"))))
     if is_finished:
         found.append(("Finish", _training(_section(recipe, "finish"))))
@@ -38,22 +37,13 @@ def making(metrics: Metrics, *, is_finished: bool) -> list[tuple[str, str]]:
     each = ", ".join(f"{name} {duration(metrics.durations[name])}" for name in stages)
     if stages:
         found.append(("Time to make it", f"{duration(total)} ({each})"))
-    about = metrics.environment
-    versions = [f"{name} {about[name]}" for name in ("dsno", "torch", "diffusers") if name in about]
-    device = [f"on {about['device']}"] if "device" in about else []
-    date = [str(about["date"])] if "date" in about else []
-    found.append(("Made with", plain(", ".join([*versions, *device, *date]))))
-    if metrics.command:
-        found.append(("Command", code(metrics.command)))
     return found
 
 
-def data(metrics: Metrics) -> str:
-    """The data that the teacher was trained on, or samples were compared with."""
-    section, reference = _section(metrics.recipe, "data"), metrics.reference
-    if not section or not reference.real:
-        return "none given: samples are compared with the teacher's"
-    source, count = section.get("source", "digits"), f"{reference.count:,} items"
+def _data(metrics: Metrics) -> str:
+    """The data that a teacher was trained on here; the same are what samples are compared with."""
+    section, count = _section(metrics.recipe, "data"), f"{metrics.reference.count:,} items"
+    source = section.get("source", "digits")
     if source == "digits":
         return f"{DIGITS}; {count}"
     where = plain(str(section.get("path", "")))
@@ -85,7 +75,7 @@ def _paths(metrics: Metrics) -> str:
 
 
 def _training(section: Mapping[str, Any]) -> str:
-    names = {"steps": "steps", "batch_size": "of", "learning_rate": "learning rate"}
+    names = ("steps", "batch_size", "learning_rate")
     known = {name: section[name] for name in names if section.get(name) is not None}
     words = []
     if "steps" in known:

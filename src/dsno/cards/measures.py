@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from dsno.cards.markdown import folded, named, plain, table
+from dsno.cards.markdown import code, folded, named, plain, table
 from dsno.evaluation.features import distance_name, singular
-from dsno.evaluation.figures import number
 from dsno.evaluation.metrics import Metrics, SamplerRecord
 from dsno.evaluation.samplers import SAMPLER_NAMES, STUDENT, UNFINISHED
-from dsno.evaluation.template import deciding, interval, symbol, verdict
+from dsno.evaluation.wording import deciding, interval, number, share, symbol, verdict
 
 OWN = (STUDENT, UNFINISHED)
 
@@ -27,9 +26,19 @@ def measured(metrics: Metrics, row: str) -> str:
         sentence, _ = verdict(metrics)
         texts.append(f"**{sentence}**")
     texts.append(_table(metrics, [*mine, *others], row))
-    notes = ["Lower distances and higher precision and recall are better."]
+    spaces, shares = metrics.feature_names(), ""
+    if _shares(metrics.samplers, spaces[0]):
+        of = f" (of {plain(singular(spaces[0]))} features)" if len(spaces) > 1 else ""
+        shares = f" and higher precision and recall{of}"
+    notes = [f"Lower distances{shares} are better."]
     if metrics.samplers[0].frechet_error:
         notes.append("± is half of a 95 % interval over draws of as many samples.")
+    left = [one for one in metrics.samplers if one not in mine and one not in others]
+    if left:
+        notes.append(
+            "Of each of the teacher's solvers the row of the lowest distance is here, and DDIM's "
+            "of the verdict; all are below."
+        )
     texts.append(" ".join([*notes, *_floor(metrics)]))
     if row == STUDENT and (found := metrics.equivalences()):
         worth = ", ".join(f"{SAMPLER_NAMES[one.solver]} {symbol(one.text)}" for one in found)
@@ -38,16 +47,10 @@ def measured(metrics: Metrics, row: str) -> str:
             f"{plain(singular(metrics.verdict.features))} features: {worth}."
         )
     texts.append(f"The protocol:\n\n{named(_protocol(metrics))}")
-    left = [one for one in metrics.samplers if one not in mine and one not in others]
     if left:
         every = sorted(metrics.samplers, key=lambda one: (one.nfe, one.name))
         texts.append(folded("All samplers that were measured", _table(metrics, every, row)))
     return "\n\n".join(texts)
-
-
-def headline(metrics: Metrics, row: str) -> SamplerRecord:
-    """This model's row of one step."""
-    return next(one for one in metrics.samplers if one.name == row and one.spacing is None)
 
 
 def _chosen(metrics: Metrics, row: str) -> tuple[list[SamplerRecord], list[SamplerRecord]]:
@@ -78,18 +81,22 @@ def _table(metrics: Metrics, rows: Iterable[SamplerRecord], row: str) -> str:
     rows, spaces = list(rows), metrics.feature_names()
     first = spaces[0]
     head = ["Sampler", "Evaluations", *(_title(space) for space in spaces)]
-    shares = [
-        name for name in ("precision", "recall") if any(first in getattr(one, name) for one in rows)
-    ]
+    shares = _shares(rows, first)
     head += [name.capitalize() for name in shares]
     lines = []
     for one in rows:
         cells = [_name(one, row), f"{one.nfe:,}", *(interval(one.frechet(s)) for s in spaces)]
         for name in shares:
-            share = getattr(one, name).get(first)
-            cells.append("" if share is None else f"{share:.3f}")
+            found = getattr(one, name).get(first)
+            cells.append("" if found is None else share(found))
         lines.append([f"**{cell}**" if _is_this(one, row) and cell else cell for cell in cells])
     return table(head, lines)
+
+
+def _shares(rows: Iterable[SamplerRecord], space: str) -> list[str]:
+    """Which of precision and recall are known."""
+    rows = list(rows)
+    return [n for n in ("precision", "recall") if any(space in getattr(one, n) for one in rows)]
 
 
 def _title(space: str) -> str:
@@ -129,7 +136,7 @@ def _floor(metrics: Metrics) -> list[str]:
     ]
 
 
-def _protocol(metrics: Metrics) -> Sequence[tuple[str, str]]:
+def _protocol(metrics: Metrics) -> list[tuple[str, str]]:
     features = {f"Features: {singular(name)}": name for name in metrics.feature_names()}
     lines = deciding(metrics)
     found = [(plain(name), plain(text)) for name, text in lines if name not in features]
@@ -145,12 +152,18 @@ def _protocol(metrics: Metrics) -> Sequence[tuple[str, str]]:
             texts.append("no FID, and not to be compared with one")
         title = plain(singular(name))
         found.append((f"{title[0].upper()}{title[1:]} features", "; ".join(texts)))
+    about = metrics.environment
+    versions = [f"{name} {about[name]}" for name in ("dsno", "torch", "diffusers") if name in about]
+    device = [f"on {about['device']}"] if "device" in about else []
+    date = [str(about["date"])] if "date" in about else []
+    found.append(("Measured with", plain(", ".join([*versions, *device, *date]))))
+    found.append(("Command", code(metrics.command)))
     return found
 
 
 def seconds(metrics: Metrics, row: str) -> str:
     """What a sample took, where that was measured."""
-    about, taken = metrics.environment, headline(metrics, row).seconds_per_sample
+    about, taken = metrics.environment, metrics.of_one_step(row).seconds_per_sample
     text = f"{number(1000 * taken)} ms"
     if "device" in about:
         text += f" on {plain(str(about['device']))}"

@@ -12,7 +12,6 @@ import yaml
 
 from dsno.cards.about import About
 from dsno.cards.facts import Facts
-from dsno.cards.measures import headline
 from dsno.evaluation.features import distance_name, singular
 from dsno.support.hub import looks_like_hub_id
 
@@ -62,7 +61,7 @@ def _task(about: About) -> str | None:
 
 def _results(facts: Facts, name: str, task: str, dataset: str) -> dict[str, Any]:
     assert facts.metrics is not None
-    metrics, row = facts.metrics, headline(facts.metrics, facts.row)
+    metrics, row = facts.metrics, facts.metrics.of_one_step(facts.row)
     found = []
     for space in metrics.feature_names():
         kind = distance_name(space)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsno.cards.about import About
 from dsno.cards.facts import MARK, known_of
-from dsno.cards.write import write_card
-from dsno.sampling.folder import CARD, ORIGIN
+from dsno.cards.write import local_source, write_card
+from dsno.sampling.folder import CARD
 from dsno.support.hub import Upload
+
+if TYPE_CHECKING:
+    from dsno.pipeline import DSNOPipeline
 
 
 def publish(
-    pipeline: Any,
+    pipeline: DSNOPipeline,
     write: Callable[[], None],
     folder: Path,
     hub: Upload | None,
@@ -29,7 +32,7 @@ def publish(
     package's making is kept.
 
     Args:
-        pipeline: a `DSNOPipeline`.
+        pipeline: what is published.
         write: its components into the folder.
         folder: where.
         hub: where to upload it; nowhere if None.
@@ -42,14 +45,16 @@ def publish(
     Raises:
         InputError: if what is known of the model is damaged, or it cannot be uploaded.
     """
-    known = known_of(pipeline.model.config.get(ORIGIN)) if card else None
-    source = f"path/to/{folder.absolute().name}"
+    known = known_of(pipeline.model) if card else None
+    source = local_source(folder)
     if hub is not None:
         hub.commit_message = hub.commit_message or f"Upload {type(pipeline).__name__}"
         hub.create()
-        source, there = hub.name, hub.read_text(CARD)
-        if known is not None and there is not None and MARK not in there:
-            known = dataclasses.replace(known, own_text=known.own_text or there)
+        source = hub.name
+        if known is not None and known.own_text is None:
+            there = hub.read_text(CARD)
+            if there is not None and MARK not in there:
+                known = dataclasses.replace(known, own_text=there)
     write()
     if known is not None:
         write_card(folder, About.of(pipeline), known, source=source, license=license)

@@ -11,8 +11,7 @@ from dsno.cards.markdown import fenced, folded, listed, named, plain
 from dsno.cards.measures import measured, seconds
 from dsno.cards.metadata import metadata
 from dsno.evaluation.metrics import Metrics
-from dsno.evaluation.samplers import SAMPLER_NAMES, STUDENT
-from dsno.evaluation.template import in_evaluations
+from dsno.evaluation.samplers import SAMPLER_NAMES
 from dsno.recipes import Recipe
 from dsno.sampling.folder import PICTURE
 
@@ -51,9 +50,8 @@ def text(about: About, known: Known, source: str) -> str:
     parts = [f"---\n{metadata(about, facts, name)}\n---", MARK, f"# {title}: a one-step generator"]
     parts.append(_introduction(about, facts))
     if known.picture is not None and metrics is not None:
-        caption = _caption(metrics)
         parts.append(f"![Samples of the teacher and of this model]({PICTURE})")
-        parts.append(f"{caption} They are the first, not a selection.")
+        parts.append(_caption(metrics))
     parts += ["## How to use it", "With the Python package `dsno`:"]
     parts += [fenced(about.code(source), "python"), listed(about.options())]
     rows = about.rows(None if metrics is None else metrics.sampling_cost)
@@ -69,7 +67,7 @@ def text(about: About, known: Known, source: str) -> str:
         if metrics is None
         else measured(metrics, facts.row)
     )
-    parts += ["## What to keep in mind", listed(_limits(about, metrics))]
+    parts += ["## What to keep in mind", listed(_limits(facts))]
     parts += ["## Licence", _licence(facts)]
     parts += ["## Citation", fenced(CITATION, "bibtex")]
     if _is_finished(facts):
@@ -103,10 +101,9 @@ def _caption(metrics: Metrics) -> str:
     if solution is not None:
         solver = plain(SAMPLER_NAMES.get(solution.method, solution.method))
         how = f" ({solver}, {solution.steps:,} steps)"
-    student = next(row for row in metrics.samplers if row.name == STUDENT)
     return (
         f"Rows in pairs, from the same noises: above, the teacher solved accurately{how}; below, "
-        f"this model with {in_evaluations(student.nfe)}."
+        "this model with one evaluation. They are the first, not a selection."
     )
 
 
@@ -129,19 +126,22 @@ def _differing(values: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in found.items() if name not in ("name", "evaluate")}
 
 
-def _limits(about: About, metrics: Metrics | None) -> list[str]:
+def _limits(facts: Facts) -> list[str]:
+    metrics = facts.metrics
     found = [
-        "It can make what its teacher can, with the biases of the data that was trained on, and "
-        "nothing checks what it makes."
+        "It makes what its teacher makes, with the biases of the data that the teacher was trained "
+        "on, and nothing filters its samples."
     ]
     if metrics is not None:
-        found += [f"{plain(warning.sentence)}" for warning in metrics.warnings]
+        found += [plain(warning.sentence) for warning in metrics.warnings]
         found.append(
-            "The numbers are those of one run: another seed of the training gives others, by more "
-            "than the intervals, which are of other samples of the same weights."
+            "The numbers are those of one run: their intervals are over samples of the same "
+            "weights, not over trainings with other seeds."
         )
-    if about.dtype != "float32" and metrics is not None:
-        found.append(f"The numbers are those of float32 weights; these are {about.dtype}.")
+        if facts.rounded is not None:
+            found.append(
+                f"The numbers are those of the weights before they were rounded to {facts.rounded}."
+            )
     return found
 
 

@@ -11,6 +11,14 @@ from dsno.sampling.folder import CARD, FACTS, PICTURE, weights_checksums
 from dsno.support.files import write_json, write_text
 from dsno.support.images import save_png
 
+MEASURED = "float32"
+"""Type of the weights that an evaluation measures."""
+
+
+def local_source(folder: Path) -> str:
+    """What a card says a folder is loaded by, wherever its reader has put it."""
+    return f"path/to/{folder.absolute().name}"
+
 
 def write_card(
     folder: Path, about: About, known: Known, *, source: str, license: str | None = None
@@ -32,16 +40,17 @@ def write_card(
     facts = known.facts.model_copy(
         update={
             "weights": weights_checksums(folder),
+            "rounded": known.facts.rounded if about.dtype == MEASURED else about.dtype,
             "license": license or known.facts.license,
         }
     )
-    own = own_text(folder / CARD) or known.own_text
-    write_text(folder / CARD, own or text(about, Known(facts, known.picture), source))
+    own = own_text(folder / CARD)
+    if own is None and (folder / CARD).exists():  # what an earlier card showed
+        for name in (FACTS, PICTURE):
+            (folder / name).unlink(missing_ok=True)
+    words = own or known.own_text or text(about, Known(facts, known.picture), source)
+    write_text(folder / CARD, words)
     if facts.metrics is not None or facts.license is not None:
         write_json(folder / FACTS, facts.model_dump(mode="json", exclude_none=True))
-    else:
-        (folder / FACTS).unlink(missing_ok=True)
     if known.picture is not None:
         save_png(known.picture, folder / PICTURE)
-    else:
-        (folder / PICTURE).unlink(missing_ok=True)

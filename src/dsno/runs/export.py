@@ -6,12 +6,12 @@ from pathlib import Path
 
 from dsno.cards.about import About
 from dsno.cards.facts import known_of
-from dsno.cards.write import write_card
+from dsno.cards.write import local_source, write_card
 from dsno.pipeline import DSNOPipeline, DSNOTeacher
 from dsno.runs.build import guided
 from dsno.runs.locate import MODELS, saved_recipe
 from dsno.sampling.dial import NO_TEACHER
-from dsno.sampling.folder import CARD, ORIGIN
+from dsno.sampling.folder import CARD
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError
 from dsno.support.files import filling
@@ -53,11 +53,11 @@ def export_model(model: Path, folder: Path, *, license: str | None = None) -> st
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder; give a new one to --out.")
     pipeline = load_with_teacher(model)
-    known = known_of(pipeline.model.config[ORIGIN])
+    known = known_of(pipeline.model)
     with filling(folder) as temporary, quiet_libraries():
         pipeline.save_pretrained(temporary, card=False)
-        about, source = About.of(pipeline), f"path/to/{folder.absolute().name}"
-        write_card(temporary, about, known, source=source, license=license)
+        source = local_source(folder)
+        write_card(temporary, About.of(pipeline), known, source=source, license=license)
     card = f"its card ({CARD}) with what was measured"
     if known.facts.metrics is None:
         card = f"a card ({CARD}) without measurements, as `dsno evaluate` has none of these weights"

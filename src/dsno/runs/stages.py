@@ -22,6 +22,7 @@ from dsno.diffusion.denoisers import Denoiser, DenoiserProtocol, evaluations_per
 from dsno.diffusion.guidance import GuidedDenoiser
 from dsno.diffusion.solvers import evaluations, solve
 from dsno.diffusion.time_grids import Spacing, grid_times
+from dsno.evaluation.arrays import ARRAYS
 from dsno.evaluation.batchwise import Desk
 from dsno.evaluation.evaluate import evaluate
 from dsno.evaluation.features import Wanted, usual_spaces
@@ -594,7 +595,7 @@ def make_metrics(task: Task) -> str:
             "environment": environment(),
             "command": task.command,
         }
-        with replacing(folder / "arrays.safetensors") as temporary:
+        with replacing(folder / ARRAYS) as temporary:
             save_file({k: v.float().contiguous() for k, v in shown.items()}, temporary)
         write_json(folder / "metrics.json", record)
         for other in kept.iterdir():

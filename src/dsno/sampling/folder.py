@@ -95,10 +95,14 @@ def check_folder(
             )
 
 
+def weights_files(folder: Path) -> list[Path]:
+    """The files of the model's weights in a pipeline's folder."""
+    return sorted((folder / MODEL).glob("*.safetensors"))
+
+
 def weights_checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of each file of the model's weights in a pipeline's folder, by the files' names."""
-    files = sorted((folder / MODEL).glob("*.safetensors"))
-    return {file.name: sha256(file) for file in files}
+    return {file.name: sha256(file) for file in weights_files(folder)}
 
 
 def forget_origins(folder: Path) -> None:
