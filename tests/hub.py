@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from huggingface_hub import RepoUrl
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.utils import filter_repo_objects
 
 
@@ -33,3 +37,41 @@ class Hub:
     def files(self) -> list[str]:
         """What was downloaded."""
         return sorted(str(p.relative_to(self.cache)) for p in self.cache.rglob("*.*"))
+
+
+class Site:
+    """The Hub with all of its repositories, each a folder; whoever is logged in may write."""
+
+    def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
+        self.root, self.is_logged_in = root, True
+        self.commits: list[dict[str, Any]] = []
+        for name in ("create_repo", "upload_folder", "hf_hub_download", "snapshot_download"):
+            patch.setattr(f"huggingface_hub.{name}", getattr(self, name))
+
+    def create_repo(self, name: str, *, private: Any, token: Any, exist_ok: bool) -> RepoUrl:
+        """A name without an owner is the user's."""
+        assert exist_ok
+        if not self.is_logged_in and token is None:
+            response: Any = SimpleNamespace(headers={}, request=None)
+            raise HfHubHTTPError("401 Client Error", response=response)
+        full = name if "/" in name else f"user/{name}"
+        (self.root / full).mkdir(parents=True, exist_ok=True)
+        self.commits.append({"private": private})
+        return RepoUrl(f"https://huggingface.co/{full}")
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, **options: Any) -> str:
+        """Files of the same name are replaced, others stay."""
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+        self.commits.append(options)
+        return f"commit {len(self.commits)}"
+
+    def hf_hub_download(self, name: str, file: str, *, token: Any) -> str:
+        """The file itself."""
+        path = self.root / name / file
+        if not path.is_file():
+            raise EntryNotFoundError("404 Client Error")
+        return str(path)
+
+    def snapshot_download(self, name: str, **options: Any) -> str:
+        """A copy of what the patterns ask for."""
+        return Hub(self.root / name, self.root / "cache" / name)(name, **options)

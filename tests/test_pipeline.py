@@ -20,6 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests import makers
+from tests.checksums import contents
 from tests.devices import DEVICE, Crossings
 from tests.hub import Hub
 
@@ -657,6 +658,17 @@ def test_the_model_compiles_whole_and_once_and_makes_nothing_on_the_host(
     assert devices == [{DEVICE.type}]
 
 
+def test_a_compiled_model_is_saved_as_it_was(make: Any, tmp_path: Path) -> None:
+    pipeline = make()
+    pipeline.save_pretrained(tmp_path / "plain")
+    pipeline.model = torch.compile(pipeline.model, backend="eager")
+    pipeline.save_pretrained(tmp_path / "compiled")
+    folders = tmp_path / "plain", tmp_path / "compiled"
+    plain, compiled = (contents(folder) for folder in folders)
+    assert plain.pop("README.md") != compiled.pop("README.md")  # each names its folder
+    assert plain == compiled
+
+
 def test_a_pipeline_runs_in_half_precision(make: Any) -> None:
     pipeline, noise = make(), torch.randn(2, 1, 8, 8)
     exact = pipeline(noise=noise, output_type="raw").images
@@ -828,17 +840,19 @@ def test_a_model_on_the_hub_is_downloaded_with_the_weights_it_has(
     pipeline, noise = make(), torch.randn(1, 1, 8, 8)
     pipeline.save_pretrained(tmp_path / "hub", **SAVES.get(how, {}))
     (tmp_path / "hub" / "model" / "notes.bin").write_bytes(b"pickle")
+    (tmp_path / "hub" / "dsno.pipeline.py").write_text("raise SystemExit")
     if how == "plain":  # half precision beside it is left where it is
         pipeline.save_pretrained(tmp_path / "hub", variant="fp16")
     hub = Hub(tmp_path / "hub", tmp_path / "cache")
     monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
-    again = DSNOPipeline.from_pretrained("owner/name", revision="v2")
+    options = {"revision": "v2", "token": "t", "cache_dir": "c", "local_files_only": True}
+    again = DSNOPipeline.from_pretrained("owner/name", **options)
     assert torch.equal(
         again(noise=noise, output_type="raw").images,
         pipeline(noise=noise, output_type="raw").images,
     )
-    assert all(options == {"revision": "v2"} for options in hub.asked)
-    assert "model/notes.bin" not in hub.files
+    assert all(asked == options for asked in hub.asked)
+    assert not {"model/notes.bin", "dsno.pipeline.py"} & set(hub.files)
     assert any("fp16" in name for name in hub.files) == ("variant" in SAVES.get(how, {}))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from dsno.backbones import registry
 from dsno.backbones.autoencoder import Latents
 from dsno.backbones.text_encoder import TextEncoder
+from dsno.cards.publish import publish
 from dsno.diffusion.conditions import CLASS_LABELS, EMBEDDINGS, GUIDANCE_SCALE, Condition
 from dsno.diffusion.denoisers import Denoiser, DenoiserProtocol, Preconditioning
 from dsno.diffusion.guidance import GuidedDenoiser
@@ -31,21 +33,23 @@ from dsno.operator.lift import LiftConfig, Lifted
 from dsno.operator.readout import Readout
 from dsno.sampling import arguments
 from dsno.sampling.callbacks import LATENTS, StepEnd, check_callback, on_step
-from dsno.sampling.dial import go_on, start_of
+from dsno.sampling.dial import check_teacher, go_on, start_of
 from dsno.sampling.elsewhere import check_others
-from dsno.sampling.folder import COMPONENTS, Names, check_folder, choose_variant, read_model_config
+from dsno.sampling.folder import (
+    COMPONENTS,
+    Names,
+    check_folder,
+    choose_variant,
+    forget_origins,
+    read_model_config,
+)
 from dsno.sampling.loading import check_options, loading, local_folder, require_safetensors
 from dsno.sampling.outputs import OUTPUT_TYPES, DSNOPipelineOutput, convert
 from dsno.sampling.saved_model import SavedModel
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError, one_of
+from dsno.support.hub import Upload
 from dsno.teachers.store import denoiser_of
-
-NO_TEACHER = (
-    "This model was saved without its teacher, which takes every step after the first: use its "
-    "run's folder (`dsno sample runs/NAME --steps 2`), or write the model with its teacher by "
-    "`dsno export runs/NAME --out FOLDER`."
-)
 
 
 class DSNOModel(SavedModel):
@@ -382,20 +386,100 @@ class DSNOPipeline(DiffusionPipeline):
         return pipeline
 
     def save_pretrained(
-        self, save_directory: str | Path, safe_serialization: bool = True, **kwargs: Any
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        *,
+        license: str | None = None,
+        card: bool = True,
+        **kwargs: Any,
     ) -> None:
-        """Save every component.
+        """Save every component, and the model's card: README.md, which is its page on the Hub.
+
+        The card says what is known of the model: of one in a run's folder that was evaluated, how
+        it was made, what was measured by which protocol, and its samples. A README.md in the
+        folder, or in that of the model, that is not of this package's making is kept.
 
         Args:
             save_directory: folder to write.
             safe_serialization: True; other formats would not be loaded again.
-            kwargs: passed to `DiffusionPipeline.save_pretrained` (`variant`, ...).
+            variant: part of the names of the weights' files, such as "fp16".
+            max_shard_size: of one file of weights; more are written beyond it.
+            push_to_hub: upload the folder, too; its repository is called like it, or `repo_id`.
+            license: of the weights, by the Hub's names ("cc-by-4.0"), for the card.
+            card: whether to write it.
+            kwargs: of the upload: `repo_id`, `commit_message`, `private`, `create_pr`, `token`.
 
         Raises:
-            InputError: for pickled weights.
+            InputError: for pickled weights or unknown arguments; if what is known of the model is
+                damaged, before anything is written; or if it cannot be uploaded.
         """
         require_safetensors(safe_serialization, kwargs)
-        super().save_pretrained(save_directory, **kwargs)
+        folder, hub = Path(save_directory), None
+        for name in kwargs:
+            if name not in ("repo_id", "commit_message", "private", "token", "create_pr"):
+                raise InputError(f"Unknown argument of save_pretrained: {name!r:.60}; omit it.")
+            if not push_to_hub:
+                raise InputError(f"{name} is of an upload: give push_to_hub=True too.")
+        if push_to_hub:
+            hub = Upload(kwargs.pop("repo_id", folder.absolute().name), **kwargs)
+        self._save(folder, hub, variant, max_shard_size, license=license, card=card)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        *,
+        license: str | None = None,
+    ) -> Any:
+        """Upload the model with its card to the Hub; arguments: `save_pretrained`.
+
+        A card of the repository that is not of this package's making is kept.
+
+        Returns:
+            The library's `CommitInfo`.
+
+        Raises:
+            InputError: as `save_pretrained`, or for a `subfolder`.
+        """
+        require_safetensors(safe_serialization, {})
+        if subfolder:
+            raise InputError("A model is loaded from the top of a repository: leave out subfolder.")
+        hub = Upload(repo_id, commit_message, private, token, create_pr)
+        with tempfile.TemporaryDirectory() as folder:
+            return self._save(Path(folder), hub, variant, None, license=license, card=True)
+
+    def _save(
+        self,
+        folder: Path,
+        hub: Upload | None,
+        variant: str | None,
+        max_shard_size: int | str | None,
+        *,
+        license: str | None,
+        card: bool,
+    ) -> Any:
+        """Write the folder, and upload it; return the library's `CommitInfo` of that."""
+
+        def write() -> None:
+            super(DSNOPipeline, self).save_pretrained(
+                folder, variant=variant, max_shard_size=max_shard_size
+            )
+            forget_origins(folder)
+
+        if hub is None and not card:
+            write()
+            return None
+        return publish(self, write, folder, hub, license=license, card=card)
 
     @property
     def decode(self) -> Callable[[Tensor], Tensor]:
@@ -496,7 +580,12 @@ class DSNOPipeline(DiffusionPipeline):
             check_others(others, lambda: self.image_shape, known)
         steps = arguments.check_steps(num_inference_steps)
         if steps > 1:
-            self._check_steps(return_trajectory)
+            if return_trajectory:
+                raise InputError(
+                    "The trajectory is the operator's, of one step: leave out return_trajectory or "
+                    "num_inference_steps."
+                )
+            check_teacher(self.teacher, operator.preconditioning, operator.sample_shape)
         callback = check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, steps)
         if times is not None and not return_trajectory:
             raise InputError("Times are of the trajectory: give return_trajectory=True too.")
@@ -506,7 +595,7 @@ class DSNOPipeline(DiffusionPipeline):
         generators = arguments.generator_list(generator)
         prompts = arguments.prompt_list(prompt)
         repeats = arguments.check_repeats(num_images_per_prompt, is_textual=config.is_textual)
-        rows = prompt_embeds if prompts is None else prompts
+        rows = arguments.check_prompts(prompts, prompt_embeds, is_textual=config.is_textual)
         made = None if rows is None else len(rows) * repeats
         count = arguments.count_samples(
             batch_size,
@@ -521,7 +610,7 @@ class DSNOPipeline(DiffusionPipeline):
             CLASS_LABELS: arguments.labels(
                 class_labels, count, config.class_frequencies, generators
             ),
-            EMBEDDINGS: self._embeddings(prompts, prompt_embeds, count, repeats),
+            EMBEDDINGS: None if rows is None else self._embeddings(rows, count, repeats),
             GUIDANCE_SCALE: arguments.check_guidance(guidance_scale, count, config.guidance_scale),
         }
         asked = None if times is None else arguments.check_times(times)
@@ -552,27 +641,10 @@ class DSNOPipeline(DiffusionPipeline):
             nfe,
         )
 
-    def _check_steps(self, return_trajectory: bool) -> None:
-        """Refuse more than one step where they cannot be taken.
-
-        Raises:
-            InputError: if the trajectory is asked for, or there is no teacher, or one of other
-                samples or another schedule.
-        """
-        if return_trajectory:
-            raise InputError(
-                "The trajectory is the operator's, of one step: leave out return_trajectory or "
-                "num_inference_steps."
-            )
-        if self.teacher is None:
-            raise InputError(NO_TEACHER)
-        operator = self.model.operator
-        schedules = [m.schedule.to_config() for m in (self.teacher, operator.preconditioning)]
-        if schedules[0] != schedules[1] or self.teacher.sample_shape != operator.sample_shape:
-            raise InputError(
-                "The teacher of this pipeline has samples of another shape or another schedule "
-                "than the model; give the teacher that the model was distilled from."
-            )
+    def _embeddings(self, rows: Sequence[str] | Tensor, count: int, repeats: int) -> Tensor:
+        """Embeddings (count, L, D) of the samples' prompts."""
+        encoded = rows if isinstance(rows, Tensor) else self.embed(rows)
+        return encoded.to(self.model.dtype).repeat_interleave(repeats, 0).expand(count, -1, -1)
 
     def _states(
         self,
@@ -587,27 +659,6 @@ class DSNOPipeline(DiffusionPipeline):
         states: Tensor = self.model(noise, times=every, last_only=last_only, **condition)
         return states.clone()  # a CUDA graph puts the states of the next call where these are
 
-    def _embeddings(
-        self, prompts: list[str] | None, embeds: Tensor | None, count: int, repeats: int
-    ) -> Tensor | None:
-        """Embeddings (count, L, D) of the samples' prompts."""
-        if not self.model.config.is_textual:
-            if prompts is not None or embeds is not None:
-                raise InputError("This model is not conditioned on text: it takes no prompt.")
-            return None
-        if (prompts is None) == (embeds is None):
-            raise InputError(
-                "This model is conditioned on text: give either prompt or prompt_embeds."
-            )
-        encoded = self.embed(prompts) if prompts is not None else torch.as_tensor(embeds)
-        if encoded.ndim != 3:
-            raise InputError(
-                "Embeddings of prompts have shape (batch, tokens, channels), not "
-                f"{tuple(encoded.shape)}."
-            )
-        repeated = encoded.to(self.model.dtype).repeat_interleave(repeats, 0)
-        return repeated.expand(count, -1, -1)
-
 
 # `DiffusionPipeline.from_pretrained` finds a pipeline's class among the library's own names, and
 # has no other place for one that is not code inside the folder; the classes of its components it
@@ -618,7 +669,10 @@ diffusers.DSNOPipeline = DSNOPipeline
 def save_pipeline(
     model: DSNOModel, folder: Path, latents: Latents | None = None, text: TextEncoder | None = None
 ) -> None:
-    """Write the pipeline layout: model_index.json, model/ and what decodes and encodes for it."""
+    """Write the pipeline layout: model_index.json, model/ and what decodes and encodes for it.
+
+    There is no card yet: the model has not been measured.
+    """
     pipeline = DSNOPipeline(
         model,
         vae=None if latents is None else latents.vae,
@@ -626,4 +680,4 @@ def save_pipeline(
         tokenizer=None if text is None else text.tokenizer,
     )
     with quiet_libraries():
-        pipeline.save_pretrained(folder, safe_serialization=True)
+        pipeline.save_pretrained(folder, card=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tests.checksums import contents
 
@@ -193,3 +194,29 @@ def test_the_second_networks_rate_is_five_times_the_students_or_as_given(
     finish = load_recipe("digits", keys).finish
     assert finish is not None
     assert finish.fake_rate == pytest.approx(expected)
+
+
+def test_an_exported_model_has_a_card_with_what_was_measured(made: Path, tmp_path: Path) -> None:
+    metrics = json.loads((made / "report" / "metrics.json").read_text())
+    assert list(metrics["weights"]) == ["student", "finished"]
+    assert metrics["sampling_cost"] == pytest.approx(1, abs=0.1)  # of a readout, one evaluation
+    command = ["export", str(made), "--license", "mit", "--out", str(tmp_path / "model")]
+    assert main(command) == 0
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    (row,) = (row for row in metrics["samplers"] if (row["name"], row["nfe"]) == ("dsno", 1))
+    line = next(line for line in card.splitlines() if line.startswith("| **This model**"))
+    assert float(line.split("**")[5].split()[0]) == pytest.approx(
+        row["frechet_distance"]["pixels"], rel=5e-3
+    )
+    for said in (
+        "**Data**: Optical Recognition of Handwritten Digits",
+        "This model before its finish | 1 |",
+        "This model, then its teacher",
+        "yin2024",
+    ):
+        assert said in card
+    assert "license: mit" in card
+    assert "steps: 4" in card
+    assert str(made) not in card
+    with Image.open(tmp_path / "model" / "samples.png") as picture:
+        assert picture.size == (2 * 48 + 2, 2 * 48 + 2)  # both pictures, below the teacher's

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dsno.evaluation import figures, report
+from dsno.evaluation import figures, report, wording
 from dsno.evaluation.report import write_report
 from dsno.support.errors import InputError
 
@@ -581,7 +581,7 @@ def test_interrupted_writing_keeps_the_old_page(
     ],
 )
 def test_numbers_have_three_significant_digits(x: float, text: str) -> None:
-    assert figures.number(x) == text
+    assert wording.number(x) == text
 
 
 def test_trajectory_figure_sets_solver_over_student_column_by_column() -> None:

@@ -108,8 +108,14 @@ def export(
         str, typer.Argument(metavar="RUN", help="Folder of a run, or its student's folder.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = ...,  # type: ignore[assignment]
+    license: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the weights, for the model's card, by the Hub's names, such as cc-by-4.0."
+        ),
+    ] = None,
 ) -> None:
-    """Write a run's student together with its teacher, for more than one step (--steps)."""
+    """Write a run's student with its teacher, for more than one step, and a card for the Hub."""
     from dsno.runs.locate import model_folder
 
     folder = model_folder(target)
@@ -117,7 +123,7 @@ def export(
         raise InputError(f"There is no folder {target}; give the folder of a run.")
     from dsno.runs.export import export_model
 
-    note(export_model(folder, out))
+    note(export_model(folder, out, license=license))
 
 
 def import_(

@@ -9,6 +9,6 @@ the student are measured by the same code. What measures or shows a measurement 
 with its error as an `estimate` where it has one; `measures` takes them together. `evaluate`
 measures, in batches that all processes share (`batchwise`, `measured`), `equivalence` says how many
 evaluations a student is worth, `trajectories` looks at whole trajectories, `validity` says whether
-there were enough samples. `metrics` is the record of it, which `table` prints and `report` draws
-with `figures` and the page of `template`.
+there were enough samples. `metrics` is the record of it, which `table` prints, `wording` says in
+sentences and `report` draws, with `arrays` of samples, `figures` and the page of `template`.
 """

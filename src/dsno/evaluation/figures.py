@@ -19,6 +19,7 @@ from torch import Tensor
 from dsno.evaluation.estimate import Z95
 from dsno.evaluation.features import singular
 from dsno.evaluation.samplers import STUDENT, UNFINISHED
+from dsno.evaluation.wording import order, short
 from dsno.support.images import to_pil
 
 Row = Mapping[str, Any]
@@ -51,22 +52,6 @@ STYLE: Any = {  # matplotlib spells out every key as a type
     "text.parse_math": False,
 }
 COLUMNS, NOISES = 9, 4
-
-
-def number(x: float) -> str:
-    """Three significant digits, thousands separated: 1,610; 42.2; 0.0552; 4.56e-05."""
-    if x == 0 or not math.isfinite(x):
-        return "0" if x == 0 else str(x)
-    x = float(f"{x:.3g}")
-    if abs(x) >= 1000:
-        return f"{x:,.0f}"
-    return f"{x:#.3g}".rstrip(".")
-
-
-def short(x: float) -> str:
-    """`number` without trailing zeros, for ticks and labels."""
-    text = number(x)
-    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
 
 
 def quality(
@@ -116,13 +101,6 @@ def _series(samplers: Sequence[Row]) -> dict[tuple[str, str | None], list[Row]]:
     for row in sorted(samplers, key=lambda row: int(row["nfe"])):
         groups.setdefault((row["name"], row["spacing"]), []).append(row)
     return dict(sorted(groups.items(), key=lambda item: order(*item[0])))
-
-
-def order(name: str, spacing: str | None) -> tuple[int, str, str]:
-    """Key that sorts the student first, then method by method, uniform steps first."""
-    known = list(COLOURS)
-    rank = known.index(name) if name in known else len(known)
-    return rank, name, "" if spacing in (None, "uniform") else str(spacing)
 
 
 def _draw_series(

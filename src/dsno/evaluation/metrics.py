@@ -188,6 +188,11 @@ class Metrics(_Record):
     trajectories: _Trajectories
     step_equivalence: list[Equivalence] = []
     warnings: list[Shortage] = []
+    weights: dict[str, dict[str, str]] = {}
+    """SHA-256 of the files of the models measured, by the models' folders; the last one is the
+    student of the verdict. Empty in files of earlier versions."""
+    sampling_cost: float | None = None
+    """Multiply-adds of a sample of the student, in evaluations of the teacher's network."""
     durations: dict[str, float]
     recipe: dict[str, Any]
     environment: dict[str, Any]
@@ -201,8 +206,7 @@ class Metrics(_Record):
                 raise ValueError("every distance and the verdict must use the features listed")
         if not {row.features for row in self.step_equivalence} <= self.features.keys():
             raise ValueError("every step equivalence must use the features listed")
-        if STUDENT not in (row.name for row in self.samplers):
-            raise ValueError(f"no sampler is named {STUDENT!r}")
+        self.of_one_step(STUDENT)
         known = [row.per_time for row in self.student_history if row.per_time is not None]
         if any(len(values) != len(self.trained_times) for values in known):
             raise ValueError("student_history.per_time and trained_times differ in length")
@@ -213,6 +217,17 @@ class Metrics(_Record):
     def feature_names(self) -> list[str]:
         """The feature spaces, the verdict's first."""
         return sorted(self.features, key=lambda name: name != self.verdict.features)
+
+    def of_one_step(self, name: str) -> SamplerRecord:
+        """What was measured of a student's one evaluation.
+
+        Raises:
+            ValueError: if that was not measured.
+        """
+        for row in self.samplers:
+            if row.name == name and row.spacing is None:
+                return row
+        raise ValueError(f"no sampler is named {name!r}")
 
     def equivalences(self) -> list[Equivalence]:
         """The step equivalence in the verdict's features, one for each solver."""

@@ -11,22 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dsno.evaluation import figures
-from dsno.evaluation.metrics import METRICS, REMEDY, Metrics, read_metrics
+from dsno.evaluation.arrays import ARRAYS, REAL, SAMPLES, TRAJECTORIES, read_arrays
+from dsno.evaluation.metrics import METRICS, Metrics, read_metrics
 from dsno.evaluation.template import render
-from dsno.support.errors import InputError
 from dsno.support.files import write_text
-from dsno.support.images import CELL, MODES, grid, save_png
+from dsno.support.images import CELL, grid, save_png
 
-ARRAYS, PAGE = "arrays.safetensors", "report.html"
-REAL = "real"
-"""Missing where only statistics of the data are known."""
-SAMPLES = ("teacher", "ddim", "student")
-TRAJECTORIES = ("teacher_trajectory", "student_trajectory")
+PAGE = "report.html"
 
 
 def write_report(folder: Path, *, title: str = "") -> Path:
@@ -46,7 +40,7 @@ def write_report(folder: Path, *, title: str = "") -> Path:
     metrics = read_metrics(folder / METRICS)
     if title:
         metrics = metrics.model_copy(update={"title": title})
-    pictures = _draw(metrics, _read_arrays(folder / ARRAYS))
+    pictures = _draw(metrics, read_arrays(folder / ARRAYS))
     uris = {}
     for name, picture in pictures.items():
         path = folder / "figures" / f"{name}.png"
@@ -54,45 +48,6 @@ def write_report(folder: Path, *, title: str = "") -> Path:
         uris[name] = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
     write_text(folder / PAGE, render(metrics, uris))
     return folder / PAGE
-
-
-def _read_arrays(path: Path) -> dict[str, Tensor]:
-    """arrays.safetensors, checked; its images are there in whole groups or not at all."""
-    try:
-        arrays = load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"There is no arrays file at {path}; {REMEDY}.") from None
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"The arrays file {path} cannot be read ({error}); {REMEDY}.") from None
-    samples = (REAL, *SAMPLES) if REAL in arrays else SAMPLES
-    for group, ndim in ((samples, 4), (TRAJECTORIES, 5)):
-        if reason := _problem(arrays, group, ndim):
-            raise InputError(f"The arrays file {path} is malformed ({reason}); {REMEDY}.")
-    return arrays
-
-
-def _problem(arrays: Mapping[str, Tensor], group: tuple[str, ...], ndim: int) -> str | None:
-    """What is wrong with a group of images (n, ..., C, H, W), None if nothing is."""
-    missing = [name for name in group if name not in arrays]
-    if len(missing) == len(group):
-        return None
-    if missing:
-        return f"{missing[0]!r} is missing"
-    if ndim == 5 and arrays.get("trajectory_times", arrays[group[0]]).ndim != 1:
-        return "'trajectory_times' is missing or not a list"
-    last = arrays[group[-1]]
-    for name in group:
-        array = arrays[name]
-        shape = tuple(array.shape)
-        if array.ndim != ndim or shape[-3] not in MODES or not array.numel():
-            return f"{name!r} has shape {shape}"
-        if shape[1:] != last.shape[1:] or (name != REAL and len(array) != len(last)):
-            return f"the shapes of {name!r} and {group[-1]!r} differ"
-        if array.isnan().any():
-            return f"{name!r} holds NaN"
-        if ndim == 5 and shape[1] != len(arrays["trajectory_times"]):
-            return f"{name!r} and 'trajectory_times' differ in length"
-    return None
 
 
 def _draw(metrics: Metrics, arrays: Mapping[str, Tensor]) -> dict[str, Image.Image]:

@@ -28,14 +28,14 @@ from dsno.support.transfers import to_device
 
 STUDENT, UNFINISHED = "dsno", "dsno-unfinished"
 SAMPLER_NAMES = {
-    "ddim": "DDIM",
-    "heun": "Heun",
-    "dpm++2m": "DPM-Solver++(2M)",
-    "unipc": "UniPC",
     STUDENT: "DSNO",
     UNFINISHED: "DSNO before its finish",
+    "ddim": "DDIM",
+    "dpm++2m": "DPM-Solver++(2M)",
+    "unipc": "UniPC",
+    "heun": "Heun",
 }
-"""Names of the solvers and the student in tables and figures."""
+"""Names of the student and the solvers in tables and figures, in their order there."""
 
 Generate = Callable[[Tensor, Condition | None], Tensor]
 """(noise, condition) -> samples, both (batch, *shape)."""

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from importlib import resources
 
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from dsno.evaluation.estimate import Estimate
 from dsno.evaluation.features import singular
-from dsno.evaluation.figures import number, order, short
-from dsno.evaluation.metrics import Metrics, SamplerRecord
-from dsno.evaluation.samplers import SAMPLER_NAMES, STUDENT, UNFINISHED
+from dsno.evaluation.metrics import Metrics
+from dsno.evaluation.samplers import SAMPLER_NAMES
 from dsno.evaluation.table import MEASURES
+from dsno.evaluation.wording import (
+    deciding,
+    duration,
+    in_evaluations,
+    interval,
+    number,
+    ordered,
+    share,
+    symbol,
+    verdict,
+)
 
 TEMPLATE = "template.html.j2"
-SHOWN = 12
-"""Digits of a checksum on the page; metrics.json has all."""
 
 
 def render(metrics: Metrics, uris: Mapping[str, str]) -> str:
@@ -26,19 +32,17 @@ def render(metrics: Metrics, uris: Mapping[str, str]) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "duration": _duration}
-    environment.filters |= {"evaluations": _evaluations, "singular": singular}
-    environment.filters |= {"interval": _interval, "share": _share, "symbol": _symbol}
-    environment.filters |= {
-        "measured": lambda x: _share(x) if isinstance(x, float) else _interval(x)
-    }
+    environment.filters |= {"number": number, "duration": duration}
+    environment.filters |= {"evaluations": in_evaluations, "singular": singular}
+    environment.filters |= {"interval": interval, "share": share, "symbol": symbol}
+    environment.filters |= {"measured": lambda x: share(x) if isinstance(x, float) else interval(x)}
     text = (resources.files("dsno.evaluation") / TEMPLATE).read_text(encoding="utf-8")
     sentence, remarks = verdict(metrics)
     return environment.from_string(text).render(
         m=metrics,
         sentence=sentence,
         remarks=remarks,
-        rows=_ordered(metrics),
+        rows=ordered(metrics),
         names=metrics.feature_names(),
         labels=SAMPLER_NAMES,
         measures={
@@ -50,119 +54,3 @@ def render(metrics: Metrics, uris: Mapping[str, str]) -> str:
         deciding=deciding(metrics),
         recipe=yaml.safe_dump(metrics.recipe, sort_keys=False, allow_unicode=True),
     )
-
-
-def verdict(metrics: Metrics) -> tuple[str, list[str]]:
-    """The verdict in one plain sentence, and the sentences that put it in proportion."""
-    v, evaluations = metrics.verdict, _evaluations(metrics.verdict.ddim_nfe)
-    word = "beats" if v.student < v.ddim else "does not beat" if v.student > v.ddim else "equals"
-    remarks = [
-        f"In {_evaluations(_ordered(metrics)[0].nfe)} its Frechet distance "
-        f"({singular(v.features)} features) to the {metrics.reference.what} is "
-        f"{number(v.student)}; with {evaluations} DDIM's is {number(v.ddim)} (lower is better)."
-    ]
-    if before := [row for row in metrics.samplers if row.name == UNFINISHED]:
-        remarks.append(
-            "Before its finish by distribution matching it was "
-            f"{number(before[0].frechet_distance[v.features])}."
-        )
-    further = [row for row in _ordered(metrics) if row.name == STUDENT and row.spacing is not None]
-    if further:
-        points = [
-            f"{number(row.frechet_distance[v.features])} with {_evaluations(row.nfe)}"
-            for row in further
-        ]
-        remarks.append(
-            f"Where the teacher's solver goes on {further[0].spacing} of its trajectory, it is "
-            f"{' and '.join(points)} in all."
-        )
-    others = [row for row in metrics.samplers if row.name not in (STUDENT, UNFINISHED)]
-    best = min(others, key=lambda row: (row.frechet_distance[v.features], row.nfe))
-    if better := [row for row in others if row.frechet_distance[v.features] < v.student]:
-        fewest = min(better, key=lambda row: (row.nfe, row.frechet_distance[v.features]))
-        leads = "The fewest evaluations that do better", "The lowest distance measured"
-        for lead, row in zip(leads, (fewest, best), strict=True):
-            remarks.append(f"{lead}: {_with_distance(row, v.features)}.")
-    else:
-        remarks.append(
-            "No solver of the teacher that was measured does better; the nearest is "
-            f"{_with_distance(best, v.features)}."
-        )
-    return f"The one-step student {word} DDIM with {evaluations} on a uniform grid.", remarks
-
-
-def _with_distance(row: SamplerRecord, features: str) -> str:
-    """A sampler, its evaluations and its distance."""
-    steps = f"{row.spacing} steps, " if row.spacing not in (None, "uniform") else ""
-    distance = steps + number(row.frechet_distance[features])
-    return f"{row.label} with {_evaluations(row.nfe)} ({distance})"
-
-
-def deciding(metrics: Metrics) -> list[tuple[str, str]]:
-    """What else decides the numbers, line by line; nothing for files that do not say."""
-    lines: list[tuple[str, str]] = []
-    if metrics.seed is not None:
-        kind = metrics.arithmetic
-        how = "" if kind.precision == "exact" else f", networks in {kind.precision}"
-        how += ", compiled" if kind.compiled else ""
-        lines.append(("Samples", f"{metrics.samples:,} of seed {metrics.seed}{how}"))
-    if (protocol := metrics.protocol) is not None:
-        shape = "x".join(map(str, protocol.shape))
-        split = f", split {protocol.split}" if protocol.split is not None else ""
-        about = f"{metrics.reference.name}, {metrics.reference.count:,} of {shape}{split}"
-        lines.append(("Compared with", f"{about}; SHA-256 {protocol.data_sha256[:SHOWN]}"))
-        for who, decay in protocol.ema_decay:
-            if decay is not None:
-                lines.append((f"Averaging of the {who}'s weights", f"decay {decay:g}"))
-    if (finish := metrics.finish) is not None:
-        by_step = {look.step: look for look in finish.looks}
-        start, kept = by_step[0], by_step[finish.kept]
-        seen = f"recall {_share(start.recall)} before, {_share(kept.recall)} then"
-        if start.distance is not None and kept.distance is not None:
-            seen = f"distance {number(start.distance)} before, {number(kept.distance)} then; {seen}"
-        lines.append(
-            ("Finish", f"step {finish.kept:,} kept; {finish.samples:,} samples looked at: {seen}")
-        )
-    for name, features in metrics.features.items():
-        checksum = features.sha256 or features.weights_sha256
-        said = [features.network, features.file, features.resolution, features.quantisation]
-        words = [word for word in said if word]
-        words += [f"SHA-256 {checksum[:SHOWN]}"] if checksum else []
-        if words:
-            lines.append((f"Features: {singular(name)}", "; ".join(words)))
-    return lines
-
-
-def _ordered(metrics: Metrics) -> list[SamplerRecord]:
-    """The samplers: the student, then method by method, by spacing and evaluations."""
-    return sorted(metrics.samplers, key=lambda row: (*order(row.name, row.spacing), row.nfe))
-
-
-def _evaluations(count: int) -> str:
-    return "one evaluation" if count == 1 else f"{count:,} evaluations"
-
-
-def _interval(estimate: Estimate) -> str:
-    """0.385 ± 0.011, half of a 95 % interval; the value alone if its error is not known."""
-    known = not math.isnan(estimate.standard_error)
-    return number(estimate.value) + (
-        f" ± {short(float(f'{estimate.half_width:.2g}'))}" if known else ""
-    )
-
-
-def _share(share: float) -> str:
-    return f"{share:.3f}"
-
-
-def _symbol(text: str) -> str:
-    """Inequalities as they are printed."""
-    return text.replace(">=", "\u2265").replace("< ", "<\u2009")
-
-
-def _duration(seconds: float) -> str:
-    """0.42 s; 42.1 s; 7 min 5 s; 3 h 12 min."""
-    if seconds < 60:
-        return f"{number(seconds)} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s"

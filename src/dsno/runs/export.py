@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dsno.pipeline import NO_TEACHER, DSNOPipeline, DSNOTeacher
+from dsno.cards.about import About
+from dsno.cards.facts import known_of
+from dsno.cards.write import local_source, write_card
+from dsno.pipeline import DSNOPipeline, DSNOTeacher
 from dsno.runs.build import guided
 from dsno.runs.locate import MODELS, saved_recipe
+from dsno.sampling.dial import NO_TEACHER
+from dsno.sampling.folder import CARD
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError
 from dsno.support.files import filling
@@ -34,12 +39,13 @@ def load_with_teacher(folder: Path) -> DSNOPipeline:
     return pipeline
 
 
-def export_model(model: Path, folder: Path) -> str:
-    """Write a model with its teacher to a new folder; return what was done.
+def export_model(model: Path, folder: Path, *, license: str | None = None) -> str:
+    """Write a model with its teacher and its card to a new folder; return what was done.
 
     Args:
         model: folder of the model.
         folder: new or empty.
+        license: of the weights, for the card.
 
     Raises:
         InputError: as `load_with_teacher`, or if the folder holds something else.
@@ -47,6 +53,12 @@ def export_model(model: Path, folder: Path) -> str:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder; give a new one to --out.")
     pipeline = load_with_teacher(model)
+    known = known_of(pipeline.model)
     with filling(folder) as temporary, quiet_libraries():
-        pipeline.save_pretrained(temporary)
-    return f"Wrote the model and its teacher to {folder}."
+        pipeline.save_pretrained(temporary, card=False)
+        source = local_source(folder)
+        write_card(temporary, About.of(pipeline), known, source=source, license=license)
+    card = f"its card ({CARD}) with what was measured"
+    if known.facts.metrics is None:
+        card = f"a card ({CARD}) without measurements, as `dsno evaluate` has none of these weights"
+    return f"Wrote the model, its teacher and {card} to {folder}."

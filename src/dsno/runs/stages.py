@@ -22,13 +22,14 @@ from dsno.diffusion.denoisers import Denoiser, DenoiserProtocol, evaluations_per
 from dsno.diffusion.guidance import GuidedDenoiser
 from dsno.diffusion.solvers import evaluations, solve
 from dsno.diffusion.time_grids import Spacing, grid_times
+from dsno.evaluation.arrays import ARRAYS
 from dsno.evaluation.batchwise import Desk
 from dsno.evaluation.evaluate import evaluate
 from dsno.evaluation.features import Wanted, usual_spaces
 from dsno.evaluation.reference import build_reference
 from dsno.evaluation.samplers import Draws
 from dsno.evaluation.trajectories import power_spectrum, trajectory_arrays
-from dsno.operator.dsno import DSNO
+from dsno.operator.dsno import DSNO, sampling_cost
 from dsno.operator.scaled import ScaledDenoiser
 from dsno.recipes.schema import Evaluate, Recipe
 from dsno.runs.build import (
@@ -48,8 +49,9 @@ from dsno.runs.build import (
     summary,
 )
 from dsno.runs.dependencies import collect_settings
-from dsno.runs.locate import FINISHED, STUDENT, model_of, trajectories_storage
+from dsno.runs.locate import FINISHED, MODELS, STUDENT, model_of, trajectories_storage
 from dsno.runs.records import Extended
+from dsno.sampling.folder import weights_checksums
 from dsno.support import distributed, seeds
 from dsno.support.environment import environment, versions
 from dsno.support.errors import InputError
@@ -583,12 +585,17 @@ def make_metrics(task: Task) -> str:
                 **{key: manifest.solver[key] for key in ("steps", "spacing", "nfe")},
                 "precision": manifest.precision,
             },
+            "weights": {
+                name: weights_checksums(task.folder / name)
+                for name in MODELS[: MODELS.index(last) + 1]
+            },
+            "sampling_cost": _sampling_cost(operator, teacher, draws),
             "durations": {s: task.seconds[s] for s in FOLDERS if s in task.tags},
             "recipe": task.recipe.model_dump(mode="json"),
             "environment": environment(),
             "command": task.command,
         }
-        with replacing(folder / "arrays.safetensors") as temporary:
+        with replacing(folder / ARRAYS) as temporary:
             save_file({k: v.float().contiguous() for k, v in shown.items()}, temporary)
         write_json(folder / "metrics.json", record)
         for other in kept.iterdir():
@@ -600,6 +607,15 @@ def make_metrics(task: Task) -> str:
         f"read {spec.samples:,} samples of each of {len(metrics['samplers'])} samplers and "
         f"{len(data):,} {data.name}; wrote {folder / 'metrics.json'}"
     )
+
+
+def _sampling_cost(operator: DSNO, teacher: Teacher, draws: Draws) -> float | None:
+    """Multiply-adds of a sample, in evaluations of the teacher's network; None if it has none."""
+    _, condition = draws.batch(range(1))
+    try:
+        return sampling_cost(operator, teacher.denoiser, condition)
+    except ZeroDivisionError:
+        return None
 
 
 def protocol(task: Task, data: Dataset) -> dict[str, Any]:

@@ -68,6 +68,35 @@ def prompt_list(prompt: Any) -> list[str] | None:
     return [str(text) for text in prompts]
 
 
+def check_prompts(
+    prompts: list[str] | None, embeds: Any, *, is_textual: bool
+) -> list[str] | Tensor | None:
+    """What the samples are conditioned on: prompts, or their embeddings (n, L, D).
+
+    Returns:
+        None if the model is not conditioned on text.
+
+    Raises:
+        InputError: if it is and none or both are given, if it is not and one is, or for embeddings
+            of another shape.
+    """
+    if not is_textual:
+        if prompts is not None or embeds is not None:
+            raise InputError("This model is not conditioned on text: it takes no prompt.")
+        return None
+    if (prompts is None) == (embeds is None):
+        raise InputError("This model is conditioned on text: give either prompt or prompt_embeds.")
+    if prompts is not None:
+        return prompts
+    embedded = torch.as_tensor(embeds)
+    if embedded.ndim != 3:
+        raise InputError(
+            "Embeddings of prompts have shape (batch, tokens, channels), not "
+            f"{tuple(embedded.shape)}."
+        )
+    return embedded
+
+
 def check_repeats(num_images_per_prompt: Any, *, is_textual: bool) -> int:
     """The number of samples of each prompt; None is one.
 

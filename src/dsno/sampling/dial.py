@@ -14,6 +14,7 @@ tabulates other times.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,13 @@ SOLVER: Solver = "unipc"
 SPACING: SpacingName = "quadratic"
 MOST_NOISE = 0.2
 """Of a state to go on from: sigma / (alpha sigma_data)."""
+
+
+NO_TEACHER = (
+    "This model was saved without its teacher, which takes every step after the first: use its "
+    "run's folder (`dsno sample runs/NAME --steps 2`), or write the model with its teacher by "
+    "`dsno export runs/NAME --out FOLDER`."
+)
 
 
 @dataclass(frozen=True)
@@ -106,3 +114,26 @@ def cost(teacher: DenoiserProtocol, steps: int) -> int:
     if steps == 1:
         return 1
     return 1 + evaluations(SOLVER, steps - 1) * evaluations_per_call(teacher)
+
+
+def check_teacher(
+    teacher: DenoiserProtocol | None, preconditioning: Preconditioning, shape: Sequence[int]
+) -> None:
+    """Refuse more than one step where they cannot be taken.
+
+    Args:
+        teacher: of the operator, if there is one.
+        preconditioning: the operator's.
+        shape: of the operator's samples.
+
+    Raises:
+        InputError: if there is no teacher, or one of other samples or another schedule.
+    """
+    if teacher is None:
+        raise InputError(NO_TEACHER)
+    schedules = [one.schedule.to_config() for one in (teacher, preconditioning)]
+    if schedules[0] != schedules[1] or tuple(teacher.sample_shape) != tuple(shape):
+        raise InputError(
+            "The teacher of this pipeline has samples of another shape or another schedule than "
+            "the model; give the teacher that the model was distilled from."
+        )

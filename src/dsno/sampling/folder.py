@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from dsno.backbones.safe_loading import (
     weight_variants,
 )
 from dsno.support.errors import InputError
-from dsno.support.files import read_json
+from dsno.support.files import read_json, sha256, write_text
 from dsno.support.scalars import as_whole
 
 MAX_SLICES, MAX_SITES = 4_096, 4_096
@@ -27,6 +28,10 @@ MAX_SLICES, MAX_SITES = 4_096, 4_096
 REMEDY = "train or download it again"
 MODEL, VAE, TEXT_ENCODER, TOKENIZER = "model", "vae", "text_encoder", "tokenizer"
 TEACHER = "teacher"
+CARD, FACTS, PICTURE = "README.md", "card.json", "samples.png"
+"""Of a model that is published: its page, what that was made of, and the picture in it."""
+ORIGIN = "_name_or_path"
+"""In a configuration, what it was loaded from: written by diffusers."""
 COMPONENTS = (MODEL, VAE, TEXT_ENCODER, TOKENIZER, TEACHER)
 _STEMS = {
     MODEL: DIFFUSERS_STEM,
@@ -88,6 +93,25 @@ def check_folder(
             raise InputError(
                 f"The {component} in {folder} is a {found!r:.60}, expected {entry[1]!r}; {REMEDY}."
             )
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The files of the model's weights in a pipeline's folder."""
+    return sorted((folder / MODEL).glob("*.safetensors"))
+
+
+def weights_checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of the model's weights in a pipeline's folder, by the files' names."""
+    return {file.name: sha256(file) for file in weights_files(folder)}
+
+
+def forget_origins(folder: Path) -> None:
+    """Take the path that each part was loaded from out of a folder, which may be published."""
+    names = ("model_index.json", "config.json", "*/config.json")
+    for file in (file for name in names for file in sorted(folder.glob(name))):
+        config = read_json(file, "configuration", REMEDY)
+        if config.pop(ORIGIN, None) is not None:
+            write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def choose_variant(folder: Path, wanted: str | None) -> str | None:

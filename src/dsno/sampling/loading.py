@@ -11,7 +11,7 @@ import diffusers
 import torch
 
 from dsno.backbones.safe_loading import first_line, lacks_weights
-from dsno.sampling.folder import REMEDY
+from dsno.sampling.folder import CARD, PICTURE, REMEDY
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError, closest
 from dsno.support.hub import HALF_PRECISION, download, looks_like_hub_id
@@ -34,8 +34,8 @@ _REFUSED: Mapping[str, str] = {
 _DTYPE_SINCE = (0, 42)
 """Version of diffusers that takes `dtype` and warns of `torch_dtype`."""
 _COMPONENTS = ("model", "vae", "text_encoder", "teacher")
-_ALLOW = ("*.json", "*.safetensors", "*.txt", "*.model")
-"""What is worth downloading: configurations, weights, and the files of tokenizers."""
+_ALLOW = ("*.json", "*.safetensors", "*.txt", "*.model", CARD, PICTURE)
+"""What is worth downloading: configurations, weights, the files of tokenizers, and the card."""
 
 
 def local_folder(source: str | Path, options: dict[str, Any]) -> Path:

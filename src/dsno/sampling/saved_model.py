@@ -15,7 +15,7 @@ from dsno.backbones.safe_loading import (
     check_model,
     weight_variants,
 )
-from dsno.sampling.folder import read_config, require_variant
+from dsno.sampling.folder import forget_origins, read_config, require_variant
 from dsno.sampling.loading import check_options, loading, local_folder, require_safetensors
 from dsno.support.errors import InputError
 
@@ -91,3 +91,4 @@ class SavedModel(ModelMixin, ConfigMixin):
         super().save_pretrained(
             save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs
         )
+        forget_origins(Path(save_directory))
