@@ -1,11 +1,12 @@
-"""Are the samples copies? Each sample of a run beside the training images nearest to it.
+"""Are the samples copies? Each sample of a model beside the training images nearest to it.
 
     python benchmarks/neighbours.py runs/cifar10-cpu --out neighbours.png
+    python benchmarks/neighbours.py MODEL data.source=huggingface data.path=CIFAR
 
-Every row: a sample, then the nearest images in pixels, then those in the features of the run's
-classifier. It also prints the median distance from a sample to its nearest training image, over
-that from a training image to the nearest other one: a model that copies has a ratio near 0, one
-that makes new images like the real ones a ratio near 1.
+Every row: a sample, then the nearest images in pixels, then those in the features of a classifier.
+It also prints the median distance from a sample to its nearest training image, over that from a
+training image to the nearest other one: a model that copies has a ratio near 0, one that makes new
+images like the real ones a ratio near 1. A run says itself which images it was trained on.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import argparse
 from pathlib import Path
 
 import torch
+from feature_spaces import kept_classifier
 from torch import Tensor
 
+from dsno import DSNOPipeline
 from dsno.data.dataset import Dataset
+from dsno.data.load import read_data
 from dsno.evaluation.features import Space, Wanted, build_space
-from dsno.evaluation.samplers import Draws, draw, student_sampler
-from dsno.runs.build import conditions_of, load_recipe_data
-from dsno.runs.locate import model_of, saved_recipe
-from dsno.runs.stages import load_operator
+from dsno.runs.build import load_recipe_data
+from dsno.runs.locate import model_folder, saved_recipe
+from dsno.runs.request import sections
 from dsno.support.images import grid, save_png
-from dsno.teachers.store import load_teacher
 
 CHUNK = 500
 
@@ -49,9 +51,23 @@ def spaces(samples: Tensor, data: Dataset, space: Space) -> dict[str, tuple[Tens
     }
 
 
+def sampled(model: str, count: int) -> Tensor:
+    """Samples, (count, C, H, W), of a model's or run's folder."""
+    folder = model_folder(model)
+    if folder is None:
+        raise SystemExit(f"{model} is no model and no run.")
+    pipeline, generator = DSNOPipeline.from_pretrained(folder), torch.Generator().manual_seed(0)
+    sizes = [len(part) for part in torch.arange(count).split(CHUNK)]
+    return torch.cat(
+        [pipeline(batch_size=n, generator=generator, output_type="raw").images for n in sizes]
+    ).clamp(-1, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
+    parser.add_argument("model", help="folder of a model or a run")
+    parser.add_argument("data", nargs="*", help="data.KEY=VALUE; a run's own if left out")
+    parser.add_argument("--classifier", type=Path, help="folder with one that was trained before")
     parser.add_argument("--num", type=int, default=1000, help="samples of the ratio")
     parser.add_argument(
         "--rows", type=int, default=12, help="samples that are shown, the first ones"
@@ -59,16 +75,15 @@ def main() -> None:
     parser.add_argument("--nearest", type=int, default=5)
     parser.add_argument("--out", type=Path, help="PNG file")
     options = parser.parse_args()
-    recipe, teacher = saved_recipe(options.run), load_teacher(options.run / "teacher")
-    data = load_recipe_data(recipe)
-    conditions = conditions_of(recipe, teacher, None)
-    draws = Draws(
-        recipe.seed, teacher.denoiser.sample_shape, conditions, recipe.evaluate.batch_size
-    )
-    sampler = student_sampler(load_operator(options.run / model_of(recipe)))
-    samples = draw(sampler, draws, options.num, lambda *_, **__: None).clamp(-1, 1)
-    wanted = Wanted(data.sample_shape, data=data, seed=recipe.evaluate.classifier_seed)
-    space = build_space("classifier", wanted)
+    if options.data:
+        data = read_data(sections({}, options.data)[0])
+    else:
+        data = load_recipe_data(saved_recipe(Path(options.model)))
+    if options.classifier is not None:
+        space = kept_classifier(options.classifier, data, torch.device("cpu"))
+    else:
+        space = build_space("classifier", Wanted(data.sample_shape, data=data, seed=0))
+    samples = sampled(options.model, options.num)
     shown = [samples[: options.rows, None]]
     for name, (of_samples, of_images) in spaces(samples, data, space).items():
         print(f"{name}: {ratio(of_samples, of_images):.2f}")
