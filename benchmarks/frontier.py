@@ -36,8 +36,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import consistency
 import torch
 from safetensors.torch import load_file, save_file
+from step_cost import step_cost
 from timing import interleaved
-from torch.utils.flop_counter import FlopCounterMode
 
 from dsno.cli import main as dsno
 from dsno.diffusion.denoisers import Denoiser
@@ -46,7 +46,7 @@ from dsno.evaluation.samplers import Draws, Sampler, draw, student_sampler, teac
 from dsno.operator.dsno import sampling_cost
 from dsno.recipes.load import load_recipe
 from dsno.recipes.schema import Optimisation, Recipe
-from dsno.runs.build import conditions_of, load_recipe_data, new_operator
+from dsno.runs.build import conditions_of, load_recipe_data
 from dsno.runs.stages import environment, load_operator
 from dsno.support.files import write_json
 from dsno.teachers.store import Teacher, load_teacher
@@ -130,28 +130,18 @@ class Work:
         usual = (f"seed={seed}", "train.trajectory_every=1")
         return [*usual, *self.changes, *changes]
 
-    def student(self, name: str, teacher: Teacher) -> tuple[Recipe, float]:
-        """The recipe of a kind of student, and multiply-adds of its forward pass in training."""
-        recipe = self.recipe(0, KINDS[name].changes)
-        operator = new_operator(recipe, teacher)
-        noise = torch.zeros(1, *operator.sample_shape)
-        condition = {"class_labels": torch.zeros(1, dtype=torch.long)}
-        found = []
-        for last_only in (False, True):
-            with torch.no_grad(), FlopCounterMode(display=False) as counted:
-                operator(noise, condition, last_only=last_only)
-            found.append(counted.get_total_flops())
-        whole, sample = found
-        return recipe, sample + (whole - sample) / recipe.train.trajectory_every
+    def step(self, name: str, teacher: Teacher) -> float:
+        """What a step of a kind of student costs."""
+        return step_cost(self.recipe(0, KINDS[name].changes), teacher)
 
     def steps_of(self, name: str, teacher: Teacher) -> int:
         """Steps of a kind, such that its training takes as many multiply-adds as it should."""
-        own, plain = (self.student(n, teacher)[1] for n in (name, "plain-m1"))
+        own, plain = (self.step(n, teacher) for n in (name, "plain-m1"))
         return round(KINDS[name].training * self.steps * plain / own / 10) * 10
 
     def training(self, name: str, teacher: Teacher, steps: int) -> float:
         """Multiply-adds of so many steps of a kind, over those of knowledge distillation."""
-        own, plain = (self.student(n, teacher)[1] for n in (name, "plain-m1"))
+        own, plain = (self.step(n, teacher) for n in (name, "plain-m1"))
         return steps * own / (self.steps * plain)
 
 

@@ -1,0 +1,418 @@
+"""What each part of the method is worth: students that differ in one thing, on equal terms.
+
+    python benchmarks/ablations.py make --seeds 0 1 2 --out runs/ablations      (hours; goes on)
+    python benchmarks/ablations.py make --terms steps --experiments lift slices
+    python benchmarks/ablations.py show
+
+For each seed a teacher is trained and trajectories are made once; every student learns from them,
+with as many multiply-adds in training as the recipe's own student in `--steps` steps (`--terms
+time`), or in as many steps (`--terms steps`). One evaluation of each is measured: Frechet distance
+to the real data, precision and recall, and how far its samples are from the teacher's exact ones of
+the same noise. A line of `--to` is a student; what is there is not made again. The recipe is
+`digits`, or another with labels that trains its teacher (`--recipe`, changed by `--set`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from gpu.trajectories import manifest_of
+from safetensors.torch import load_file, save_file
+from step_cost import step_cost
+from torch import Tensor
+
+from dsno.cli import main as dsno
+from dsno.diffusion.solvers import solve
+from dsno.evaluation.reference import build_reference
+from dsno.evaluation.samplers import Draws, draw, student_sampler
+from dsno.operator.dsno import DSNO
+from dsno.recipes import Recipe, load_recipe
+from dsno.runs.build import conditions_of, load_recipe_data, new_operator, new_teacher
+from dsno.support.files import fingerprint, replacing
+from dsno.support.storage import StorageDir
+from dsno.teachers.store import Teacher, load_teacher
+from dsno.training.batches import student_batches
+from dsno.training.losses import TrajectoryObjective, slice_weights
+from dsno.training.trainer import train
+from dsno.trajectories.collect import collect, scales_at
+from dsno.trajectories.dataset import TrajectoryStore
+
+Changes = tuple[str, ...]
+
+FRESH = "fresh"
+"""In a variant's changes: weights drawn anew instead of the teacher's."""
+NOT_MIXED = ("student.lift=null", "student.sites=[]")
+PAPER = ("student.lift=all",)
+PAIRED, SOLUTION_STEPS = 1000, 64
+"""Samples compared one by one with the teacher's, and how exactly those are solved."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question, and the variants that answer it: their names and what they change."""
+
+    question: str
+    variants: Mapping[str, Changes]
+
+
+def _caps(name: str, changes: Changes) -> dict[str, Changes]:
+    every = {"1": 1, "10": 10, "100": 100, "10,000": 10_000}
+    return {f"{name}, cap {text}": (*changes, f"train.weight_max={n}") for text, n in every.items()}
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "lift": Experiment(
+        "How much of the network must see every slice?",
+        {
+            "readout": (),
+            "middle": ("student.lift=middle",),
+            "core": ("student.lift=core",),
+            "all (the paper's)": PAPER,
+            "none: knowledge distillation, M = 1": (*NOT_MIXED, "student.slices=1"),
+        },
+    ),
+    "temporal": Experiment(
+        "Does mixing time in Fourier space help, and does the weights' cap decide it?",
+        {
+            **_caps("mixed, M = 4", PAPER),
+            **_caps("not mixed, M = 4", (*NOT_MIXED, "student.slices=4")),
+        },
+    ),
+    "slices": Experiment(
+        "How many slices?",
+        {
+            "readout, M = 2": ("student.slices=2",),
+            "readout, M = 4": (),
+            "readout, M = 8": ("student.slices=8", "collect.slices=8"),
+            "all, M = 2": (*PAPER, "student.slices=2"),
+            "all, M = 4": PAPER,
+        },
+    ),
+    "modes": Experiment(
+        "How many Fourier modes?",
+        {
+            "all, 1 mode": (*PAPER, "student.modes=1"),
+            "all, 2 modes": PAPER,
+            "all, 3 modes": (*PAPER, "student.modes=3"),
+        },
+    ),
+    "weights": Experiment(
+        "How should the times weigh?",
+        {
+            "square root of SNR, cap 10": ("train.weight_max=10",),
+            "cap 100": (),
+            "cap 10,000 (the paper's)": ("train.weight_max=10000",),
+            "all alike": ("train.weight=flat",),
+        },
+    ),
+    "loss": Experiment(
+        "Which distance?",
+        {"L1": (), "L2": ("train.loss=l2",), "pseudo-Huber": ("train.loss=pseudo_huber",)},
+    ),
+    "output": Experiment(
+        "What does the network predict?",
+        {"the clean image": (), "the state (the paper's)": ("student.output=state",)},
+    ),
+    "grid": Experiment("Which times?", {"quadratic": (), "uniform": ("collect.grid=uniform",)}),
+    "trajectories": Experiment(
+        "How many trajectories?",
+        {
+            **{f"{n:,}": (f"collect.count={n}",) for n in (1024, 4096, 16384)},
+            "the recipe's": (),
+        },
+    ),
+    "solver": Experiment(
+        "How well must they be solved?",
+        {
+            "DDIM, 12 steps": ("collect.solver=ddim",),
+            "DPM-Solver++(2M), 6 steps": ("collect.steps=6",),
+            "DPM-Solver++(2M), 12 steps": (),
+        },
+    ),
+    "start": Experiment(
+        "Does it matter that the student starts from the teacher?",
+        {"teacher's weights": (), "weights drawn anew": (FRESH,)},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One student: the recipe with changes, a seed, and how long it is trained.
+
+    Attributes:
+        source: the recipe, a name or a file.
+        given: changes for all.
+        changes: of the variant.
+        seed: of everything.
+        steps: of the recipe's own student.
+        terms: `time` or `steps`, what is equal.
+        out: folder of teachers and trajectories.
+    """
+
+    source: str
+    given: Changes
+    changes: Changes
+    seed: int
+    steps: int
+    terms: str
+    out: Path
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What distinguishes it in the file of results."""
+        own = {name: getattr(self, name) for name in ("source", "seed", "steps", "terms")}
+        given = [text for text in self.given if not text.startswith("data.path=")]
+        return {**own, "given": given, "changes": sorted(self.changes)}
+
+    def recipe(self, *, own: bool = True) -> Recipe:
+        """The recipe, with the variant's changes or without."""
+        changes = [text for text in self.changes if own and text != FRESH]
+        usual = (f"seed={self.seed}", "train.cpu_replicas=1", "train.trajectory_every=1")
+        return load_recipe(self.source, [*usual, *self.given, *changes])
+
+    @property
+    def base(self) -> Path:
+        """Folder of the seed's run."""
+        return self.out / f"seed-{self.seed}"
+
+
+def tasks(options: argparse.Namespace) -> Iterator[Task]:
+    """All students, seed by seed, each once."""
+    names = options.experiments or list(EXPERIMENTS)
+    for seed in options.seeds:
+        every = itertools.chain.from_iterable(EXPERIMENTS[name].variants.values() for name in names)
+        for changes in dict.fromkeys(tuple(sorted(c)) for c in every):
+            yield Task(
+                options.recipe,
+                tuple(options.set),
+                changes,
+                seed,
+                options.steps,
+                options.terms,
+                options.out,
+            )
+
+
+# ---- making --------------------------------------------------------------------------------------
+
+
+def trajectories(task: Task, recipe: Recipe, teacher: Teacher) -> TrajectoryStore:
+    """Of the seed's teacher, as the recipe has them collected; made once."""
+    spec = recipe.collect
+    assert spec.count is not None
+    # the same for all that have them collected alike
+    name = f"trajectories-{fingerprint(spec.model_dump(mode='json'))}"
+    storage, done = StorageDir(task.base / name), task.base / f"{name}.done"
+    if not done.exists():
+        manifest = manifest_of(recipe, teacher, spec.count, name)
+        conditions = conditions_of(recipe, teacher, None)
+        collect(
+            teacher.denoiser, storage, manifest, batch_size=spec.batch_size, conditions=conditions
+        )
+        done.touch()
+    return TrajectoryStore(storage, times=new_operator(recipe, teacher).times.tolist())
+
+
+def collected(task: Task) -> None:
+    """What several students of a seed share: a task of its own, so that none makes it twice."""
+    torch.set_num_threads(1)
+    trajectories(task, task.recipe(), load_teacher(task.base / "teacher"))
+
+
+def student(task: Task, recipe: Recipe, teacher: Teacher, store: TrajectoryStore) -> DSNO:
+    """Trained."""
+    spec, denoiser = recipe.train, teacher.denoiser
+    if FRESH in task.changes:
+        untrained = new_teacher(recipe).denoiser
+        operator = new_operator(recipe, dataclasses.replace(teacher, denoiser=untrained))
+    else:
+        operator = new_operator(recipe, teacher)
+    objective = TrajectoryObjective(
+        operator,
+        torch.tensor(scales_at(denoiser, operator.times)),
+        slice_weights(
+            spec.weight,
+            denoiser.schedule,
+            operator.times,
+            weight_max=spec.weight_max,
+            sigma_data=denoiser.sigma_data,
+        ),
+        distance=spec.loss,
+        delta=spec.huber_delta,
+    )
+    assert spec.batch_size is not None
+    batches = student_batches(
+        store,
+        spec.batch_size,
+        seed=task.seed,
+        window=spec.shuffle_shards,
+        trajectory_every=spec.trajectory_every,
+    )
+    mark = fingerprint(task.key)
+    folder = task.out / "checkpoints" / mark
+    trained, _ = train(objective, batches, spec, folder, seed=task.seed, tag=mark, label=mark)
+    assert isinstance(trained, DSNO)
+    return trained
+
+
+def solutions(task: Task, teacher: Teacher, draws: Draws) -> Tensor:
+    """The teacher's exact samples, (PAIRED, C, H, W); made once a seed."""
+    path = task.base / f"solutions-{PAIRED}-{SOLUTION_STEPS}.safetensors"
+    if not path.exists():
+        parts = [
+            solve(teacher.denoiser, x, method="dpm++2m", steps=SOLUTION_STEPS, condition=condition)
+            for x, condition in (draws.batch(items) for items in draws.batches(PAIRED))
+        ]
+        with replacing(path) as temporary:
+            save_file({"samples": torch.cat([part.states[:, -1] for part in parts])}, temporary)
+    return load_file(path)["samples"]
+
+
+def make(task: Task) -> dict[str, Any]:
+    """Train a student and measure it; its line of the results."""
+    torch.set_num_threads(1)
+    recipe, teacher = task.recipe(), load_teacher(task.base / "teacher")
+    cost, usual = step_cost(recipe, teacher), step_cost(task.recipe(own=False), teacher)
+    steps = task.steps
+    if task.terms == "time":
+        steps = round(task.steps * usual / cost)
+    spec = recipe.train.model_copy(update={"steps": steps, "checkpoint_every": 10**9})
+    recipe = recipe.model_copy(update={"train": spec})
+    operator = student(task, recipe, teacher, trajectories(task, recipe, teacher))
+    draws = Draws(
+        task.seed, teacher.denoiser.sample_shape, conditions_of(recipe, teacher, None), 500
+    )
+    samples = draw(
+        student_sampler(operator.eval()), draws, recipe.evaluate.samples, lambda *_, **__: None
+    )
+    exact = solutions(task, teacher, draws)
+    reference = build_reference(
+        load_recipe_data(recipe), recipe.evaluate.features, seed=recipe.evaluate.classifier_seed
+    )
+    return {
+        **task.key,
+        "trained_steps": steps,
+        "training": steps * cost / (task.steps * usual),
+        "paired_l1": float((samples[:PAIRED] - exact[: len(samples)]).abs().mean()),
+        **reference.measure(samples),
+    }
+
+
+def prepare(task: Task) -> None:
+    """Train the seed's teacher."""
+    if not (task.base / "teacher").exists():
+        given = [f"seed={task.seed}", *task.given]
+        if code := dsno(["teacher", task.source, *given, "--out", str(task.base)]):
+            sys.exit(code)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The results so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def is_of(line: Mapping[str, Any], task: Task) -> bool:
+    """Whether a line is a task's."""
+    return all(line[name] == value for name, value in task.key.items())
+
+
+def make_all(options: argparse.Namespace) -> None:
+    """Everything that is not there, `--jobs` at a time, each on one thread."""
+    known = lines(options.to)
+    todo = [t for t in tasks(options) if not any(is_of(line, t) for line in known)]
+    for task in {t.seed: t for t in todo}.values():
+        prepare(task)
+    shared = {(t.seed, str(t.recipe().collect)): t for t in todo}
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(options.jobs, context) as pool:
+        for _ in pool.map(collected, shared.values()):
+            pass
+        waiting = {pool.submit(make, task): task for task in todo}
+        for done in concurrent.futures.as_completed(waiting):
+            found = {**done.result(), "commit": commit, "torch": torch.__version__}
+            with options.to.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found) + "\n")
+            print(f"{len(lines(options.to))} {waiting[done].key}", flush=True)
+
+
+# ---- showing -------------------------------------------------------------------------------------
+
+
+def show(options: argparse.Namespace) -> None:
+    """A table for each experiment."""
+    known = lines(options.to)
+    for name in options.experiments or EXPERIMENTS:
+        found = EXPERIMENTS[name]
+        print(f"\n**{found.question}**\n")
+        print("| variant | steps | training | distance, each seed | mean | paired L1 | recall |")
+        print("|---|---|---|---|---|---|---|")
+        for label, changes in found.variants.items():
+            rows = [
+                line
+                for line in known
+                if line["changes"] == sorted(changes)
+                and (line["terms"], line["steps"]) == (options.terms, options.steps)
+                and (line["source"], line["given"]) == (options.recipe, options.set)
+            ]
+            print(row(label, sorted(rows, key=lambda line: line["seed"])))
+
+
+def row(label: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Of one variant's seeds."""
+    if not rows:
+        return f"| {label} | not run | | | | | |"
+    distances = [r["frechet_distance"]["classifier"] for r in rows]
+    paired = statistics.mean(r["paired_l1"] for r in rows)
+    recall = statistics.mean(r["recall"]["classifier"] for r in rows)
+    each = ", ".join(f"{d:.3f}" for d in distances)
+    spread = f" ± {statistics.stdev(distances) / math.sqrt(len(rows)):.3f}" if rows[1:] else ""
+    return (
+        f"| {label} | {rows[0]['trained_steps']:,} | {rows[0]['training']:.2f} | {each} "
+        f"| {statistics.mean(distances):.3f}{spread} | {paired:.4f} | {recall:.3f} |"
+    )
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("action", choices=["make", "show"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--experiments", nargs="+", choices=list(EXPERIMENTS))
+    parser.add_argument("--terms", choices=["time", "steps"], default="time")
+    parser.add_argument("--steps", type=int, default=1500, help="of the recipe's own student")
+    parser.add_argument("--recipe", default="digits", help="a name or a file")
+    parser.add_argument("--set", nargs="+", default=[], help="key.sub=value, for all")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--to", type=Path, default=Path("results/ablations.jsonl"))
+    options = parser.parse_args()
+    if options.action == "make":
+        make_all(options)
+    else:
+        show(options)
+
+
+if __name__ == "__main__":
+    main()
