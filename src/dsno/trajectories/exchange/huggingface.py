@@ -1,18 +1,18 @@
 """A Hugging Face data set: Parquet files that `datasets.load_dataset(folder)` opens.
 
-States are columns of nested lists; the schema's metadata names them as the `Array2D` .. `Array5D`
-of `datasets`, which gives them their shape. README.md is the data set's card.
+States are columns of nested lists. README.md, the data set's card, names them as the `Array2D` ..
+`Array5D` of `datasets`, which gives them their shape.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import yaml
 
 from dsno.diffusion.conditions import PROMPT
 from dsno.support.errors import InputError
@@ -105,18 +105,25 @@ class HuggingFace(Layout):
         """The card, which says which files are the data."""
         m = about.manifest
         solver = ", ".join(f"{key} {value}" for key, value in m.solver.items())
-        return {
-            "README.md": "---\n"
-            "configs:\n- config_name: default\n  data_files:\n  - split: train\n"
-            "    path: train-*.parquet\n"
-            "tags:\n- dsno\n- diffusion\n- distillation\n- trajectories\n---\n\n"
+        card = {
+            "configs": [
+                {
+                    "config_name": "default",
+                    "data_files": [{"split": "train", "path": "train-*.parquet"}],
+                }
+            ],
+            "dataset_info": {"features": _features(about)},
+            "tags": ["dsno", "diffusion", "distillation", "trajectories"],
+        }
+        text = (
             f"# {m.count:,} trajectories of a diffusion model\n\n"
             f"Solved by {solver}; states at t = 1, {', '.join(f'{t:.6g}' for t in m.times)} "
             f"({about.dtype}), where t = 1 is noise and t = 0 (`latent`) is data. `{INDEX}` has "
             "the noise schedule, the seed and the checksums. Read it with "
             '`datasets.load_dataset(FOLDER, split="train")`, or back into dsno with '
             "`dsno import FOLDER --out DIR`.\n"
-        }
+        )
+        return {"README.md": f"---\n{yaml.safe_dump(card, sort_keys=False)}---\n\n{text}"}
 
 
 def _library() -> tuple[Any, Any]:
@@ -141,28 +148,31 @@ def _groups(about: About, count: int) -> Iterator[slice]:
 
 
 def _schema(arrow: Any, about: About) -> Any:
-    """Columns and their types, with the features of `datasets` among its metadata."""
+    """Columns and their types."""
     columns: dict[str, Any] = {ITEM: arrow.int64()}
-    features: dict[str, Any] = {ITEM: {"dtype": "int64", "_type": "Value"}}
     for name, (dtype, shape) in about.arrays(1).items():
         columns[name] = arrow.from_numpy_dtype(dtype)
         for _ in shape[1:]:
             columns[name] = arrow.list_(columns[name])
-        features[name] = _feature(dtype, shape[1:])
     if about.manifest.prompts is not None:
         columns[TEXT] = arrow.string()
-        features[TEXT] = {"dtype": "string", "_type": "Value"}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    return arrow.schema(list(columns.items()), metadata=metadata)
+    return arrow.schema(list(columns.items()))
 
 
-def _feature(dtype: np.dtype[Any], shape: tuple[int, ...]) -> dict[str, Any]:
-    value = {"dtype": str(dtype), "_type": "Value"}
-    if not shape:
-        return value
-    if len(shape) == 1:
-        return {"feature": value, "_type": "List"}
-    return {"shape": list(shape), "dtype": str(dtype), "_type": f"Array{len(shape)}D"}
+def _features(about: About) -> list[dict[str, Any]]:
+    """The columns as a card names them: lists of lists get their shape there."""
+    found: list[dict[str, Any]] = [{"name": ITEM, "dtype": "int64"}]
+    for name, (dtype, shape) in about.arrays(1).items():
+        if len(shape) == 2:
+            found.append({"name": name, "list": str(dtype)})
+        elif len(shape) > 2:
+            array = {"shape": list(shape[1:]), "dtype": str(dtype)}
+            found.append({"name": name, "dtype": {f"array{len(shape) - 1}_d": array}})
+        else:
+            found.append({"name": name, "dtype": str(dtype)})
+    if about.manifest.prompts is not None:
+        found.append({"name": TEXT, "dtype": "string"})
+    return found
 
 
 def _nested(arrow: Any, array: np.ndarray[Any, Any]) -> Any:

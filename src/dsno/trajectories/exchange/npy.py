@@ -22,9 +22,16 @@ def npy_bytes(array: np.ndarray[Any, Any]) -> bytes:
 
 
 def read_npy(
-    file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], name: str
+    file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], name: str, most: int
 ) -> np.ndarray[Any, Any]:
     """An array of known type and shape; nothing is allocated for a header that says another.
+
+    Args:
+        file: at the beginning of the array.
+        dtype: its type.
+        shape: its shape.
+        name: what to call it, for the error.
+        most: bytes that the file has, at most.
 
     Raises:
         InputError: if the file holds anything else, or less than its header says.
@@ -43,7 +50,7 @@ def read_npy(
     if (found, stored) != (shape, dtype) or (is_fortran and len(shape) > 1):
         raise InputError(f"{name} is {stored} of shape {found}, expected {dtype} of shape {shape}.")
     size = math.prod(shape) * dtype.itemsize
-    data = file.read(size)
+    data = file.read(size) if size <= most else b""
     if len(data) != size:
-        raise InputError(f"{name} ends after {len(data):,} of {size:,} bytes.")
+        raise InputError(f"{name} is shorter than the {size:,} bytes of its array.")
     return np.frombuffer(data, dtype).reshape(shape)

@@ -49,6 +49,7 @@ class Npz(Layout):
         """The arrays of a file."""
         specs = {f"{name}.npy": spec for name, spec in about.arrays(len(items)).items()}
         found: Arrays = {}
+        size = path.stat().st_size
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
@@ -56,7 +57,7 @@ class Npz(Layout):
                     raise InputError(f"It holds {names!r:.200}, expected {sorted(specs)}.")
                 for name, (dtype, shape) in specs.items():
                     with archive.open(name) as file:
-                        found[name.removesuffix(".npy")] = read_npy(file, dtype, shape, name)
+                        found[name.removesuffix(".npy")] = read_npy(file, dtype, shape, name, size)
                         file.read(1)  # at its end the checksum is compared
         except DAMAGE as error:
             raise InputError(f"It is not a whole .npz file ({error}).") from None

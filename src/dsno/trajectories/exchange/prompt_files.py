@@ -46,7 +46,7 @@ def read_prompt_files(storage: StorageDir, about: About, files: tuple[File, ...]
     with checked(storage, listed[EMBEDDED]) as local, local.open("rb") as file:
         dtype = np.dtype(about.manifest.dtype)
         try:
-            array = read_npy(file, dtype, (count, *embedding), EMBEDDED)
+            array = read_npy(file, dtype, (count, *embedding), EMBEDDED, listed[EMBEDDED].bytes)
         except InputError as error:
             raise InputError(
                 f"{storage.at(EMBEDDED)}: {str(error).rstrip('.')}; {REMEDY}."

@@ -67,7 +67,7 @@ def to_tensors(about: About, arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict
         kept = (whole / _scales(about, whole)).to(dtype)
         noise[rows], states[rows] = kept[:, 0], kept[:, 1:]
     others = {
-        name: torch.from_numpy(array)
+        name: torch.from_numpy(array.copy())  # which may be read-only
         for name, array in arrays.items()
         if name not in ("latent", "path", "noise")
     }

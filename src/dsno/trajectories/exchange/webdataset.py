@@ -88,7 +88,7 @@ class WebDataset(Layout):
             array = suffix.removesuffix(".npy")
             if array in stored:
                 dtype, shape = one[array]
-                found[array][row] = read_npy(io.BytesIO(data), dtype, shape[1:], name)
+                found[array][row] = read_npy(io.BytesIO(data), dtype, shape[1:], name, len(data))
             elif suffix == "json":
                 _take(found, row, _values(data, name), name)
                 row_of = {key: found[key][row : row + 1] for key in CONDITIONS if key in found}
@@ -155,6 +155,8 @@ def _entries(
     most = max(
         about.state_bytes(1), embedding, classes, *(len(text.encode()) for text in texts), MAX_JSON
     )
+    if path.stat().st_size % tarfile.RECORDSIZE:  # which every tar is padded to
+        raise InputError(f"It is not a whole tar file, of records of {tarfile.RECORDSIZE:,} bytes.")
     try:
         with tarfile.open(path, "r:") as tar:
             for number, member in enumerate(tar):
@@ -211,6 +213,9 @@ def _agree(
     for name, limit in limits.items():
         if name in drawn and limit is not None and drawn[name] >= limit:
             raise InputError(f"Member {key}.json has {CONDITIONS[name]} {drawn[name]} of {limit}.")
+    shortest = 0 if prompts is not None else (about.manifest.num_classes or 0) * 4
+    if len(derived.get("condition.npy", b"")) < shortest:
+        raise InputError(f"Member {key}.condition.npy is shorter than the classes are many.")
     for suffix, data in _condition(about, drawn, prompts).items():
         if derived[suffix] != data:
             raise InputError(f"Member {key}.{suffix} is not what {key}.json says.")
