@@ -56,6 +56,7 @@ COMMANDS = (
     "trajectories",
 )
 Capture = pytest.CaptureFixture[str]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -258,9 +259,14 @@ def test_json_of_trajectories(run: Path, capsys: Capture) -> None:
 def test_trajectories_go_out_and_come_back(
     run: Path, finished: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    """Written for others, read back, and taken by a recipe instead of its own."""
+    """By the commands of the docs: written for others, and read back; and taken by a recipe."""
     out, back, made = tmp_path / "out", tmp_path / "back", finished / "trajectories"
-    export = ["trajectories", "export", str(run), "--to", "webdataset", "--out", str(out)]
+    page = (ROOT / "docs" / "sharing-trajectories.md").read_text()
+    paths = {"runs/digits": str(run), "shared": str(out), "back": str(back)}
+    export, bring_back = (
+        [paths.get(word, word) for word in line.split()]
+        for line in re.findall("^dsno (trajectories .+|import .+?)(?: +#.*)?$", page, re.MULTILINE)
+    )
     assert printed(capsys, *export, "--json") == {
         "folder": str(out),
         "layout": "webdataset",
@@ -271,7 +277,7 @@ def test_trajectories_go_out_and_come_back(
         "dtype": "float16",
         "is_exact": True,
     }
-    assert main(["import", str(out), "--out", str(back)]) == 0
+    assert main(bring_back) == 0
     assert contents(back) == contents(made)
 
     recipe = ["digits", *TINY, f"collect.source={out}", "--out", str(run)]

@@ -1,4 +1,4 @@
-"""`dsno trajectories`: commands that look at what was collected."""
+"""`dsno trajectories`: commands that look at what was collected, or write it for others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from dsno.cli.work import note, print_json, typed
 from dsno.support.errors import InputError
 
 app = typer.Typer(
-    no_args_is_help=True, help="Inspect collected trajectories, and check that they are complete."
+    no_args_is_help=True,
+    help="Inspect collected trajectories, check that they are complete, write them for others.",
 )
 Where = Annotated[
     str,
@@ -86,7 +87,7 @@ def export(
     how = done.dtype if done.is_exact else f"rounded to {done.dtype}"
     note(
         f"Wrote {done.trajectories:,} trajectories of {done.states} states ({how}) to "
-        f"{done.folder}: {done.layout}, {done.files:,} files, {done.bytes / 1e6:,.1f} MB."
+        f"{done.folder}, for {done.layout}: {done.bytes / 1e6:,.1f} MB."
     )
 
 

@@ -20,7 +20,7 @@ from dsno.trajectories.exchange.about import read_index
 from dsno.trajectories.exchange.export import Exported, export_trajectories
 from dsno.trajectories.exchange.prompt_files import read_prompt_files
 from dsno.trajectories.exchange.restore import restore
-from dsno.trajectories.manifest import Manifest
+from dsno.trajectories.manifest import Manifest, load_manifest
 
 
 def export_run(
@@ -47,6 +47,7 @@ def export_run(
         WorkError: as `export_trajectories`.
     """
     storage, run = trajectories_of(where)
+    load_manifest(storage)  # or there is nothing to ask the schedule of
     if teacher is None:
         if run is None or not (run / "teacher" / DESCRIPTION).is_file():
             raise InputError(

@@ -246,8 +246,8 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     free = free_bytes(folder)
     if needed > free:
         raise WorkError(
-            f"{what} takes up to {needed / 1e9:,.3f} GB, and {folder} has {free / 1e9:,.3f} GB "
-            "left; free some space or give another folder."
+            f"{what} takes up to {needed / 1e6:,.1f} MB, and there are {free / 1e6:,.1f} MB free "
+            f"at {folder}; free some space or give another folder."
         )
 
 

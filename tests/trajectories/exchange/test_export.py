@@ -104,9 +104,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    with pytest.raises(
-        WorkError, match="The export takes up to 0.0.. GB, and .+ has 0.000 GB left"
-    ):
+    with pytest.raises(WorkError, match="up to 0.1 MB, and there are 0.0 MB free at .+out; "):
         exported(store, tmp_path / "out", "webdataset")
     assert not (tmp_path / "out").exists()
 
@@ -157,6 +155,8 @@ def test_a_folder_with_anything_else_is_left_alone(store: Path, tmp_path: Path) 
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="holds 'notes.txt', which is not of this export"):
         exported(store, tmp_path, "npz")
+    with pytest.raises(InputError, match="notes.txt is a file; give a folder to --out."):
+        exported(store, tmp_path / "notes.txt", "npz")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     exported(store, tmp_path / "pairs", "npz", slices=1)
     before = sha256(tmp_path / "pairs" / "index.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tests.trajectories.exchange.stores import (
 from dsno.diffusion.schedules import CosineSchedule
 from dsno.support.storage import StorageDir
 from dsno.trajectories.exchange.about import read_index
+from dsno.trajectories.exchange.export import export_trajectories
 from dsno.trajectories.exchange.restore import restore
 from dsno.trajectories.exchange.table import LAYOUTS
 from dsno.trajectories.manifest import load_manifest
@@ -70,6 +72,11 @@ def test_the_library_webdataset_reads_what_fastgens_loader_maps(
     """The keys of a sample are the values of FastGen's `key_map`; it decodes .npy by numpy.load."""
     import webdataset
 
+    page = Path(__file__).parents[3] / "docs" / "sharing-trajectories.md"
+    (key_map,) = re.findall(r"key_map=(\{.+\})", page.read_text())
+    keys = set(json.loads(key_map).values())
+    if conditions == "text":
+        keys = keys - {"condition.npy"} | {"txt_emb.npy"}
     exported(stores[conditions], tmp_path / "out", "webdataset")
     counts = json.loads((tmp_path / "out" / "shard_count.json").read_text())
     assert counts == {"00000.tar": 2, "00001.tar": 2, "00002.tar": 1}
@@ -82,6 +89,7 @@ def test_the_library_webdataset_reads_what_fastgens_loader_maps(
             for key, value in sample.items()
             if key.endswith(".npy")
         }
+        assert arrays.keys() == keys
         found = {"path": arrays["path.npy"], "latent": arrays["latent.npy"]}
         assert_is(found, wanted)
         values = json.loads(sample["json"])
@@ -203,6 +211,15 @@ def test_files_are_no_larger_than_was_said_before(
     sizes = [LAYOUTS[layout].size(about, shard.count, prompts) for shard in index.shards]
     assert all(s.bytes <= size for s, size in zip(index.shards, sizes, strict=True))
     assert sum(shard.bytes for shard in index.shards) == done.bytes
+
+
+def test_an_export_may_lie_behind_a_url(stores: dict[str, Path], tmp_path: Path) -> None:
+    url = StorageDir("memory://exported")
+    for _ in range(2):  # the second finds what the first wrote
+        export_trajectories(StorageDir(stores["text"]), url, "npz", schedule=EDM)
+    assert len(url.names()) == 6  # shards, prompts, index
+    restore(url, tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(stores["text"])
 
 
 def test_pairs_are_noise_and_latent(stores: dict[str, Path], tmp_path: Path) -> None:

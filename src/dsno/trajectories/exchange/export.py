@@ -205,6 +205,8 @@ class _Export:
 
     def begin(self) -> None:
         """Refuse a folder with anything else, and a disk that is too small."""
+        if self.out.path is not None and self.out.path.is_file():
+            raise InputError(f"{self.out} is a file; give a folder to --out.")
         extras = self.layout.extras(self.about, ())
         ours = {INDEX, PROMPTS, EMBEDDED, *extras, *self.files}
         names = self.out.names()
@@ -225,9 +227,10 @@ class _Export:
         if self.out.path is not None:
             require_space(self.out.path, needed, "The export")
             room = f"; {free_bytes(self.out.path) / 1e6:,.0f} MB are free"
+        many = "one file" if len(self.files) == 1 else f"{len(self.files):,} files"
         say(
-            f"export: {self.about.manifest.count:,} trajectories in {len(self.files):,} files of "
-            f"{self.layout.name}, at most {needed / 1e6:,.1f} MB, to {self.out}{room}."
+            f"export: {self.about.manifest.count:,} trajectories in {many} of {self.layout.name}, "
+            f"at most {needed / 1e6:,.1f} MB, to {self.out}{room}."
         )
         self.out.delete(INDEX)  # written last
 
