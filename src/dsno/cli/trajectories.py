@@ -87,7 +87,7 @@ def export(
     how = done.dtype if done.is_exact else f"rounded to {done.dtype}"
     note(
         f"Wrote {done.trajectories:,} trajectories of {done.states} states ({how}) to "
-        f"{done.folder}, for {done.layout}: {done.bytes / 1e6:,.1f} MB."
+        f"{done.folder} in the layout {done.layout}: {done.bytes / 1e6:,.1f} MB."
     )
 
 
