@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.checksums import contents
-from tests.trajectories.exchange.stores import exported, stored
+from tests.trajectories.exchange.stores import TEXTS, exported, stored
 
 from dsno.support.errors import InputError, WorkError
 from dsno.support.files import sha256
 from dsno.trajectories.exchange import table
 from dsno.trajectories.exchange.layout import Part
 from dsno.trajectories.exchange.webdataset import WebDataset
-from dsno.trajectories.manifest import forget, shard_name
+from dsno.trajectories.manifest import forget, load_manifest, save_manifest, shard_name
+from dsno.trajectories.prompts import Prompts, write_prompts
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +151,11 @@ def test_unfinished_and_damaged_trajectories_are_refused(store: Path, tmp_path: 
     path.write_bytes(whole)
     forget(copy, [1])
     assert "1 of 3 shards in" in refusal(copy, tmp_path / "new")
+    text = stored(tmp_path / "text", "text")
+    broken = Prompts(TEXTS, torch.full((3, 2, 4), torch.nan).half())
+    checksum = write_prompts(text, broken)
+    save_manifest(text, dataclasses.replace(load_manifest(text), prompts_sha256=checksum))
+    assert "embeddings of the prompts" in refusal(text, tmp_path / "new")
     early = stored(tmp_path / "early", times=(0.5, 0.25), scales=(1.0, 1.0))
     assert "have no state at t = 0" in refusal(early, tmp_path / "new")
 

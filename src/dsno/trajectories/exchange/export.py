@@ -101,6 +101,10 @@ def export_trajectories(
     chosen = LAYOUTS[one_of(layout, LAYOUTS, "layout")]
     manifest = _finished(storage)
     prompts = read_prompts(storage, manifest)
+    if prompts is not None and not prompts.embeddings.isfinite().all():
+        raise InputError(
+            f"The embeddings of the prompts in {storage} hold values that are not finite."
+        )
     kept = _kept(manifest, slices, storage)
     about = _about(chosen, manifest, kept, schedule, dtype, prompts)
     if complaint := chosen.refusal(about):
