@@ -58,6 +58,8 @@ from dsno.trajectories import lmdb as lmdb_import
 from dsno.trajectories import manifest as trajectories
 from dsno.trajectories import partial_shards as partials
 from dsno.trajectories.dataset import TrajectoryStore
+from dsno.trajectories.exchange.export import export_trajectories
+from dsno.trajectories.exchange.restore import restore
 from dsno.trajectories.manifest import Manifest
 from dsno.trajectories.prompts import EMBEDDED, Prompts, write_prompts
 from dsno.trajectories.shards import write_shard
@@ -252,6 +254,14 @@ def _trajectories(folder: Path) -> Path:
     return folder
 
 
+def _exported(folder: Path) -> Path:
+    """Trajectories in the layout of WebDataset."""
+    store, out = StorageDir(_trajectories(folder / "store")), StorageDir(folder / "out")
+    with contextlib.redirect_stderr(io.StringIO()):
+        export_trajectories(store, out, "webdataset", schedule=CosineSchedule())
+    return folder / "out"
+
+
 def _partial(folder: Path) -> Path:
     partials.save_partial(StorageDir(folder), manifest_of(), 0, rows_of(range(1)))
     return folder
@@ -360,6 +370,11 @@ def _read_signed(path: Path) -> None:
     _read_trajectories(path)
 
 
+def _read_export(path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        restore(StorageDir(path), Path(folder) / "back")
+
+
 def _read_run(path: Path) -> None:
     with contextlib.redirect_stderr(io.StringIO()):
         run = Run(saved_recipe(path), path)
@@ -430,6 +445,7 @@ TARGETS: dict[str, Target] = {
     "shard": Target(_trajectories, _read_signed, "shard-00000.safetensors"),
     "list of prompts": Target(_trajectories, _read_trajectories, "prompts.json", is_json=True),
     "embeddings": Target(_trajectories, _read_signed, "prompts.safetensors"),
+    "index of an export": Target(_exported, _read_export, "index.json", is_json=True),
     "partial": Target(
         _partial,
         lambda path: partials.load_partial(StorageDir(path), manifest_of(), 0),

@@ -56,6 +56,7 @@ COMMANDS = (
     "trajectories",
 )
 Capture = pytest.CaptureFixture[str]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +254,66 @@ def test_json_of_trajectories(run: Path, capsys: Capture) -> None:
     assert (finding["file"], finding["shard"], finding["is_foreign"]) == ("notes.txt", None, True)
     assert printed(capsys, *verify, "--repair")["findings"] == [finding]
     assert printed(capsys, *verify)["findings"] == []
+
+
+def test_trajectories_go_out_and_come_back(
+    run: Path, finished: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """By the commands of the docs: written for others, and read back; and taken by a recipe."""
+    out, back, made = tmp_path / "out", tmp_path / "back", finished / "trajectories"
+    page = (ROOT / "docs" / "sharing-trajectories.md").read_text()
+    paths = {"runs/digits": str(run), "shared": str(out), "back": str(back)}
+    export, bring_back = (
+        [paths.get(word, word) for word in line.split()]
+        for line in re.findall("^dsno (trajectories .+|import .+?)(?: +#.*)?$", page, re.MULTILINE)
+    )
+    assert printed(capsys, *export, "--json") == {
+        "folder": str(out),
+        "layout": "webdataset",
+        "trajectories": 16,
+        "states": 5,
+        "files": 2,
+        "bytes": sum(path.stat().st_size for path in out.glob("*.tar")),
+        "dtype": "float16",
+        "is_exact": True,
+    }
+    assert main(bring_back) == 0
+    assert contents(back) == contents(made)
+
+    recipe = ["digits", *TINY, f"collect.source={out}", "--out", str(run)]
+    assert main(["collect", *recipe, "--yes"]) == 0
+    found = contents(run / "trajectories")
+    assert found.pop("manifest.json") != sha256(made / "manifest.json")  # of another recipe
+    assert found == {name: h for name, h in contents(made).items() if name != "manifest.json"}
+    assert main(["train", *recipe, "--yes"]) == 0
+    weights = "student/model/diffusion_pytorch_model.safetensors"
+    assert sha256(run / weights) == sha256(finished / weights)
+    other = ["collect", *recipe, "--yes", "collect.grid=uniform", "collect.dtype=float32"]
+    assert (
+        "are not those of this recipe and teacher (collect.dtype float16 -> float32; "
+        "times 0.5625, 0.25, 0.0625, 0 -> 0.75, 0.5, 0.25, 0); change the recipe"
+    ) in refused(capsys, other)
+
+
+def test_an_export_that_cannot_be_read_is_refused(
+    run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out, copy = str(tmp_path / "out"), str(tmp_path / "copy")
+    shutil.copytree(run / "trajectories", copy)
+    export = ["trajectories", "export", copy, "--to", "npz", "--out", out]
+    assert "so the noise schedule is unknown; give that folder, or that of the teacher" in refused(
+        capsys, export
+    )
+    assert main([*export, "--teacher", str(run / "teacher"), "--quiet"]) == 0
+    back = ["import", out, "--out", str(tmp_path / "back")]
+    assert "they take no KEY=VALUE" in refused(capsys, [*back, "slices=2"])
+    path = tmp_path / "out" / "00001.npz"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert refused(capsys, back).endswith("; export it again, or fetch it again.")
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "00000.tar").write_bytes(b"")
+    unfinished = ["import", str(tmp_path / "unfinished"), "--out", str(tmp_path / "new")]
+    assert "holds shards but no index.json, which is written last" in refused(capsys, unfinished)
 
 
 def test_quiet_prints_results_alone(run: Path, capsys: Capture, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_every_command_of_the_table_exists(capsys: pytest.CaptureFixture[str]) -
         "sample",
         "export",
         "import",
+        "trajectories export",
         "trajectories info",
         "trajectories verify",
     } == commands

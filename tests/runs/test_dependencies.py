@@ -45,6 +45,7 @@ def fill(folder: Path, names: tuple[str, ...]) -> Path:
         ("teacher.source", ("config.json", "../scheduler/scheduler_config.json"), ("a.bin",)),
         ("collect.source", ("data.mdb", "labels.npy"), ("lock.mdb",)),
         ("collect.source", ("data.mdb", "../labels.npy"), ("lock.mdb",)),
+        ("collect.source", ("index.json",), ("00000.tar", "data.mdb")),
         ("train.start_from", ("model/diffusion_pytorch_model.safetensors",), ("history.json",)),
     ],
 )

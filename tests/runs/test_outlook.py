@@ -20,6 +20,7 @@ SMALL = ["teacher.steps=1200", "teacher.batch_size=128", "finish.steps=300", "fi
             ["collect.count=1000", "collect.solver=dpm++2m", "collect.steps=12"],
             "1,000 trajectories by dpm++2m with 12 steps, 12,000 network evaluations",
         ),
+        ("collect", ["collect.count=1000", "collect.source=somewhere"], None),
         (  # two evaluations a step, for Heun and for guidance, but one in Heun's last
             "collect",
             [

@@ -132,7 +132,8 @@ def import_(
         typer.Argument(
             metavar="SRC",
             help="A diffusers folder or Hub id, an exported EDM network, a progressive-"
-            "distillation checkpoint, your own adapter (.py), or the authors' trajectories (LMDB).",
+            "distillation checkpoint, your own adapter (.py), the authors' trajectories (LMDB), or "
+            "exported ones (a folder or URL).",
         ),
     ],
     options: Annotated[

@@ -1,8 +1,9 @@
-"""`dsno trajectories`: commands that look at what was collected."""
+"""`dsno trajectories`: commands that look at what was collected, or write it for others."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +13,8 @@ from dsno.cli.work import note, print_json, typed
 from dsno.support.errors import InputError
 
 app = typer.Typer(
-    no_args_is_help=True, help="Inspect collected trajectories, and check that they are complete."
+    no_args_is_help=True,
+    help="Inspect collected trajectories, check that they are complete, write them for others.",
 )
 Where = Annotated[
     str,
@@ -35,6 +37,58 @@ def info(where: Where, as_json: AsJson = False) -> None:
         return
     for key, value in describe(storage).items():
         typer.echo(f"{key:<13} {value}")
+
+
+@app.command("export")
+@with_verbosity
+def export(
+    where: Where,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="webdataset|npz|huggingface|lmdb",
+            help="Layout: tar files of .npy for FastGen; numpy's; Parquet for `datasets`; the LMDB "
+            "of CausVid and Self-Forcing.",
+        ),
+    ],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder or URL to write.")],
+    slices: Annotated[
+        int | None,
+        typer.Option(
+            help="States of each trajectory beside its noise, a divisor of those stored; all if "
+            "not given. 1 writes pairs."
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float16|float32|float64",
+            help="Type of the states; if not given, the narrowest that loses nothing.",
+        ),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the teacher that trajectories outside a run were solved with."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was written as JSON.")
+    ] = False,
+) -> None:
+    """Write trajectories in a layout that other toolkits read; `dsno import` reads it back."""
+    from dsno.runs.exchange import export_run
+
+    done = export_run(where, out, to, slices=slices, dtype=dtype, teacher=teacher)
+    if as_json:
+        print_json(dataclasses.asdict(done))
+        return
+    how = done.dtype if done.is_exact else f"rounded to {done.dtype}"
+    note(
+        f"Wrote {done.trajectories:,} trajectories of {done.states} states ({how}) to "
+        f"{done.folder} in the layout {done.layout}: {done.bytes / 1e6:,.1f} MB."
+    )
 
 
 @app.command("verify")

@@ -281,7 +281,8 @@ class Collect(Section):
     """The trajectories."""
 
     source: ResultOfFile[str] = ""
-    """Trajectories to import (the authors' LMDB); empty to make them."""
+    """Trajectories to import (the authors' LMDB, or what `dsno trajectories export` wrote); empty
+    to make them."""
     count: Result[Count | None] = None
     slices: Result[Count] = 4
     """M: states stored per trajectory, at t = g(m / M), m = M - 1 .. 0."""

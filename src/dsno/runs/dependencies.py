@@ -17,6 +17,7 @@ from dsno.support.console import say
 from dsno.support.errors import InputError
 from dsno.support.files import fingerprint, sha256
 from dsno.teachers.load import files_of_teacher
+from dsno.trajectories.exchange.about import INDEX
 from dsno.trajectories.lmdb import files_of_lmdb
 
 LARGE = 10**9
@@ -27,13 +28,19 @@ ONCE_NAMES = ("data.path", "teacher.source", "collect.source")
 without files to hash: a repository of the Hub, a folder of images."""
 
 
+def _files_of_trajectories(path: Path) -> dict[str, Path]:
+    """Of an export its index, which has the checksums of all others."""
+    index = path / INDEX
+    return {INDEX: index} if index.is_file() else files_of_lmdb(path)
+
+
 def _files_of_student(path: Path) -> dict[str, Path]:
     return {file.name: file for file in path.glob("model/*.safetensors")}
 
 
 _IN_FOLDER: Mapping[str, Callable[[Path], dict[str, Path]]] = {
     "teacher.source": files_of_teacher,
-    "collect.source": files_of_lmdb,
+    "collect.source": _files_of_trajectories,
     "train.start_from": _files_of_student,
 }
 

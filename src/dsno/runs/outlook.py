@@ -34,7 +34,7 @@ def _training(spec: Optimisation, items: str) -> str:
 
 def _collection(recipe: Recipe, shards: range | None) -> str | None:
     spec = recipe.collect
-    if spec.count is None:
+    if spec.source or spec.count is None:  # they are imported
         return None
     size = spec.shard_size
     count = spec.count

@@ -49,6 +49,7 @@ from dsno.runs.build import (
     summary,
 )
 from dsno.runs.dependencies import collect_settings
+from dsno.runs.exchange import import_into
 from dsno.runs.locate import FINISHED, MODELS, STUDENT, model_of, trajectories_storage
 from dsno.runs.records import Extended
 from dsno.sampling.folder import weights_checksums
@@ -67,6 +68,7 @@ from dsno.training.matching import MatchingObjective, Pair, matching_batches
 from dsno.training.trainer import Preview, Row, train
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
+from dsno.trajectories.exchange.about import is_export
 from dsno.trajectories.foreign import another_recipe
 from dsno.trajectories.lmdb import import_lmdb
 from dsno.trajectories.manifest import Manifest, has_manifest, load_manifest
@@ -281,16 +283,20 @@ def _kept_prompts(task: Task) -> Prompts | None:
 
 def _import_trajectories(task: Task, teacher: Teacher) -> str:
     spec, storage = task.recipe.collect, task.trajectories
-    manifest = import_lmdb(
-        Path(spec.source),
-        storage,
-        slices=spec.slices,
-        spacing=spec.grid,
-        schedule=teacher.denoiser.schedule,
-        dtype=spec.dtype,
-        shard_size=spec.shard_size,
-        tag=task.tags["collect"],
-    )
+    tag = task.tags["collect"]
+    if is_export(StorageDir(spec.source)):
+        manifest = import_into(task.recipe, teacher, storage, tag)
+    else:
+        manifest = import_lmdb(
+            Path(spec.source),
+            storage,
+            slices=spec.slices,
+            spacing=spec.grid,
+            schedule=teacher.denoiser.schedule,
+            dtype=spec.dtype,
+            shard_size=spec.shard_size,
+            tag=tag,
+        )
     made, wanted = manifest.sample_shape, teacher.denoiser.sample_shape
     labels, known = manifest.num_classes, teacher.num_classes
     if made != wanted or (labels is None) != (known is None) or (labels or 0) > (known or 0):

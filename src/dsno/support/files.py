@@ -226,6 +226,31 @@ def require_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, "it is not a regular file")
 
 
+def free_bytes(folder: Path) -> int:
+    """Bytes that may still be written where a folder is, or will be."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Refuse work that a disk has no room for, before it begins.
+
+    Args:
+        folder: where it is written.
+        needed: bytes, at most.
+        what: is to be written, for the error: "The export".
+
+    Raises:
+        WorkError: if there are fewer.
+    """
+    free = free_bytes(folder)
+    if needed > free:
+        raise WorkError(
+            f"{what} takes up to {needed / 1e6:,.1f} MB, and there are {free / 1e6:,.1f} MB free "
+            f"at {folder}; free some space or give another folder."
+        )
+
+
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file.
 

@@ -26,6 +26,7 @@ from dsno.backbones.text_encoder import TextEncoder
 from dsno.diffusion.conditions import CLASS_LABELS, EMBEDDINGS
 from dsno.diffusion.denoisers import Denoiser, Preconditioning
 from dsno.diffusion.guidance import GuidedDenoiser
+from dsno.diffusion.schedules import NoiseSchedule, schedule_from_config
 from dsno.support.console import quiet_libraries
 from dsno.support.errors import InputError
 from dsno.support.files import filling, read_json, write_json
@@ -177,6 +178,23 @@ def load_teacher(folder: Path) -> Teacher:
     except Exception as error:  # whatever a lying description makes a library raise
         raise InputError(
             f"The teacher in {folder} cannot be loaded ({first_line(error)}); {remedy}."
+        ) from None
+
+
+def saved_schedule(folder: Path) -> NoiseSchedule:
+    """The noise schedule of the teacher in a folder, without its network.
+
+    Raises:
+        InputError: if the folder holds no teacher, or a damaged description of one.
+    """
+    remedy = "give the folder of a teacher"
+    description = read_json(folder / DESCRIPTION, "teacher description", remedy)
+    try:
+        return schedule_from_config(description.get("schedule", {}))
+    except InputError as error:
+        reason = str(error).rstrip(".")
+        raise InputError(
+            f"The teacher in {folder} has a damaged description ({reason}); {remedy}."
         ) from None
 
 

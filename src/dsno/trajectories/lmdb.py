@@ -8,7 +8,6 @@ data (the last one). The key `length` says how many there are; class labels lie 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator
@@ -24,20 +23,12 @@ from torch import Tensor
 from dsno.diffusion.conditions import CLASS_LABELS
 from dsno.diffusion.schedules import CosineSchedule, NoiseSchedule, signal_and_noise, state_scale
 from dsno.diffusion.time_grids import Spacing, grid_times
-from dsno.support.console import progress, say
+from dsno.support.console import progress
 from dsno.support.errors import InputError, one_of
 from dsno.support.storage import StorageDir, as_storage
-from dsno.trajectories.foreign import another_recipe, settings
-from dsno.trajectories.manifest import (
-    Manifest,
-    compact,
-    forget,
-    has_manifest,
-    load_manifest,
-    save_manifest,
-    shard_name,
-)
-from dsno.trajectories.shards import DTYPES, damaged_shards, write_shard
+from dsno.trajectories.begin import begin
+from dsno.trajectories.manifest import Manifest, compact
+from dsno.trajectories.shards import DTYPES, write_shard
 
 # By the number of states: the grid they lie on, and the DDIM steps that made them (arXiv
 # 2211.13449, appendix).
@@ -113,7 +104,7 @@ def import_lmdb(
             },
         )
         storage = as_storage(folder)
-        manifest = _resume(storage, wanted)
+        manifest = begin(storage, wanted)
         done = count - sum(len(manifest.items(i)) for i in manifest.missing)
         first = float(schedule.sigma(torch.ones((), dtype=torch.float64)))
         with progress("importing", count, done=done, unit="trajectory") as advance:
@@ -316,20 +307,6 @@ def _identity(records: _Records, labels: Tensor | None) -> str:
     if labels is not None:
         digest.update(labels.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _resume(storage: StorageDir, wanted: Manifest) -> Manifest:
-    """What an interrupted import of the same trajectories left, else a new start."""
-    if not has_manifest(storage):
-        save_manifest(storage, wanted)
-        return wanted
-    found = load_manifest(storage)
-    if dataclasses.replace(found, shards=()) != wanted:
-        raise another_recipe(storage, found, settings(wanted))
-    bad = damaged_shards(storage, found)
-    for index, complaint in bad.items():
-        say(f"{storage.at(shard_name(index))} {complaint}; importing it again.")
-    return forget(storage, bad) if bad else found
 
 
 def _read(

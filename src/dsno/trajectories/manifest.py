@@ -163,6 +163,20 @@ def _read_manifest(storage: StorageDir) -> Manifest:
     with storage.reading(MANIFEST) as local:
         remedy = f"delete it and {remedy} again" if local.exists() else remedy
         value = read_json(local, "manifest", remedy, shown=path)
+    return parse_manifest(value, path, remedy)
+
+
+def parse_manifest(value: dict[str, Any], path: str, remedy: str) -> Manifest:
+    """Check the values of a manifest.
+
+    Args:
+        value: of its entries.
+        path: where they were read, for the error.
+        remedy: what the user should do if they make none.
+
+    Raises:
+        InputError: if they make none.
+    """
     known = {f.name for f in dataclasses.fields(Manifest)}
     for key in value:
         if key not in known:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from dsno.support.errors import InputError
@@ -29,6 +30,11 @@ class Prompts:
 
     texts: tuple[str, ...]
     embeddings: Tensor
+
+
+def checksum(prompts: Prompts) -> str:
+    """What `write_prompts` returns, without writing."""
+    return hashlib.sha256(save({"embeddings": prompts.embeddings.contiguous()})).hexdigest()
 
 
 def write_prompts(folder: Path | StorageDir, prompts: Prompts) -> str:
