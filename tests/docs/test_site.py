@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -19,7 +18,7 @@ pytest.importorskip("mkdocstrings_handlers.python", reason=REASON)
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder `make docs` would write; a warning is an error."""
     from mkdocs.commands.build import build
 
@@ -30,7 +29,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         loaded = config.load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder))
         assert loaded.strict
         build(loaded)
-    yield folder
+    return folder
 
 
 class _Links(HTMLParser):
@@ -101,6 +100,11 @@ def test_plain_reference_has_signatures_and_docstrings(site: Path) -> None:
     plain = (site / "reference" / "diffusion.md").read_text(encoding="utf-8")
     assert "### `dsno.diffusion.solvers.solution.solve(denoiser: DenoiserProtocol" in plain
     assert "nfe: network evaluations spent per sample." in plain
+    keys = (site / "reference" / "recipe.md").read_text(encoding="utf-8")
+    assert (
+        "### `dsno.recipes.schema.Train.weight_max: Result[Positive] = 10000.0`\n\nCap of" in keys
+    )
+    assert "schema.Section" not in keys  # not among the members that the page names
 
 
 def test_the_notebook_is_a_page_with_its_pictures(site: Path) -> None:

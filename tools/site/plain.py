@@ -8,9 +8,11 @@ the docstrings in place of the directives that fetch them.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.nav import Navigation, Section
 from mkdocs.structure.pages import Page
@@ -26,30 +28,34 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
     handler = config.plugins["mkdocstrings"].get_handler("python")
 
     def described(match: re.Match[str]) -> str:
-        return "\n\n".join(_entries(handler.collect(match[1], handler.get_options({})))) + "\n"
+        options = (yaml.safe_load(match[2]) or {}).get("options", {})
+        thing = handler.collect(match[1], handler.get_options(options))
+        return "\n\n".join(_entries(thing, options.get("members"))) + "\n"
 
     _texts[page.file.src_uri] = DIRECTIVE.sub(described, markdown)
 
 
-def _entries(thing: Any) -> list[str]:
-    """What there is to say of an object and its public members with docstrings."""
+def _entries(thing: Any, members: Collection[str] | None = None) -> list[str]:
+    """What an object and its members say of themselves; the public ones if none is named."""
     lines = []
-    if thing.docstring:
-        title = thing.path if thing.is_module else f"{thing.path}{_call(thing)}"
-        lines = [f"### `{title}`", thing.docstring.value]
+    if thing.docstring and not (thing.is_module and members):
+        lines = [f"### `{_title(thing)}`", thing.docstring.value]
     if thing.is_module or thing.is_class:
-        for member in thing.members.values():
-            if not member.is_alias and not member.name.startswith("_"):
+        for name, member in thing.members.items():
+            chosen = not name.startswith("_") if members is None else name in members
+            if chosen and not member.is_alias:
                 lines += _entries(member)
     return lines
 
 
-def _call(thing: Any) -> str:
-    if not (thing.is_function or thing.is_class):
-        return ""
-    shown = [str(p) for p in thing.parameters if p.name not in ("self", "cls")]
-    gives = f" -> {thing.returns}" if thing.is_function and thing.returns else ""
-    return f"({', '.join(shown)}){gives}"
+def _title(thing: Any) -> str:
+    """The path of an object, with its parameters or its type and default."""
+    if thing.is_attribute:
+        kind = f": {thing.annotation}" if thing.annotation else ""
+        return thing.path + kind + (f" = {thing.value}" if thing.value else "")
+    if thing.is_function or (thing.is_class and thing.parameters):
+        return f"{thing.parent.path}.{thing.signature()}"
+    return thing.path
 
 
 def on_nav(nav: Navigation, **_: Any) -> None:
