@@ -30,7 +30,7 @@ def interpolate(pipeline: DSNOPipeline, steps: int = 9, seed: int = 0) -> torch.
     shape = pipeline.model.operator.sample_shape
     ends = torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed))
     row = between(ends[0], ends[1], steps)
-    classes = len(pipeline.model.config.class_frequencies)
+    classes = len(pipeline.model.config.class_frequencies or ())
     labels = [c for c in range(classes) for _ in range(steps)] or None
     noise = row.repeat(max(classes, 1), *[1] * len(shape))
     images = pipeline(noise=noise, class_labels=labels, output_type="raw").images

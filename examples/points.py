@@ -77,7 +77,7 @@ def draw(operator: DSNO, seed: int = 1) -> Figure:
     noise = torch.randn(2000, 2, generator=generator)
     with torch.no_grad():
         states = operator(noise)
-    lines = exact_flow(noise[:60], torch.linspace(1, 0, 60, dtype=torch.float64))
+    lines = exact_flow(noise[:60], torch.linspace(1, 0, 25, dtype=torch.float64))
     figure = Figure(figsize=(9, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
