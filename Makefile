@@ -47,7 +47,7 @@ lint: install
 	$(BIN)/codespell
 
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo 'Read it: $(BIN)/python -m http.server --directory build/site'
 
 bench: install

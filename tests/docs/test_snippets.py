@@ -20,6 +20,7 @@ import pytest
 import torch
 import typer.main
 import yaml
+from tests.hub import Site
 from tests.light_reports import make_light
 
 from dsno.cli import main
@@ -30,7 +31,7 @@ from dsno.runs.request import sections
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
 PAGES += sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("results/*.md")])
-PAGES += [ROOT / "benchmarks" / "gpu" / "README.md"]
+PAGES += [ROOT / "benchmarks" / "gpu" / "README.md", *ROOT.glob("examples/models/*/README.md")]
 README = PAGES[0].read_text(encoding="utf-8")
 TINY = (
     "teacher.network.channels=[8]",
@@ -115,12 +116,15 @@ def test_the_readmes_sampling_example_gives_what_it_says(
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.stem)
-def test_python_runs(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    modes = []
+@pytest.mark.usefixtures("folder")
+def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str | None] = []
+    Site(tmp_path, monkeypatch)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda _, mode=None: modes.append(mode))
     start = "import torch\nfrom dsno import DSNOPipeline\n"
     for block in blocks(page, "python"):
         here = block.replace("runs/NAME", "runs/digits").replace('"cuda"', '"cpu"')
+        here = here.replace('"examples/', f'"{ROOT}/examples/')
         exec(start + here, {})
     assert set(modes) <= {None, "reduce-overhead"}
 
