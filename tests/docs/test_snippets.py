@@ -32,7 +32,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
 PAGES += sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("results/*.md")])
 PAGES += [ROOT / "benchmarks" / "gpu" / "README.md", *ROOT.glob("examples/models/*/README.md")]
-README = PAGES[0].read_text(encoding="utf-8")
 TINY = (
     "teacher.network.channels=[8]",
     "teacher.steps=2",
@@ -232,24 +231,6 @@ def test_commands_and_keys_in_the_text_exist(page: Path) -> None:
             words = shlex.split(code)[1:]
             asked = words[0] in ("import", "export") and "--out" not in words
             check_dsno([*words, "--out", "FOLDER"] if asked and len(words) > 1 else words)
-
-
-def test_every_command_of_the_readmes_table_exists() -> None:
-    named = set(re.findall(r"^\| `dsno (trajectories \w+|\w+)", README, re.MULTILINE))
-    assert {
-        "teacher",
-        "collect",
-        "train",
-        "finish",
-        "evaluate",
-        "report",
-        "run",
-        "sample",
-        "export",
-        "import",
-        "trajectories info",
-        "trajectories verify",
-    } == named
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
