@@ -122,6 +122,9 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.nn.Module, "compile", lambda _, mode=None: modes.append(mode))
     start = "import torch\nfrom dsno import DSNOPipeline\n"
     for block in blocks(page, "python"):
+        if re.match(r"(from|import) fastgen\b", block):  # for another toolkit, which is not here
+            compile(block, str(page), "exec")
+            continue
         here = block.replace("runs/NAME", "runs/digits").replace('"cuda"', '"cpu"')
         here = here.replace('"examples/', f'"{ROOT}/examples/')
         exec(start + here, {})
