@@ -67,20 +67,22 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(block: str) -> list[list[str]]:
-    """The words of each command, without comments, variables and what a pipe follows."""
+    """The words of each command, without comments and variables."""
     block = block.replace("\\\n", " ")
     for name, value in re.findall(r'^([A-Z_]+)="(.*)"$', block, re.MULTILINE):
         block = block.replace(f"${name}", value)
     block = re.sub(r"\$\(\(.*?\)\)|\$\w+", "1", block)
-    found = []
+    found: list[list[str]] = []
     for line in block.splitlines():
-        for part in shlex.join(shlex.split(line, comments=True)).split(" ';' "):
-            words = [w.rstrip(";") for w in shlex.split(part)]
-            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                words.pop(0)
-            if words:
-                found.append(words)
-    return found
+        found.append([])
+        words = shlex.shlex(line, posix=True, punctuation_chars=True)
+        words.whitespace_split = True
+        for word in words:
+            if set(word) <= set(";&|"):
+                found.append([])
+            elif found[-1] or not re.fullmatch(r"[A-Z_]+=.*", word):
+                found[-1].append(word)
+    return [words for words in found if words]
 
 
 COMMANDS = [
