@@ -2,7 +2,7 @@
 CANDIDATES := $(PYTHON) python3.11 python3.12 python3.13 python3
 BIN := .venv/bin
 
-.PHONY: help install demo test lint bench
+.PHONY: help install demo test lint docs bench
 .DEFAULT_GOAL := help
 
 help:
@@ -10,6 +10,7 @@ help:
 	@echo 'make demo     digits: teacher, trajectories, student, samples, report in runs/digits'
 	@echo 'make test     run the tests'
 	@echo 'make lint     ruff, mypy, import-linter, codespell'
+	@echo 'make docs     build the site in build/site; a page that links nowhere is an error'
 	@echo 'make bench    what a sample, a step and a trajectory cost; writes results/bench.json'
 
 install: .venv/.installed
@@ -44,6 +45,10 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo 'Read it: $(BIN)/python -m http.server --directory build/site'
 
 bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py --out results/bench.json

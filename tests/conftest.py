@@ -19,7 +19,7 @@ from dsno.teachers.unet import build_unet
 torch.set_num_threads(1)
 
 LONGEST = ("benchmarks", "end_to_end", "training", "operator", "evaluation", "test_pipeline.py")
-LONGEST += ("backbones", "diffusion", "teachers", "cli")
+LONGEST += ("docs", "backbones", "diffusion", "teachers", "cli")
 """Folders and files of the tests that take the longest, which workers begin with."""
 
 

@@ -200,7 +200,8 @@ class DSNOTeacher(SavedModel):
         backbone_config: its configuration.
         preconditioning: `Preconditioning.to_config()`.
         sample_shape: shape of one sample.
-        clip_sample, dynamic_threshold: see `Denoiser`.
+        clip_sample: bound of the denoised estimate, see `Denoiser`.
+        dynamic_threshold: quantile and largest value, see `Denoiser`.
         null_class: of guidance by labels, the label that means no class; else None.
         null_embeddings: of guidance by text, the shape (L, D) of the embeddings of no prompt, which
             are among the weights; else None.

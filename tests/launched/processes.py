@@ -70,13 +70,18 @@ class Child:
         self._process = _server().Process(target=_work, args=work, daemon=not has_children)
         self._process.start()
 
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
+
     def is_alive(self) -> bool:
         """Whether it has not ended."""
         return self._process.is_alive()
 
     def send_signal(self, number: int) -> None:
         """Send it a signal."""
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def end(self, seconds: float = 300) -> int:
         """Wait for its end; return the exit code, -N if it was signal N that ended it."""

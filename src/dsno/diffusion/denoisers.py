@@ -179,7 +179,10 @@ class Denoiser(nn.Module):
 
     Args:
         network: the backbone F.
-        schedule, prediction_type, sigma_data, time_input: see `Preconditioning`.
+        schedule: the noise schedule F was trained with.
+        prediction_type: what F predicts, one of `PREDICTION_TYPES`.
+        sigma_data: standard deviation of the data; used by `edm`, 1 otherwise.
+        time_input: how F gets the time, see `Preconditioning`; the schedule's usual way if empty.
         sample_shape: shape of one sample, without the batch: (3, 32, 32), (2,), ...
         call: how F is called; `call_plain` unless an adapter knows better.
         clip_sample: clip D to [-clip_sample, clip_sample], as some samplers do; None for no clip.
