@@ -81,10 +81,11 @@ def _about(operator: DSNO, pipeline: DSNOPipeline, graph: Graph) -> dict[str, An
 @torch.no_grad()
 def _difference(form: Format, path: Path, operator: DSNO, asked: Asked, graph: Graph) -> float:
     """Largest difference of a written file from the operator, if it is small."""
-    evaluation, worst = Evaluation(operator, trajectory=asked.trajectory), 0.0
+    evaluation, run = Evaluation(operator, trajectory=asked.trajectory), form.read(path)
+    worst = 0.0
     for batch in graph.checked:
         inputs = asked.example(operator, batch)
-        expected, found = evaluation(**inputs), form.run(path, inputs)
+        expected, found = evaluation(**inputs), run(inputs)
         if expected.shape != found.shape:
             raise WorkError(
                 f"The exported graph gives {tuple(found.shape)} for a batch of {batch}, and "

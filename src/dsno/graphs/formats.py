@@ -21,18 +21,21 @@ MAX_ONNX = 2**31 - 2**20
 """Bytes of weights that one file of ONNX can hold, with room for the graph."""
 
 
+Run = Callable[[Mapping[str, Tensor]], Tensor]
+
+
 @dataclass(frozen=True)
 class Format:
     """A format.
 
     Attributes:
         write: a graph to a path, with what the file says of itself.
-        run: the file's graph on inputs by name.
+        read: a file, as a function of inputs by name.
         libraries: that both need besides this package's, of the extra of the format's name.
     """
 
     write: Callable[[Graph, Path, Mapping[str, Any]], None]
-    run: Callable[[Path, Mapping[str, Tensor]], Tensor]
+    read: Callable[[Path], Run]
     libraries: tuple[str, ...] = ()
 
 
@@ -57,12 +60,16 @@ def _write_onnx(graph: Graph, path: Path, about: Mapping[str, Any]) -> None:
     program.save(path)
 
 
-def _run_onnx(path: Path, inputs: Mapping[str, Tensor]) -> Tensor:
+def _read_onnx(path: Path) -> Run:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (output,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
-    return torch.from_numpy(output)
+
+    def run(inputs: Mapping[str, Tensor]) -> Tensor:
+        (output,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        return torch.from_numpy(output)
+
+    return run
 
 
 def _write_torch(graph: Graph, path: Path, about: Mapping[str, Any]) -> None:
@@ -70,17 +77,20 @@ def _write_torch(graph: Graph, path: Path, about: Mapping[str, Any]) -> None:
         torch.export.save(graph.program, file, extra_files={KEY: json.dumps(about)})
 
 
-def _run_torch(path: Path, inputs: Mapping[str, Tensor]) -> Tensor:
+def _read_torch(path: Path) -> Run:
     with path.open("rb") as file:
-        program = torch.export.load(file)
-    with torch.no_grad():
-        output: Tensor = program.module()(**inputs)
-    return output
+        module = torch.export.load(file).module()
+
+    def run(inputs: Mapping[str, Tensor]) -> Tensor:
+        output: Tensor = module(**inputs)
+        return output
+
+    return run
 
 
 FORMATS: Mapping[str, Format] = {
-    "onnx": Format(_write_onnx, _run_onnx, ("onnx", "onnxscript", "onnxruntime")),
-    "torch-export": Format(_write_torch, _run_torch),
+    "onnx": Format(_write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    "torch-export": Format(_write_torch, _read_torch),
 }
 """By their names on the command line."""
 
