@@ -93,7 +93,7 @@ def test_a_graph_of_torch_export_gives_what_the_pipeline_gives(
 ) -> None:
     pipeline, file = make(scaled=scaled), tmp_path / "model.pt2"
     done = export_graph(pipeline, file, to="torch-export", trajectory=trajectory)
-    beyond = 16 if trajectory else 64  # where there are 64 rows, of 4 slices each or of one
+    beyond = 16 if scaled else 64  # where there are 64 rows: 4 of each sample, or one
     assert f"with batches of 1, 3, {beyond} it differs" in done
     about = {"dsno": ""}
     graph = torch.export.load(file, extra_files=about).module()
@@ -215,7 +215,7 @@ def test_onnxruntime_alone_makes_the_samples(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline, file = make(scaled=True), tmp_path / "model.onnx"
-    assert "1, 3, 64 it differs" in export_graph(pipeline, file, to="onnx")
+    assert "1, 3, 16 it differs" in export_graph(pipeline, file, to="onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert str(Path(dsno.__file__).parent).encode() not in file.read_bytes()
     loaded = {name: sys.modules.pop(name) for name in ("torch", "dsno")}

@@ -60,7 +60,7 @@ def export_graph(pipeline: DSNOPipeline, path: Path, *, to: str, trajectory: boo
         difference = _difference(form, temporary, operator, asked, graph)
     sizes = ", ".join(map(str, graph.checked))
     return (
-        f"Wrote {path}: {' and '.join(graph.inputs)} to {graph.output}, for any batch size; with "
+        f"Wrote {path}, from {', '.join(graph.inputs)} to {graph.output}, for any batch size; with "
         f"batches of {sizes} it differs from PyTorch by at most {difference:.1e}."
     )
 
