@@ -107,22 +107,43 @@ def export(
     target: Annotated[
         str, typer.Argument(metavar="RUN", help="Folder of a run, or its student's folder.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; with --to, file.")] = ...,  # type: ignore[assignment]
     license: Annotated[
         str | None,
         typer.Option(
             help="Of the weights, for the model's card, by the Hub's names, such as cc-by-4.0."
         ),
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="onnx|torch-export",
+            help="Write one evaluation as a graph that runs without this package.",
+        ),
+    ] = None,
+    trajectory: Annotated[
+        bool,
+        typer.Option("--trajectory", help="With --to: a graph of the states at all trained times."),
+    ] = False,
 ) -> None:
-    """Write a run's student with its teacher, for more than one step, and a card for the Hub."""
+    """Write a run's student with its teacher, for more than one step, and a card for the Hub.
+
+    Or, with --to, the student's one evaluation as a graph for other programs.
+    """
+    if to is None and trajectory:
+        raise InputError("--trajectory is of a graph: give --to onnx or --to torch-export too.")
+    if to is not None and license is not None:
+        raise InputError("--license is of a card, which a graph does not have: leave out one.")
     from dsno.runs.locate import model_folder
 
     folder = model_folder(target)
     if folder is None:
         raise InputError(f"There is no folder {target}; give the folder of a run.")
-    from dsno.runs.export import export_model
+    from dsno.runs.export import export_graph_of, export_model
 
+    if to is not None:
+        note(export_graph_of(folder, out, to=to, trajectory=trajectory))
+        return
     note(export_model(folder, out, license=license))
 
 

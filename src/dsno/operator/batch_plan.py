@@ -288,7 +288,7 @@ class ShiftHook:
         state = self.state
         if state.shifts is None or state.embedding is None:
             return u
-        rows = Rows.SHARED if len(u) == state.batch else Rows.ALL
+        rows = Rows.SHARED if u.shape[0] == state.batch else Rows.ALL
         embedding = cast(Tensor, state.select_rows(state.embedding, rows))
         return u + state.shifts.at(self.index, embedding, u, self.channel_dim)
 

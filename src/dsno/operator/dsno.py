@@ -198,7 +198,7 @@ class DSNO(nn.Module):
         f = self.call(self.lifted.network, rows, c.c_noise[:count].repeat(batch), given)
         if last_only:
             f = state.select_rows(f, Rows.LAST)
-        f = first_channels(f, x[:1].expand(len(f), *self.sample_shape))
+        f = first_channels(f, x[:1].expand(f.shape[0], *self.sample_shape))
         f = f.to(dtype).reshape(batch, -1, *self.sample_shape)
         if times is not None:
             f = f[:, self.slices :]

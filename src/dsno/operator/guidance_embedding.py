@@ -51,6 +51,6 @@ class SiteShifts(nn.Module):
     def at(self, site: int, embedding: Tensor, like: Tensor, channel_dim: int) -> Tensor:
         """The shift of a site, shaped to be added to its output `like`."""
         shift: Tensor = self.shifts[site](embedding)
-        shape = [len(shift), *[1] * (like.ndim - 1)]
+        shape = [shift.shape[0], *[1] * (like.ndim - 1)]
         shape[channel_dim] = shift.shape[1]
         return shift.reshape(shape).to(like.dtype)

@@ -7,6 +7,7 @@ from pathlib import Path
 from dsno.cards.about import About
 from dsno.cards.facts import known_of
 from dsno.cards.write import local_source, write_card
+from dsno.graphs.export import export_graph
 from dsno.pipeline import DSNOPipeline, DSNOTeacher
 from dsno.runs.build import guided
 from dsno.runs.locate import MODELS, saved_recipe
@@ -37,6 +38,22 @@ def load_with_teacher(folder: Path) -> DSNOPipeline:
     denoiser = guided(saved_recipe(run), load_teacher(run / "teacher"))
     pipeline.register_modules(teacher=DSNOTeacher.from_denoiser(denoiser))
     return pipeline
+
+
+def export_graph_of(model: Path, file: Path, *, to: str, trajectory: bool = False) -> str:
+    """Write one evaluation of a model as a graph; return what was done.
+
+    Args:
+        model: folder of the model.
+        file: to write.
+        to: name of the format.
+        trajectory: give the states at all trained times instead of the sample.
+
+    Raises:
+        InputError, WorkError: as `export_graph`, or if the folder is damaged.
+    """
+    pipeline = DSNOPipeline.from_pretrained(model, teacher=None)
+    return export_graph(pipeline, file, to=to, trajectory=trajectory)
 
 
 def export_model(model: Path, folder: Path, *, license: str | None = None) -> str:
