@@ -76,7 +76,7 @@ def test_one_image_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "most", "count"), [(8, 64, 64), (32, 64, 64), (64, 64, 16), (512, 64, 4), (8, 10, 10)]
+    ("width", "most", "count"), [(8, 64, 64), (16, 64, 64), (32, 64, 16), (512, 64, 4), (8, 10, 10)]
 )
 def test_the_first_grid_shows_fewer_of_large_images(width: int, most: int, count: int) -> None:
     assert figures.first_count(width, most) == count

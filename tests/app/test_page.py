@@ -28,7 +28,8 @@ from dsno.app.served import ServedModel
 from dsno.cli import main
 
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install 'dsno[app]'")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")
 LIMITS = Limits(images=8, steps=6, queue=1)
 

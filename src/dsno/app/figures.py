@@ -110,7 +110,7 @@ _SHOW = (
 
 def first_count(width: int, most: int) -> int:
     """How many images a grid has at first: a square that shows each at a size to be recognised."""
-    side = min(8, max(2, round(256 / width)))
+    side = min(8, max(2, round(128 / width)))
     return min(side * side, most)
 
 
