@@ -38,6 +38,7 @@ def test_the_page_and_its_queue_are_served(method: str, path: str) -> None:
         ("POST", "/gradio_api/call/draw"),
         ("POST", "/gradio_api/vibe-edit"),
         ("GET", "/gradio_api/runs"),
+        ("GET", "/gradio_api/info"),
         ("GET", "/monitoring"),
         ("POST", "/"),
         ("DELETE", "/"),

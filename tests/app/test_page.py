@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from dsno.app.gate import is_loopback
 from dsno.app.listening import listen, url
-from dsno.app.request import Limits
+from dsno.app.request import Limits, Request
 from dsno.app.served import ServedModel
 from dsno.cli import main
+from dsno.pipeline import DSNOPipeline
 
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install 'dsno[app]'")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -113,7 +115,7 @@ def size(page: Any, name: str) -> tuple[int, int]:
 def test_one_click_draws_the_student_and_beside_it_the_teacher(browsed: Any) -> None:
     fill(browsed, "count", "4")
     fill(browsed, "steps", "3")
-    browsed.get_by_role("button", name="Draw").click()
+    browsed.get_by_role("button", name="Draw", exact=True).click()
     teacher = browsed.locator("#teacher figcaption")
     teacher.wait_for()
     student = browsed.locator("#student figcaption").inner_text()
@@ -126,7 +128,7 @@ def test_one_click_draws_the_student_and_beside_it_the_teacher(browsed: Any) -> 
 
 def test_a_picture_is_saved_as_png(browsed: Any, tmp_path: Path) -> None:
     fill(browsed, "count", "4")
-    browsed.get_by_role("button", name="Draw").click()
+    browsed.get_by_role("button", name="Draw", exact=True).click()
     link = browsed.locator("#student a")
     link.wait_for()
     with browsed.expect_download() as waiting:
@@ -147,17 +149,29 @@ def test_a_picture_is_saved_as_png(browsed: Any, tmp_path: Path) -> None:
 def test_wrong_input_is_answered_on_the_page(browsed: Any, count: str, says: str) -> None:
     fill(browsed, "count", count)
     browsed.get_by_role("tab", name="Samples").click()
-    browsed.get_by_role("button", name="Draw").click()
+    browsed.get_by_role("button", name="Draw", exact=True).click()
     browsed.get_by_role("alert").get_by_text(says, exact=True).wait_for()
     fill(browsed, "count", "1")
-    browsed.get_by_role("button", name="Draw").click()
+    browsed.get_by_role("button", name="Draw", exact=True).click()
     browsed.get_by_role("alert").wait_for(state="detached")
+
+
+def test_too_many_images_for_the_device_are_said(
+    browsed: Any, served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(request: Request) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(served, "draw", full)
+    fill(browsed, "count", "4")
+    browsed.get_by_role("button", name="Draw", exact=True).click()
+    browsed.get_by_role("alert").get_by_text("has too little memory for so many images").wait_for()
 
 
 def test_the_slider_goes_along_the_trajectory(browsed: Any) -> None:
     fill(browsed, "count", "4")
     browsed.get_by_role("tab", name="Trajectory").click()
-    browsed.get_by_role("button", name="Follow").click()
+    browsed.get_by_role("button", name="Draw trajectory").click()
     film = browsed.locator("#film")
     film.get_by_text("3 states of 4 images from 1 network evaluation").wait_for()
     seen = []
@@ -214,6 +228,22 @@ def test_one_request_is_worked_on_and_as_many_wait_as_allowed(
             accepted += ask() == 200
             time.sleep(0.02)
         assert [ask() for _ in range(3)] == [503] * 3
+
+
+def test_a_page_without_a_teacher_says_so_and_asks_for_no_solver(served: ServedModel) -> None:
+    from dsno.app.page import build
+
+    def of(model: ServedModel) -> tuple[str, set[str]]:
+        components = build(model, LIMITS).get_config_file()["components"]
+        return json.dumps(components), {part["props"].get("elem_id") for part in components}
+
+    text, fields = of(ServedModel(DSNOPipeline(served.pipeline.model), "alone"))
+    assert "This model was saved without its teacher." in text
+    assert {"seed", "count", "label", "guidance", "draw"} <= fields
+    assert not {"solver", "steps", "prompt"} & fields
+    text, fields = of(served)
+    assert "without its teacher" not in text
+    assert {"solver", "steps"} <= fields
 
 
 def test_the_command_serves_a_folder(

@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from dsno.app.request import FROM_DATA, IN_TURN, Interpolation, Request
+from dsno.app.figures import facts_of
+from dsno.app.request import FROM_DATA, IN_TURN, Interpolation, Offer, Request
 from dsno.app.served import ServedModel
 from dsno.diffusion.solvers import evaluations
-from dsno.pipeline import DSNOPipeline
+from dsno.operator.dsno import DSNO
+from dsno.operator.lift import LiftConfig
+from dsno.pipeline import DSNOModel, DSNOPipeline
 from dsno.runs.sample import sample_model
+from dsno.sampling.outputs import DSNOPipelineOutput
 from dsno.support.errors import InputError
 
 ASKED = Request(seed=5, count=3, label=FROM_DATA, guidance=2.0)
@@ -89,6 +93,37 @@ def test_classes_are_those_asked_for(served: ServedModel, label: str, expected: 
         noise=noise, class_labels=expected, guidance_scale=2.0, output_type="raw"
     )
     torch.testing.assert_close(served.draw(asked).images, made.images, atol=1e-4, rtol=0)
+
+
+def test_a_prompt_is_embedded_once_for_all_images(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, given = [], {}
+
+    def embed(_: DSNOPipeline, words: list[str]) -> torch.Tensor:
+        prompts.append(words)
+        return torch.arange(6.0).reshape(1, 2, 3)
+
+    def call(_: DSNOPipeline, **arguments: Any) -> DSNOPipelineOutput:
+        given.update(arguments)
+        return DSNOPipelineOutput(torch.zeros(4, 1, 8, 8))
+
+    monkeypatch.setattr(DSNOPipeline, "embed", embed)
+    monkeypatch.setattr(DSNOPipeline, "__call__", call)
+    served.draw(Request(seed=1, count=4, prompt="a cat"))
+    assert prompts == [["a cat"]]
+    assert given["prompt_embeds"].tolist() == [[[0, 1, 2], [3, 4, 5]]] * 4
+
+
+def test_a_model_without_classes_and_with_one_scale_is_asked_for_neither(unet_teacher: Any) -> None:
+    operator = DSNO.from_teacher(unet_teacher(), LiftConfig(["mid_block.resnets.*"]))
+    model = DSNOModel.from_operator(operator, guidance_scale=2.5)
+    plain = ServedModel(DSNOPipeline(model), "plain")
+    assert plain.offer == Offer(None, None, is_textual=False, has_teacher=False)
+    assert plain.offer.labels == []
+    assert "guidance 2.5 distilled in" in facts_of(plain)
+    plain.warm_up()
+    assert plain.draw(Request(seed=0, count=2)).images.shape == (2, 1, 8, 8)
 
 
 def test_times_are_those_of_the_clock(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:

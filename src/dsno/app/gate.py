@@ -28,7 +28,7 @@ HEADERS = (
 _API = "/gradio_api"
 _READ = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|/(assets|static|svelte)/.+"
-    rf"|{_API}/(info|app_id|startup-events|theme\.css|queue/data|heartbeat/\w+)/?"
+    rf"|{_API}/(app_id|startup-events|theme\.css|queue/data|heartbeat/\w+)/?"
 )
 _WRITE = re.compile(rf"{_API}/(queue/join|reset|cancel)/?")
 

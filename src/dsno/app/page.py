@@ -61,8 +61,8 @@ def build(model: ServedModel, limits: Limits) -> gr.Blocks:
                             "<p>The operator's states on the way from noise to sample, all from "
                             "the same evaluation.</p>"
                         )
-                        follow = gr.Button("Follow", variant="primary", elem_id="follow")
-                    film = gr.HTML(_before("Trajectory", "Follow"), elem_id="film")
+                        follow = gr.Button("Draw trajectory", variant="primary", elem_id="follow")
+                    film = gr.HTML(_before("Trajectory", "Draw trajectory"), elem_id="film")
                 with gr.Tab("Interpolation", id="interpolation"):
                     with gr.Row(elem_classes="dsno-bar"):
                         between = _interpolation_fields(limits)

@@ -60,10 +60,10 @@ def serve(
         model.warm_up()
         from dsno.app.server import serve as run
 
-        if not is_loopback(host):
+        if not is_loopback(listener.getsockname()[0]):
             alert(
-                f"Whoever reaches {host} can see the page and use this machine's processor: there "
-                "is no password."
+                f"Whoever reaches {host} can see the page and make this machine work: there is no "
+                "password."
             )
         typer.echo(f"Serving {model.name} at {url(listener)}")
         say("Ctrl-C stops it.")
