@@ -7,9 +7,11 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ COMMANDS = (
     "report",
     "evaluate",
     "sample",
+    "serve",
     "export",
     "import",
     "recipes",
@@ -178,10 +181,11 @@ LIGHT = (
     (2, "evaluate {run} collect.steps=3"),
     (2, "sample {run} --precision half"),
     (2, "sample {run}/nothing"),
+    (2, "serve {run}/nothing"),
     (0, "trajectories info {run}"),
 )
 """Commands that compute nothing, with what they return."""
-HEAVY = "torch diffusers transformers accelerate matplotlib sklearn scipy huggingface_hub"
+HEAVY = "torch diffusers transformers accelerate matplotlib sklearn scipy huggingface_hub gradio"
 HALF_HEAVY = "diffusers transformers matplotlib sklearn scipy torch._dynamo"
 """What a command does without that finds all done already."""
 
@@ -712,6 +716,46 @@ def test_what_cannot_be_sampled_is_refused(
     monkeypatch.chdir(tmp_path)
     assert says in refused(capsys, ["sample", str(finished / "student"), *options])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--port", "65536"], "A port is a number from 0 to 65535, not 65536"),
+        (["--port", "0", "--host", "192.0.2.1"], "Port 0 of 192.0.2.1 cannot be opened"),
+        (["--max-images", "0"], "The limit of images (--max-images) must be at least 1, not 0."),
+        (["--max-steps", "0"], "The limit of steps (--max-steps) must be at least 1"),
+        (["--max-queue", "-1"], "requests that may wait (--max-queue) must be at least 1"),
+    ],
+)
+@pytest.mark.skipif(find_spec("gradio") is None, reason="needs Gradio: pip install 'dsno[app]'")
+def test_what_cannot_be_served_is_refused(
+    finished: Path, capsys: Capture, options: list[str], says: str
+) -> None:
+    assert says in refused(capsys, ["serve", str(finished), *options])
+
+
+@pytest.mark.skipif(find_spec("gradio") is None, reason="needs Gradio: pip install 'dsno[app]'")
+def test_a_model_is_served_at_a_port_that_is_free(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        text = refused(capsys, ["serve", str(finished), "--port", str(port)])
+    assert text.startswith(f"Port {port} of 127.0.0.1 is in use; give another to --port")
+    monkeypatch.chdir(tmp_path)
+    assert "There is no trained model in runs/" in refused(capsys, ["serve"])
+    assert "no trained model in runs/digits; run `dsno run digits` first" in refused(
+        capsys, ["serve", "digits"]
+    )
+
+
+def test_serving_without_its_library_says_what_to_install(
+    finished: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    text = refused(capsys, ["serve", str(finished)])
+    assert text == "The web page needs Gradio: run pip install 'dsno[app]'."
 
 
 def test_samples_are_written_where_asked(

@@ -24,6 +24,7 @@ def test_every_command_of_the_table_exists(capsys: pytest.CaptureFixture[str]) -
         "report",
         "run",
         "sample",
+        "serve",
         "export",
         "import",
         "trajectories export",

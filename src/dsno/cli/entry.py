@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from dsno import __version__
-from dsno.cli import about, evaluate, models, stages, trajectories
+from dsno.cli import about, evaluate, models, serve, stages, trajectories
 from dsno.cli.options import with_verbosity
 from dsno.support.errors import DsnoError
 from dsno.support.verbosity import Verbosity, is_silent, is_verbose, set_verbosity
@@ -34,6 +34,7 @@ for command in (
     stages.report,
     evaluate.evaluate,
     models.sample,
+    serve.serve,
     models.export,
     models.import_,
 ):

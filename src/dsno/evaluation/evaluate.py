@@ -31,7 +31,7 @@ from dsno.operator.dsno import DSNO
 from dsno.recipes.schema import Evaluate
 from dsno.support import distributed
 from dsno.support.console import Advance
-from dsno.support.transfers import to_device
+from dsno.support.transfers import synchronize, to_device
 
 
 @arithmetic("exact")
@@ -246,9 +246,3 @@ def _one_of_each(samplers: Sequence[Sampler]) -> list[Sampler]:
     """The first, then the cheapest of the student in more steps and of the solvers."""
     others = {s.name == STUDENT: s for s in sorted(samplers[1:], key=lambda s: -s.nfe)}
     return [samplers[0], *others.values()]
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a device has finished its queued work."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

@@ -19,24 +19,34 @@ from dsno.support.files import filling
 from dsno.teachers.store import DESCRIPTION, load_teacher
 
 
-def load_with_teacher(folder: Path) -> DSNOPipeline:
-    """A model with its teacher: its folder's, or that of the run whose student it is.
+def load_model(folder: Path) -> DSNOPipeline:
+    """A model, with its teacher if there is one: its folder's, or that of the run it is from.
 
     Args:
         folder: of the model.
 
     Raises:
-        InputError: if there is no teacher, or a folder is damaged.
+        InputError: if a folder is damaged.
     """
     pipeline = DSNOPipeline.from_pretrained(folder)
-    if pipeline.teacher is not None:
-        return pipeline
     run = folder.absolute().parent
     needed = run / "recipe.yaml", run / "teacher" / DESCRIPTION
-    if folder.name not in MODELS or not all(path.is_file() for path in needed):
+    is_of_run = folder.name in MODELS and all(path.is_file() for path in needed)
+    if pipeline.teacher is None and is_of_run:
+        denoiser = guided(saved_recipe(run), load_teacher(run / "teacher"))
+        pipeline.register_modules(teacher=DSNOTeacher.from_denoiser(denoiser))
+    return pipeline
+
+
+def load_with_teacher(folder: Path) -> DSNOPipeline:
+    """As `load_model`.
+
+    Raises:
+        InputError: if there is no teacher, or a folder is damaged.
+    """
+    pipeline = load_model(folder)
+    if pipeline.teacher is None:
         raise InputError(NO_TEACHER)
-    denoiser = guided(saved_recipe(run), load_teacher(run / "teacher"))
-    pipeline.register_modules(teacher=DSNOTeacher.from_denoiser(denoiser))
     return pipeline
 
 

@@ -40,6 +40,34 @@ def model_folder(target: str) -> Path | None:
     return None
 
 
+def name_of(model: Path) -> str:
+    """What a model's folder is called: its run, if it is one's outcome."""
+    folder = model.absolute()
+    return folder.parent.name if folder.name in MODELS else folder.name
+
+
+def newest_run(runs: Path) -> Path:
+    """The run whose model was made last.
+
+    Args:
+        runs: folder of runs.
+
+    Raises:
+        InputError: if none of them has a model.
+    """
+    made = {
+        path.stat().st_mtime: path.parent.parent
+        for name in MODELS
+        for path in sorted(runs.glob(f"*/{name}/model_index.json"))
+    }
+    if not made:
+        raise InputError(
+            f"There is no trained model in {runs}/; give a model's folder, or make one by `dsno "
+            "run digits`."
+        )
+    return made[max(made)]
+
+
 def _models_in(folder: Path) -> tuple[str, ...]:
     """The models that a run's folder may have, the last one made first."""
     if not (folder / "recipe.yaml").is_file():

@@ -14,8 +14,8 @@ from dsno.support.cache import cache_folder
 from dsno.support.version import __version__
 
 LIBRARIES = ("torch", "diffusers", "accelerate", "safetensors", "numpy", "pydantic")
-EXTRAS = ("datasets", "transformers", "ndf")
-"""Of `dsno[data]`, `dsno[text]` and `dsno[imagenet]`."""
+EXTRAS = ("datasets", "transformers", "ndf", "gradio")
+"""Of `dsno[data]`, `dsno[text]`, `dsno[imagenet]` and `dsno[app]`."""
 VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "DSNO_CACHE", "HF_HOME", "HF_HUB_OFFLINE")
 DRIVER_SECONDS = 5.0
 """How long a GPU's driver may take to answer."""

@@ -22,6 +22,12 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has finished its queued work."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 class Arrival:
     """A device's tensor on its way to the host.
 
