@@ -155,7 +155,9 @@ def parsed(words: list[str]) -> tuple[str, dict[str, object]]:
         command, names, words = inner[words[0]], [*names, words[0]], words[1:]
         if not words or words == ["--help"]:  # its name alone
             return " ".join(names), {}
-    return " ".join(names), command.make_context(names[-1], list(words)).params
+    # as the program does: a command keeps its option for help, and other tests ask for it
+    context = command.make_context(names[-1], list(words), **(app.info.context_settings or {}))
+    return " ".join(names), context.params
 
 
 def check_dsno(words: list[str]) -> None:

@@ -70,7 +70,6 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return 0, 1 (the work failed), 2 (the input is wrong) or 130."""
-    set_verbosity(Verbosity.USUAL)
     try:
         app(args=arguments, prog_name="dsno")
     except SystemExit as stop:  # how Typer ends, well or not
@@ -85,4 +84,6 @@ def main(arguments: list[str] | None = None) -> int:
             who = f"dsno (process {os.environ['RANK']})" if is_silent() else "dsno"
             typer.echo(f"{who}: {error}", err=True)
         return error.exit_code
+    finally:
+        set_verbosity(Verbosity.USUAL)  # of this command alone, where a program runs several
     return 0
