@@ -43,9 +43,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "accumulated": {"accumulation": 2},
     "sharded": {"shard": True},
-    "sharded_accumulated": {"shard": True, "accumulation": 2},
     "checkpointed": {"gradient_checkpointing": True},
-    "sharded_checkpointed": {"shard": True, "gradient_checkpointing": True},
+    "sharded_accumulated_checkpointed": {
+        "shard": True,
+        "accumulation": 2,
+        "gradient_checkpointing": True,
+    },
     "bf16": {"mixed_precision": "bf16"},
     "resumed": {},
     "stopped_sharded": {"shard": True},
@@ -115,7 +118,7 @@ def fit(
 
 def matching() -> MatchingObjective:
     """Of a student of a range of guidance scales, with two classes; the third means none."""
-    denoiser, row = teacher(num_classes=3), {CLASS_LABELS: torch.tensor([0])}
+    denoiser, row = teacher((8,), num_classes=3), {CLASS_LABELS: torch.tensor([0])}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         config = LiftConfig(unet_sites(denoiser.network), slices=2, guidance=True)

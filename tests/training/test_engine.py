@@ -18,7 +18,7 @@ from dsno.training.split import micro_batches
 from launched import training as work
 from launched.processes import Launch
 
-LAUNCHED = ("plain", "accumulated", "sharded_accumulated", "sharded_checkpointed", "bf16")
+LAUNCHED = ("plain", "accumulated", "sharded_accumulated_checkpointed", "bf16")
 MATCHING = ("matching", "matching_sharded")
 Run = tuple[dict[str, Tensor], list[dict[str, Any]]]
 
@@ -194,6 +194,7 @@ def test_a_sharded_run_is_resumed_by_one_process(
     assert_close(history, alone[1], rel=2e-5)
 
 
+@pytest.mark.slow
 def test_compilation_changes_the_losses_by_rounding_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
