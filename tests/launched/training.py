@@ -116,9 +116,14 @@ def fit(
     return average.state_dict(), history
 
 
+def labelled_teacher() -> Denoiser:
+    """Of two classes; the third means none."""
+    return teacher((8,), num_classes=3)
+
+
 def matching() -> MatchingObjective:
-    """Of a student of a range of guidance scales, with two classes; the third means none."""
-    denoiser, row = teacher((8,), num_classes=3), {CLASS_LABELS: torch.tensor([0])}
+    """Of a student of a range of guidance scales."""
+    denoiser, row = labelled_teacher(), {CLASS_LABELS: torch.tensor([0])}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         config = LiftConfig(unet_sites(denoiser.network), slices=2, guidance=True)

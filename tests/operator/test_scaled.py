@@ -33,7 +33,7 @@ def at(denoiser: nn.Module, *scales: float) -> Tensor:
 def test_until_it_is_trained_every_scale_gives_what_the_original_gives(
     scaled: ScaledDenoiser,
 ) -> None:
-    expected = work.teacher(num_classes=3)(X, T, LABELS)
+    expected = work.labelled_teacher()(X, T, LABELS)
     assert torch.equal(at(scaled, 1.0, 4.0), expected)
 
 
