@@ -34,7 +34,8 @@ def test_until_it_is_trained_every_scale_gives_what_the_original_gives(
     scaled: ScaledDenoiser,
 ) -> None:
     expected = work.labelled_teacher()(X, T, LABELS)
-    assert torch.equal(at(scaled, 1.0, 4.0), expected)
+    # kernels may be others for what was added to, if only zeros
+    torch.testing.assert_close(at(scaled, 1.0, 4.0), expected, atol=1e-6, rtol=0)
 
 
 def test_each_row_is_shifted_by_its_own_scale(scaled: ScaledDenoiser) -> None:
