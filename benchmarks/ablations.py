@@ -44,14 +44,19 @@ from dsno.evaluation.reference import build_reference
 from dsno.evaluation.samplers import Draws, draw, student_sampler
 from dsno.operator.dsno import DSNO
 from dsno.recipes import Recipe, load_recipe
-from dsno.runs.build import conditions_of, load_recipe_data, new_operator, new_teacher
+from dsno.runs.build import (
+    conditions_of,
+    load_recipe_data,
+    new_operator,
+    new_teacher,
+    trajectory_objective,
+)
 from dsno.support.files import fingerprint, replacing
 from dsno.support.storage import StorageDir
 from dsno.teachers.store import Teacher, load_teacher
 from dsno.training.batches import student_batches
-from dsno.training.losses import TrajectoryObjective, slice_weights
 from dsno.training.trainer import train
-from dsno.trajectories.collect import collect, scales_at
+from dsno.trajectories.collect import collect
 from dsno.trajectories.dataset import TrajectoryStore
 
 Changes = tuple[str, ...]
@@ -239,25 +244,13 @@ def collected(task: Task) -> None:
 
 def student(task: Task, recipe: Recipe, teacher: Teacher, store: TrajectoryStore) -> DSNO:
     """Trained."""
-    spec, denoiser = recipe.train, teacher.denoiser
+    spec = recipe.train
     if FRESH in task.changes:
         untrained = new_teacher(recipe).denoiser
         operator = new_operator(recipe, dataclasses.replace(teacher, denoiser=untrained))
     else:
         operator = new_operator(recipe, teacher)
-    objective = TrajectoryObjective(
-        operator,
-        torch.tensor(scales_at(denoiser, operator.times)),
-        slice_weights(
-            spec.weight,
-            denoiser.schedule,
-            operator.times,
-            weight_max=spec.weight_max,
-            sigma_data=denoiser.sigma_data,
-        ),
-        distance=spec.loss,
-        delta=spec.huber_delta,
-    )
+    objective = trajectory_objective(spec, operator, teacher.denoiser)
     assert spec.batch_size is not None
     batches = student_batches(
         store,

@@ -6,19 +6,16 @@ import copy
 import math
 
 import speed as bench
-import torch
 from torch import Tensor, nn
 
 from dsno.evaluation.samplers import Sampler, student_sampler, teacher_sampler
 from dsno.operator.dsno import DSNO, sampling_cost
 from dsno.recipes import Recipe
-from dsno.runs.build import conditions_of, new_operator
+from dsno.runs.build import conditions_of, new_operator, trajectory_objective
 from dsno.teachers.store import Teacher
 from dsno.training.batches import student_batches
-from dsno.training.losses import TrajectoryObjective, slice_weights
 from dsno.training.matching import MatchingObjective, Pair, matching_batches
 from dsno.training.trainer import Preview
-from dsno.trajectories.collect import scales_at
 from dsno.trajectories.dataset import TrajectoryStore
 from gpu import quality, trajectories, weights
 from gpu.models import STUDENT, digest, placed, put, trained_teacher
@@ -122,22 +119,10 @@ def fit(
     folder: str,
 ) -> Trained:
     """Train an operator for some seconds as the recipe says."""
-    spec, denoiser = recipe.train, teacher.denoiser
+    spec = recipe.train
     assert spec.batch_size is not None
     own = trajectories.at_times(store, operator.times.tolist())
-    objective = TrajectoryObjective(
-        operator,
-        torch.tensor(scales_at(denoiser, operator.times)),
-        slice_weights(
-            spec.weight,
-            denoiser.schedule,
-            operator.times,
-            weight_max=spec.weight_max,
-            sigma_data=denoiser.sigma_data,
-        ),
-        distance=spec.loss,
-        delta=spec.huber_delta,
-    )
+    objective = trajectory_objective(spec, operator, teacher.denoiser)
     batches = student_batches(
         own,
         spec.batch_size,

@@ -14,14 +14,14 @@ from dsno.backbones.text_encoder import read_prompts
 from dsno.data.dataset import Dataset
 from dsno.data.load import read_data
 from dsno.diffusion.conditions import Conditions
-from dsno.diffusion.denoisers import DenoiserProtocol, Preconditioning, to_device
+from dsno.diffusion.denoisers import Denoiser, DenoiserProtocol, Preconditioning, to_device
 from dsno.diffusion.schedules import schedule_from_config
 from dsno.evaluation.batchwise import Desk
 from dsno.evaluation.reference import samples_of_teacher
 from dsno.evaluation.samplers import Decode, Draws, as_is
 from dsno.operator.dsno import DSNO
 from dsno.operator.lift import LiftConfig
-from dsno.recipes.schema import Recipe, Student
+from dsno.recipes.schema import Recipe, Student, Train
 from dsno.recipes.schema import Teacher as TeacherSection
 from dsno.support import seeds
 from dsno.support.console import say
@@ -30,6 +30,9 @@ from dsno.teachers.load import read_teacher
 from dsno.teachers.options import TeacherOptions, frozen_fields
 from dsno.teachers.store import Teacher, denoiser_of
 from dsno.teachers.unet import build_unet
+from dsno.training.losses import TrajectoryObjective, slice_weights
+from dsno.training.lpips import load_vgg16
+from dsno.trajectories.collect import scales_at
 from dsno.trajectories.prompts import Prompts
 from dsno.trajectories.shards import DTYPES
 
@@ -211,6 +214,29 @@ def new_operator(recipe: Recipe, teacher: Teacher) -> DSNO:
             condition=teacher.example_condition(),
         )
     return operator
+
+
+def trajectory_objective(spec: Train, operator: DSNO, denoiser: Denoiser) -> TrajectoryObjective:
+    """The operator with the loss that it is trained by.
+
+    Raises:
+        InputError: if VGG16's weights are wanted and cannot be read.
+    """
+    times = operator.times
+    return TrajectoryObjective(
+        operator,
+        torch.tensor(scales_at(denoiser, times)),
+        slice_weights(
+            spec.weight,
+            denoiser.schedule,
+            times,
+            weight_max=spec.weight_max,
+            sigma_data=denoiser.sigma_data,
+        ),
+        distance=spec.loss,
+        delta=spec.huber_delta,
+        perceptual=load_vgg16(Path(spec.vgg16)) if spec.loss == "lpips_vgg" else None,
+    )
 
 
 def lift_config(recipe: Recipe, network: nn.Module) -> LiftConfig:

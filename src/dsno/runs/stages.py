@@ -47,6 +47,7 @@ from dsno.runs.build import (
     real_data,
     shape_text,
     summary,
+    trajectory_objective,
 )
 from dsno.runs.dependencies import collect_settings
 from dsno.runs.exchange import import_into
@@ -62,8 +63,7 @@ from dsno.teachers.store import Teacher, load_teacher, save_teacher
 from dsno.training.batches import student_batches, teacher_batches
 from dsno.training.checkpoints import Checkpoints
 from dsno.training.guard import Guard, Measure
-from dsno.training.losses import DenoisingObjective, TrajectoryObjective, slice_weights
-from dsno.training.lpips import load_vgg16
+from dsno.training.losses import DenoisingObjective
 from dsno.training.matching import MatchingObjective, Pair, matching_batches
 from dsno.training.trainer import Preview, Row, train
 from dsno.trajectories.collect import collect, scales_at
@@ -315,23 +315,8 @@ def make_student(task: Task) -> str:
     denoiser = teacher.denoiser
     operator = new_operator(task.recipe, teacher)
     load_start(operator, spec.start_from)
-    times = operator.times
     store = _store(task, operator)
-    weights = slice_weights(
-        spec.weight,
-        denoiser.schedule,
-        times,
-        weight_max=spec.weight_max,
-        sigma_data=denoiser.sigma_data,
-    )
-    objective = TrajectoryObjective(
-        operator,
-        torch.tensor(scales_at(denoiser, times)),
-        weights,
-        distance=spec.loss,
-        delta=spec.huber_delta,
-        perceptual=load_vgg16(Path(spec.vgg16)) if spec.loss == "lpips_vgg" else None,
-    )
+    objective = trajectory_objective(spec, operator, denoiser)
     assert spec.batch_size is not None
     averaged, history = train(
         objective,
