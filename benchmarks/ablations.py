@@ -23,7 +23,6 @@ import math
 import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from gpu.trajectories import manifest_of
+from gpu.visit import commit
 from safetensors.torch import load_file, save_file
 from step_cost import step_cost
 from torch import Tensor
@@ -334,9 +334,6 @@ def make_all(options: argparse.Namespace) -> None:
     for task in {t.seed: t for t in todo}.values():
         prepare(task)
     shared = {(t.seed, str(t.recipe().collect)): t for t in todo}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(options.jobs, context) as pool:
@@ -344,7 +341,11 @@ def make_all(options: argparse.Namespace) -> None:
             pass
         waiting = {pool.submit(make, task): task for task in todo}
         for done in concurrent.futures.as_completed(waiting):
-            found = {**done.result(), "commit": commit, "torch": torch.__version__}
+            found = {
+                **done.result(),
+                "commit": options.commit or commit(),
+                "torch": torch.__version__,
+            }
             with options.to.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")
             print(f"{len(lines(options.to))} {waiting[done].key}", flush=True)
@@ -400,6 +401,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--to", type=Path, default=Path("results/ablations.jsonl"))
+    parser.add_argument("--commit", default="", help="of the code, where git cannot tell")
     options = parser.parse_args()
     if options.action == "make":
         make_all(options)

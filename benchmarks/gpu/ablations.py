@@ -4,30 +4,44 @@ from __future__ import annotations
 
 import math
 
+from dsno.evaluation.samplers import teacher_sampler
 from dsno.operator.dsno import DSNO
 from dsno.recipes import Recipe
 from dsno.runs.build import new_operator
 from dsno.teachers.store import Teacher
 from dsno.trajectories.dataset import TrajectoryStore
 from gpu import quality, trajectories
-from gpu.models import trained_teacher
+from gpu.models import placed, trained_teacher
 from gpu.student import DISTILLATION, KINDS, fit, named, record_training
 from gpu.work import Work
 
 SHARE = 8.0
-VARIANTS: dict[str, tuple[str, ...]] = {
-    "readout, M = 4": (),
-    f"{DISTILLATION}, M = 1": KINDS[DISTILLATION],
-    "readout, M = 2": ("student.slices=2",),
-    "middle lifted, M = 2": ("student.slices=2", "student.lift=middle"),
-    "all lifted, M = 4": ("student.lift=all",),
-    "whole trajectory in every step": ("train.trajectory_every=1",),
-    "all times weigh alike": ("train.weight=flat",),
-    "weight cap 10": ("train.weight_max=10",),
-}
-"""What each changes in the recipe; the first is what the others are compared with."""
+Changes = tuple[str, ...]
+
+
+def variants(levels: int) -> dict[str, Changes]:
+    """What each changes in the recipe; the first is what the others are compared with.
+
+    Args:
+        levels: resolutions of the network, all of which the middle lift encodes once.
+    """
+    middle = ("student.lift=middle",)
+    not_mixed = ("student.lift=null", "student.sites=[]", f"student.shared_levels={levels}")
+    return {
+        "readout, M = 4": (),
+        f"{DISTILLATION}, M = 1": KINDS[DISTILLATION],
+        "readout, whole trajectory in every step": ("train.trajectory_every=1",),
+        "readout, all times weigh alike": ("train.weight=flat",),
+        "readout, weight cap 10": ("train.weight_max=10",),
+        "middle lifted, M = 4": middle,
+        "middle lifted, M = 4, not mixed": not_mixed,
+        "middle lifted, M = 4, weight cap 10": (*middle, "train.weight_max=10"),
+        "all lifted, M = 4": ("student.lift=all",),
+    }
+
+
 COLLECTING = 0.2
-MEASURING = 8
+MEASURING = 9
 """Seconds for the distances of one."""
 
 
@@ -36,27 +50,34 @@ def run(work: Work) -> None:
     recipe = work.recipe("train.compile=false")
     teacher = trained_teacher(work, recipe)
     store = trajectories.made(work, recipe, teacher, COLLECTING * work.left())
-    using = quality.ruler(work, recipe)
-    seconds = work.span(1 / len(VARIANTS)) - work.scaled(MEASURING, 0)
-    for name, changes in VARIANTS.items():
-        work.section(
-            name,
-            lambda n=name, c=changes: _variant(
-                work, work.recipe("train.compile=false", *c), teacher, store, using, n, seconds
-            ),
-            work.scaled(MEASURING, 0),
-        )
+    using, draws = quality.ruler(work, recipe), quality.draws_of(work, recipe, teacher)
+    spec = recipe.collect
+    target = teacher_sampler(placed(work, teacher), spec.solver, spec.steps, spec.spacing)
+    exact = quality.judge(work, using, target, draws, recipe.evaluate.samples)
+    assert recipe.teacher.network is not None
+    chosen = variants(len(recipe.teacher.network.channels))
+    seconds = work.span(1 / len(chosen)) - work.scaled(MEASURING, 0)
+
+    def piece(name: str, changes: Changes) -> None:
+        own = work.recipe("train.compile=false", *changes)
+        operator = _trained(work, own, teacher, store, name, seconds)
+        samples = quality.judge(work, using, named(operator, name), draws, len(exact))
+        apart = float((samples - exact).abs().mean())
+        work.record("mean difference from the teacher's samples", name, apart)
+        quality.coverage(work, using, samples, name)
+
+    for name, changes in chosen.items():
+        work.section(name, lambda n=name, c=changes: piece(n, c), work.scaled(MEASURING, 0))
 
 
-def _variant(
+def _trained(
     work: Work,
     recipe: Recipe,
     teacher: Teacher,
     store: TrajectoryStore,
-    using: quality.Ruler,
     name: str,
     seconds: float,
-) -> None:
+) -> DSNO:
     trained = fit(
         work,
         recipe,
@@ -70,6 +91,4 @@ def _variant(
     )
     assert isinstance(trained.model, DSNO)
     record_training(work, recipe, teacher, trained, name)
-    draws = quality.draws_of(work, recipe, teacher)
-    sampler = named(trained.model.to(work.device), name)
-    quality.judge(work, using, sampler, draws, recipe.evaluate.samples)
+    return trained.model.to(work.device)

@@ -54,11 +54,6 @@ def run(work: Work) -> None:
     work.section("collection", rows(lambda: bench.collection_rows(options)), 20)
     work.section("lift", rows(lambda: bench.lift_rows(options)), 20)
     work.section("CUDA graphs", rows(lambda: [bench.graph_row(width, options, *changes)]), 60)
-    compiled = COMPILED_STEPS[-1:] if work.toy else COMPILED_STEPS  # on a CPU they are the same
-    work.section("training step", lambda: _training(work, width, changes, compiled), 90)
-    for batch in batches:
-        name = f"forward, compiled, batch {batch}"
-        work.section(name, lambda b=batch: _compiled(work, width, b, changes), 50)
     if authors.available():
         for own in AGAINST if not work.toy else ((TOY_WIDTH, 1),):
             one = argparse.Namespace(**{**vars(options), "against": [list(own)]})
@@ -66,20 +61,29 @@ def run(work: Work) -> None:
             work.section(name, rows(lambda o=one: bench.author_rows(o)), 80)
         work.section("memory", rows(lambda: bench.memory_rows(options)), 40)
     else:
-        for own in AGAINST:
-            setting = f"{own[0]} channels, batch {own[1]}"
-            why = "their code is not there, see benchmarks/authors.py"
-            work.record(
-                "beside the authors' network", setting, None, why=results.MISSING, reason=why
-            )
+        work.section("beside the authors' network", lambda: _without_authors(work))
+    compiled = COMPILED_STEPS[-1:] if work.toy else COMPILED_STEPS  # on a CPU they are the same
+    for kind in compiled:
+        name = f"training step{kind[1]}"
+        work.section(name, lambda k=kind: _training(work, width, changes, [k]), 60)
+    for batch in batches:
+        name = f"forward, compiled, batch {batch}"
+        work.section(name, lambda b=batch: _compiled(work, width, b, changes), 50)
+
+
+def _without_authors(work: Work) -> None:
+    why = "their code is not there, see benchmarks/authors.py"
+    for width, batch in AGAINST:
+        setting = f"{width} channels, batch {batch}"
+        work.record("beside the authors' network", setting, None, why=results.MISSING, reason=why)
 
 
 def options_of(work: Work) -> argparse.Namespace:
     """What the sections of benchmarks/speed.py are given."""
     toy = work.toy
     return argparse.Namespace(
-        rounds=1 if toy else 7,
-        seconds=0.0 if toy else 1.0,
+        rounds=1 if toy else 5,
+        seconds=0.0 if toy else 0.3,
         widths=[TOY_WIDTH] if toy else [64, 128, 256],
         memory=[TOY_WIDTH, 1] if toy else [WIDTH, TRAINING],
         against=[],

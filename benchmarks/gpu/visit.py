@@ -149,6 +149,7 @@ def visit(options: argparse.Namespace, command: str) -> int:
                 options.rehearse,
                 options.commit,
                 command,
+                options.only,
             )
             print(f"{part}: {seconds:.0f} s at most", flush=True)
             status = run_part(work, max(seconds - GRACE, 1.0), environment)
@@ -220,6 +221,12 @@ def parser() -> argparse.ArgumentParser:
         "--from", dest="source", type=Path, help="weights of an earlier visit: its --out folder"
     )
     found.add_argument("--commit", default="", help="of the code, where git cannot tell")
+    found.add_argument(
+        "--only",
+        type=lambda text: tuple(filter(None, text.split(","))),
+        default=(),
+        help="of each part the pieces whose name has one of these words, by commas",
+    )
     found.add_argument("--rehearse", action="store_true", help="every part at toy size")
     found.add_argument("--show", type=Path, help="print the tables of this folder and do nothing")
     found.add_argument("--one", nargs=2, help=argparse.SUPPRESS)

@@ -61,6 +61,7 @@ class Work:
         toy: at toy size, on whatever there is.
         commit: of the code.
         command: of the visit.
+        only: of each part the pieces whose name has one of these words; all if it is empty.
     """
 
     part: str
@@ -72,6 +73,7 @@ class Work:
     toy: bool
     commit: str
     command: str
+    only: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """For another process."""
@@ -82,7 +84,8 @@ class Work:
         """What `to_json` wrote."""
         values = json.loads(text)
         folders = {key: Path(values[key]) for key in ("out", "scratch")}
-        return cls(**{**values, **folders, "weights": tuple(map(Path, values["weights"]))})
+        lists = {"weights": tuple(map(Path, values["weights"])), "only": tuple(values["only"])}
+        return cls(**{**values, **folders, **lists})
 
     @property
     def device(self) -> torch.device:
@@ -140,6 +143,8 @@ class Work:
             run: does it.
             seconds: that it should need; with less left it is not begun.
         """
+        if self.only and not any(word in name for word in self.only):
+            return
         if self.left() < seconds:
             self.record(name, "", None, why=results.MISSING, reason="no time left")
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -223,6 +224,14 @@ def test_a_piece_for_which_there_is_no_time_is_not_begun(work: Work) -> None:
     late.section("long", lambda: pytest.fail("begun"), seconds=1.0)
     (record,) = results.read(work.out)
     assert (record["figure"], record["value"], record["why"]) == ("long", None, "not run")
+
+
+def test_only_the_pieces_that_are_named_are_done(work: Work) -> None:
+    some = dataclasses.replace(work, only=("compiled", "authors"))
+    assert Work.from_json(some.to_json()) == some
+    some.section("lift", lambda: pytest.fail("begun"))
+    some.section("forward, compiled, batch 1", lambda: some.record("time", "batch 1", 2.5, "ms"))
+    assert [r["setting"] for r in results.read(some.out)] == ["batch 1"]
 
 
 def test_half_a_line_of_a_killed_process_is_passed_over(tmp_path: Path) -> None:
