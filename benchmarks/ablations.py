@@ -32,7 +32,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from gpu.trajectories import manifest_of
+from gpu.trajectories import at_times, manifest_of
 from gpu.visit import commit
 from safetensors.torch import load_file, save_file
 from step_cost import step_cost
@@ -64,7 +64,9 @@ Changes = tuple[str, ...]
 FRESH = "fresh"
 """In a variant's changes: weights drawn anew instead of the teacher's."""
 NOT_MIXED = ("student.lift=null", "student.sites=[]")
+SAMPLES_ALONE = (*NOT_MIXED, "student.slices=1")
 PAPER = ("student.lift=all",)
+FINER = ("collect.slices=16", "collect.steps=24")
 PAIRED, SOLUTION_STEPS = 1000, 64
 """Samples compared one by one with the teacher's, and how exactly those are solved."""
 
@@ -90,7 +92,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "middle": ("student.lift=middle",),
             "core": ("student.lift=core",),
             "all (the paper's)": PAPER,
-            "none: knowledge distillation, M = 1": (*NOT_MIXED, "student.slices=1"),
+            "none: knowledge distillation, M = 1": SAMPLES_ALONE,
         },
     ),
     "temporal": Experiment(
@@ -106,6 +108,10 @@ EXPERIMENTS: dict[str, Experiment] = {
             "readout, M = 2": ("student.slices=2",),
             "readout, M = 4": (),
             "readout, M = 8": ("student.slices=8", "collect.slices=8"),
+            "readout, M = 4, trajectories of M = 8": ("collect.slices=8",),
+            "knowledge distillation, trajectories of M = 8": (*SAMPLES_ALONE, "collect.slices=8"),
+            "readout, M = 16, 24 solver steps": ("student.slices=16", *FINER),
+            "knowledge distillation, trajectories of M = 16": (*SAMPLES_ALONE, *FINER),
             "all, M = 2": (*PAPER, "student.slices=2"),
             "all, M = 4": PAPER,
         },
@@ -149,6 +155,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "DDIM, 12 steps": ("collect.solver=ddim",),
             "DPM-Solver++(2M), 6 steps": ("collect.steps=6",),
             "DPM-Solver++(2M), 12 steps": (),
+            "DPM-Solver++(2M), 24 steps": ("collect.steps=24",),
         },
     ),
     "start": Experiment(
@@ -233,7 +240,7 @@ def trajectories(task: Task, recipe: Recipe, teacher: Teacher) -> TrajectoryStor
             teacher.denoiser, storage, manifest, batch_size=spec.batch_size, conditions=conditions
         )
         done.touch()
-    return TrajectoryStore(storage, times=new_operator(recipe, teacher).times.tolist())
+    return TrajectoryStore(storage)
 
 
 def collected(task: Task) -> None:
@@ -253,7 +260,7 @@ def student(task: Task, recipe: Recipe, teacher: Teacher, store: TrajectoryStore
     objective = trajectory_objective(spec, operator, teacher.denoiser)
     assert spec.batch_size is not None
     batches = student_batches(
-        store,
+        at_times(store, operator.times.tolist()),
         spec.batch_size,
         seed=task.seed,
         window=spec.shuffle_shards,

@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from dsno.diffusion.conditions import Condition
+from dsno.diffusion.denoisers import DenoiserProtocol
 from dsno.diffusion.solvers import solve
 from dsno.evaluation.samplers import Draws
+from dsno.operator.dsno import DSNO
 from dsno.runs.build import conditions_of, guided
 from dsno.runs.locate import saved_recipe
 from dsno.runs.stages import load_operator
@@ -40,23 +44,35 @@ class Curve:
 
 
 @torch.no_grad()
-def measure(name: str, folder: Path, asked: int, count: int, steps: int) -> Curve:
+def error_at(
+    name: str,
+    operator: DSNO,
+    denoiser: DenoiserProtocol,
+    noise: Tensor,
+    condition: Condition | None,
+    *,
+    asked: int = 24,
+    steps: int = 96,
+) -> Curve:
     """Errors at the trained times and at `asked` between 1 and 0, quadratically spaced."""
-    run = folder.resolve().parent
-    recipe, teacher, operator = (
-        saved_recipe(run),
-        load_teacher(run / "teacher"),
-        load_operator(folder),
-    )
-    conditions = conditions_of(recipe, teacher, None)
-    shape = teacher.denoiser.sample_shape
-    noise, condition = Draws(recipe.seed, shape, conditions, count).batch(range(count))
     trained = tuple(operator.times.tolist())
     between = [(1 - i / asked) ** 2 for i in range(1, asked + 1)]
     times = torch.tensor(sorted({*trained, *between}, reverse=True), dtype=torch.float64)
-    solution = solve(guided(recipe, teacher), noise, times, steps=steps, condition=condition)
+    solution = solve(denoiser, noise, times, steps=steps, condition=condition)
     error = (operator(noise, condition, times) - solution.states).abs().flatten(2).mean((0, 2))
     return Curve(name, trained, dict(zip(times.tolist(), error.tolist(), strict=True)))
+
+
+def measure(name: str, folder: Path, asked: int, count: int, steps: int) -> Curve:
+    """Errors of the student in a folder of a run."""
+    run = folder.resolve().parent
+    recipe, teacher = saved_recipe(run), load_teacher(run / "teacher")
+    draws = Draws(
+        recipe.seed, teacher.denoiser.sample_shape, conditions_of(recipe, teacher, None), count
+    )
+    noise, condition = draws.batch(range(count))
+    given = (guided(recipe, teacher), noise, condition)
+    return error_at(name, load_operator(folder), *given, asked=asked, steps=steps)
 
 
 def table(curves: list[Curve]) -> str:

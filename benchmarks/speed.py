@@ -197,38 +197,43 @@ def site_bytes(operator: DSNO) -> float:
 
 
 def author_rows(options: argparse.Namespace) -> list[Row]:
-    """Forward passes and training steps beside the authors', with the same weights."""
-    device = distributed.device()
+    """Forward passes and training steps beside the authors'."""
     rows = []
     for width, batch in options.against:
-        operator = student(width)[0]
-        theirs = authors.network(width, 4).eval()
-        log_snr = operator.preconditioning.schedule.log_snr(operator.times).float()
-        authors.give_weights(operator.cpu(), theirs, log_snr)
-        operator, theirs, log_snr = operator.to(device), theirs.to(device), log_snr.to(device)
-        left, core, x = without_layers(width), student(width, *CORE)[0], noise(batch)
-        with torch.no_grad():
-            apart = float((operator(x) - theirs(x, log_snr)).abs().max())
-        works = {
-            "ours": without_gradients(lambda o=operator, x=x: o(x)),
-            "theirs": without_gradients(lambda t=theirs, x=x, s=log_snr: t(x, s)),
-            "left": without_gradients(lambda o=left, x=x: o(x)),
-            "core": without_gradients(lambda o=core, x=x: o.sample(x)),
-        }
-        if device.type == "cuda":
-            works["fast"] = fast(operator, x)
-        taken = interleaved(works, options.rounds, device, least_seconds=options.seconds)
-        named = "student forward / the authors' network"
-        setting = f"{width} channels, batch {batch}"
-        ratio = {name: value / taken["theirs"] for name, value in taken.items()}
-        same = {"floor": ratio["left"], "reach": 0.85, "seconds": taken}
-        rows += [
-            row(named, setting, ratio["ours"], **same, largest_difference_of_outputs=apart),
-            row(named, f"{setting}, core lifted, a sample", ratio["core"], reach=0.85),
-            row(named, f"{setting}, ours in bf16, compiled; GPU", ratio.get("fast"), reach=0.4),
-        ]
+        rows += forward_rows(width, batch, options)
         rows += training_rows(width, batch, options)
     return rows
+
+
+def forward_rows(width: int, batch: int, options: argparse.Namespace) -> list[Row]:
+    """A forward pass beside theirs, with the same weights."""
+    device = distributed.device()
+    operator = student(width)[0]
+    theirs = authors.network(width, 4).eval()
+    log_snr = operator.preconditioning.schedule.log_snr(operator.times).float()
+    authors.give_weights(operator.cpu(), theirs, log_snr)
+    operator, theirs, log_snr = operator.to(device), theirs.to(device), log_snr.to(device)
+    left, core, x = without_layers(width), student(width, *CORE)[0], noise(batch)
+    with torch.no_grad():
+        apart = float((operator(x) - theirs(x, log_snr)).abs().max())
+    works = {
+        "ours": without_gradients(lambda: operator(x)),
+        "theirs": without_gradients(lambda: theirs(x, log_snr)),
+        "left": without_gradients(lambda: left(x)),
+        "core": without_gradients(lambda: core.sample(x)),
+    }
+    if device.type == "cuda":
+        works["fast"] = fast(operator, x)
+    taken = interleaved(works, options.rounds, device, least_seconds=options.seconds)
+    named = "student forward / the authors' network"
+    setting = f"{width} channels, batch {batch}"
+    ratio = {name: value / taken["theirs"] for name, value in taken.items()}
+    same = {"floor": ratio["left"], "reach": 0.85, "seconds": taken}
+    return [
+        row(named, setting, ratio["ours"], **same, largest_difference_of_outputs=apart),
+        row(named, f"{setting}, core lifted, a sample", ratio["core"], reach=0.85),
+        row(named, f"{setting}, ours in bf16, compiled; GPU", ratio.get("fast"), reach=0.4),
+    ]
 
 
 def fast(operator: DSNO, x: Tensor) -> Callable[[], object]:

@@ -25,18 +25,19 @@ def variants(levels: int) -> dict[str, Changes]:
     Args:
         levels: resolutions of the network, all of which the middle lift encodes once.
     """
-    middle = ("student.lift=middle",)
-    not_mixed = ("student.lift=null", "student.sites=[]", f"student.shared_levels={levels}")
+    eighth = "train.trajectory_every=8"  # where a trajectory costs several times a sample
+    middle = ("student.lift=middle", eighth)
+    not_mixed = ("student.lift=null", "student.sites=[]", f"student.shared_levels={levels}", eighth)
     return {
         "readout, M = 4": (),
         f"{DISTILLATION}, M = 1": KINDS[DISTILLATION],
-        "readout, whole trajectory in every step": ("train.trajectory_every=1",),
+        "readout, whole trajectory in every eighth step": (eighth,),
         "readout, all times weigh alike": ("train.weight=flat",),
         "readout, weight cap 10": ("train.weight_max=10",),
         "middle lifted, M = 4": middle,
         "middle lifted, M = 4, not mixed": not_mixed,
         "middle lifted, M = 4, weight cap 10": (*middle, "train.weight_max=10"),
-        "all lifted, M = 4": ("student.lift=all",),
+        "all lifted, M = 4": ("student.lift=all", eighth),
     }
 
 

@@ -55,10 +55,14 @@ def run(work: Work) -> None:
     work.section("lift", rows(lambda: bench.lift_rows(options)), 20)
     work.section("CUDA graphs", rows(lambda: [bench.graph_row(width, options, *changes)]), 60)
     if authors.available():
-        for own in AGAINST if not work.toy else ((TOY_WIDTH, 1),):
-            one = argparse.Namespace(**{**vars(options), "against": [list(own)]})
-            name = f"beside the authors' network, {own[0]} channels, batch {own[1]}"
-            work.section(name, rows(lambda o=one: bench.author_rows(o)), 80)
+        for size, batch in AGAINST if not work.toy else ((TOY_WIDTH, 1),):
+            setting = f"the authors', {size} channels, batch {batch}"
+            for what, kind in (
+                ("forward", bench.forward_rows),
+                ("training step", bench.training_rows),
+            ):
+                works = rows(lambda k=kind, w=size, n=batch: k(w, n, options))
+                work.section(f"{what} / {setting}", works, 60)
         work.section("memory", rows(lambda: bench.memory_rows(options)), 40)
     else:
         work.section("beside the authors' network", lambda: _without_authors(work))
@@ -86,7 +90,6 @@ def options_of(work: Work) -> argparse.Namespace:
         seconds=0.0 if toy else 0.3,
         widths=[TOY_WIDTH] if toy else [64, 128, 256],
         memory=[TOY_WIDTH, 1] if toy else [WIDTH, TRAINING],
-        against=[],
         collection=TOY_COLLECTION if toy else (),
         changes=SMALLER if toy else (),
     )
