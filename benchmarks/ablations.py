@@ -96,7 +96,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         },
     ),
     "temporal": Experiment(
-        "Does mixing time in Fourier space help, and does the weights' cap decide it?",
+        "Does mixing time help? Does the weights' cap decide?",
         {
             **_caps("mixed, M = 4", PAPER),
             **_caps("not mixed, M = 4", (*NOT_MIXED, "student.slices=4")),
@@ -361,23 +361,76 @@ def make_all(options: argparse.Namespace) -> None:
 # ---- showing -------------------------------------------------------------------------------------
 
 
+def rows_of(options: argparse.Namespace, changes: Changes) -> list[dict[str, Any]]:
+    """The lines of a variant, seed by seed."""
+    found = [
+        line
+        for line in lines(options.to)
+        if line["changes"] == sorted(changes)
+        and (line["terms"], line["steps"]) == (options.terms, options.steps)
+        and (line["source"], line["given"]) == (options.recipe, options.set)
+    ]
+    return sorted(found, key=lambda line: line["seed"])
+
+
 def show(options: argparse.Namespace) -> None:
-    """A table for each experiment."""
-    known = lines(options.to)
-    for name in options.experiments or EXPERIMENTS:
+    """A table for each experiment; and with `--plot` a figure of all."""
+    names = options.experiments or list(EXPERIMENTS)
+    for name in names:
         found = EXPERIMENTS[name]
         print(f"\n**{found.question}**\n")
         print("| variant | steps | training | distance, each seed | mean | paired L1 | recall |")
         print("|---|---|---|---|---|---|---|")
         for label, changes in found.variants.items():
-            rows = [
-                line
-                for line in known
-                if line["changes"] == sorted(changes)
-                and (line["terms"], line["steps"]) == (options.terms, options.steps)
-                and (line["source"], line["given"]) == (options.recipe, options.set)
-            ]
-            print(row(label, sorted(rows, key=lambda line: line["seed"])))
+            print(row(label, rows_of(options, changes)))
+    if options.plot is not None:
+        plot(options, names)
+
+
+def plot(options: argparse.Namespace, names: Sequence[str]) -> None:
+    """A panel for each experiment: seeds beside the recipe's own student, a line at the mean."""
+    import matplotlib.pyplot as plt
+
+    def distances(changes: Changes) -> dict[int, float]:
+        found = rows_of(options, changes)
+        return {row["seed"]: row["frechet_distance"]["classifier"] for row in found}
+
+    usual = distances(())
+    columns = min(2, len(names))
+    rows = math.ceil(len(names) / columns)
+    heights = [
+        max(len(EXPERIMENTS[name].variants) for name in names[i * columns : (i + 1) * columns])
+        for i in range(rows)
+    ]
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(6 * columns, sum(0.3 * h + 0.9 for h in heights)),
+        height_ratios=[h + 1 for h in heights],
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, name in itertools.zip_longest(grid.flat, names):
+        if name is None:
+            axes.set_axis_off()
+            continue
+        variants = EXPERIMENTS[name].variants
+        for place, changes in enumerate(variants.values()):
+            ratios = {seed: d / usual[seed] for seed, d in distances(changes).items()}
+            for seed, ratio in ratios.items():
+                axes.plot(ratio, place, "o", color=f"C{seed}", markersize=4)
+            if ratios:
+                mean = statistics.mean(ratios.values())
+                axes.plot([mean, mean], [place - 0.35, place + 0.35], color="black", linewidth=1.5)
+        axes.set_yticks(range(len(variants)), list(variants), fontsize=8)
+        axes.set_ylim(len(variants) - 0.5, -0.5)
+        axes.axvline(1, color="black", linewidth=0.5)
+        axes.set_title(EXPERIMENTS[name].question, fontsize=9, loc="left")
+        axes.tick_params(axis="x", labelbottom=True, labelsize=8)
+        axes.grid(axis="x", alpha=0.3)
+    figure.supxlabel("Frechet distance, that of the recipe's own student is 1", fontsize=9)
+    figure.savefig(options.plot, dpi=110)
 
 
 def row(label: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -408,6 +461,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--to", type=Path, default=Path("results/ablations.jsonl"))
+    parser.add_argument("--plot", type=Path, help="PNG file of `show`")
     parser.add_argument("--commit", default="", help="of the code, where git cannot tell")
     options = parser.parse_args()
     if options.action == "make":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tests import makers
 
 from dsno import DSNO, DSNOModel, DSNOPipeline, LiftConfig, solve
 from dsno.diffusion import GaussianMixture
@@ -62,3 +64,20 @@ def test_interpolation_walks_between_samples(classes: int, unet_teacher: Any) ->
         given = [c] * 3 if classes else None
         alone = pipeline(noise=noise, class_labels=given, output_type="raw").images
         torch.testing.assert_close(row, alone, atol=1e-5, rtol=0)
+
+
+def test_text_becomes_pictures_in_one_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    example, prompts = load("text_to_image"), tmp_path / "prompts.txt"
+    source = makers.stable_diffusion_folder(tmp_path / "pipeline")
+    prompts.write_text("a cat\n\na dog\n")
+    run = tmp_path / "run"
+    sizes = ["--count", "8", "--steps", "2", "--out", str(run)]
+    words = ["text_to_image.py", str(source), "--prompts", str(prompts), *sizes]
+    monkeypatch.setattr(sys, "argv", words)
+    example.main()
+    assert "Wrote 2 pictures of one evaluation each" in capsys.readouterr().out
+    assert Image.open(run / "1.png").size == Image.open(run / "0.png").size
+    assert not (run / "2.png").exists()
