@@ -64,7 +64,8 @@ Changes = tuple[str, ...]
 FRESH = "fresh"
 """In a variant's changes: weights drawn anew instead of the teacher's."""
 NOT_MIXED = ("student.lift=null", "student.sites=[]")
-SAMPLES_ALONE = (*NOT_MIXED, "student.slices=1")
+SAMPLES_ALONE = ("student.slices=1",)
+"""Plain knowledge distillation: the readout with one head."""
 PAPER = ("student.lift=all",)
 FINER = ("collect.slices=16", "collect.steps=24")
 PAIRED, SOLUTION_STEPS = 1000, 64
@@ -93,6 +94,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "core": ("student.lift=core",),
             "all (the paper's)": PAPER,
             "none: knowledge distillation, M = 1": SAMPLES_ALONE,
+            "the same, the network told t = 0": (*NOT_MIXED, *SAMPLES_ALONE),
         },
     ),
     "temporal": Experiment(

@@ -8,7 +8,7 @@ import math
 import speed as bench
 from torch import Tensor, nn
 
-from dsno.evaluation.samplers import Sampler, student_sampler, teacher_sampler
+from dsno.evaluation.samplers import Sampler, dial_sampler, student_sampler, teacher_sampler
 from dsno.operator.dsno import DSNO, sampling_cost
 from dsno.recipes import Recipe
 from dsno.runs.build import conditions_of, new_operator, trajectory_objective
@@ -49,6 +49,8 @@ BASELINES = (
     ("dpm++2m", 32, "karras"),
 )
 """The teacher's solvers beside them and beside the one that made the trajectories."""
+FURTHER = (2, 3, 4)
+"""Evaluations of the finished operator with its teacher after it."""
 KEEP = 60
 """Seconds for the distances."""
 COLLECTING = 0.35
@@ -267,6 +269,9 @@ def _distances(work: Work, recipe: Recipe, teacher: Teacher, operators: dict[str
     spec = recipe.collect
     target = teacher_sampler(denoiser, spec.solver, spec.steps, spec.spacing)
     others = [teacher_sampler(denoiser, *baseline) for baseline in BASELINES]
+    if (finished := operators.get(f"{OPERATOR}, finished")) is not None:
+        operator = finished.to(work.device).eval()
+        others[:0] = [dial_sampler(operator, denoiser, steps) for steps in FURTHER]
     exact = quality.judge(work, using, target, draws, count)
     quality.coverage(work, using, exact, target.label)
     shown = [exact]
