@@ -17,14 +17,13 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import json
-import math
 import multiprocessing
 import os
-import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
+from ablation_experiments import EXPERIMENTS, FRESH, Changes
+from ablation_tables import lines, show
 from gpu.trajectories import at_times, manifest_of
 from gpu.visit import commit
 from safetensors.torch import load_file, save_file
@@ -40,7 +41,7 @@ from torch import Tensor
 
 from dsno.cli import main as dsno
 from dsno.diffusion.solvers import solve
-from dsno.evaluation.reference import build_reference
+from dsno.evaluation.reference import Reference, build_reference
 from dsno.evaluation.samplers import Draws, draw, student_sampler
 from dsno.operator.dsno import DSNO
 from dsno.recipes import Recipe, load_recipe
@@ -59,112 +60,8 @@ from dsno.training.trainer import train
 from dsno.trajectories.collect import collect
 from dsno.trajectories.dataset import TrajectoryStore
 
-Changes = tuple[str, ...]
-
-FRESH = "fresh"
-"""In a variant's changes: weights drawn anew instead of the teacher's."""
-NOT_MIXED = ("student.lift=null", "student.sites=[]")
-SAMPLES_ALONE = ("student.slices=1",)
-"""Plain knowledge distillation: the readout with one head."""
-PAPER = ("student.lift=all",)
-FINER = ("collect.slices=16", "collect.steps=24")
 PAIRED, SOLUTION_STEPS = 1000, 64
 """Samples compared one by one with the teacher's, and how exactly those are solved."""
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A question, and the variants that answer it: their names and what they change."""
-
-    question: str
-    variants: Mapping[str, Changes]
-
-
-def _caps(name: str, changes: Changes) -> dict[str, Changes]:
-    every = {"1": 1, "10": 10, "100": 100, "10,000": 10_000}
-    return {f"{name}, cap {text}": (*changes, f"train.weight_max={n}") for text, n in every.items()}
-
-
-EXPERIMENTS: dict[str, Experiment] = {
-    "lift": Experiment(
-        "How much of the network must see every slice?",
-        {
-            "readout": (),
-            "middle": ("student.lift=middle",),
-            "core": ("student.lift=core",),
-            "all (the paper's)": PAPER,
-            "none: knowledge distillation, M = 1": SAMPLES_ALONE,
-            "the same, the network told t = 0": (*NOT_MIXED, *SAMPLES_ALONE),
-        },
-    ),
-    "temporal": Experiment(
-        "Does mixing time help? Does the weights' cap decide?",
-        {
-            **_caps("mixed, M = 4", PAPER),
-            **_caps("not mixed, M = 4", (*NOT_MIXED, "student.slices=4")),
-        },
-    ),
-    "slices": Experiment(
-        "How many slices?",
-        {
-            "readout, M = 2": ("student.slices=2",),
-            "readout, M = 4": (),
-            "readout, M = 8": ("student.slices=8", "collect.slices=8"),
-            "readout, M = 4, trajectories of M = 8": ("collect.slices=8",),
-            "knowledge distillation, trajectories of M = 8": (*SAMPLES_ALONE, "collect.slices=8"),
-            "readout, M = 16, 24 solver steps": ("student.slices=16", *FINER),
-            "knowledge distillation, trajectories of M = 16": (*SAMPLES_ALONE, *FINER),
-            "all, M = 2": (*PAPER, "student.slices=2"),
-            "all, M = 4": PAPER,
-        },
-    ),
-    "modes": Experiment(
-        "How many Fourier modes?",
-        {
-            "all, 1 mode": (*PAPER, "student.modes=1"),
-            "all, 2 modes": PAPER,
-            "all, 3 modes": (*PAPER, "student.modes=3"),
-        },
-    ),
-    "weights": Experiment(
-        "How should the times weigh?",
-        {
-            "square root of SNR, cap 10": ("train.weight_max=10",),
-            "cap 100": (),
-            "cap 10,000 (the paper's)": ("train.weight_max=10000",),
-            "all alike": ("train.weight=flat",),
-        },
-    ),
-    "loss": Experiment(
-        "Which distance?",
-        {"L1": (), "L2": ("train.loss=l2",), "pseudo-Huber": ("train.loss=pseudo_huber",)},
-    ),
-    "output": Experiment(
-        "What does the network predict?",
-        {"the clean image": (), "the state (the paper's)": ("student.output=state",)},
-    ),
-    "grid": Experiment("Which times?", {"quadratic": (), "uniform": ("collect.grid=uniform",)}),
-    "trajectories": Experiment(
-        "How many trajectories?",
-        {
-            **{f"{n:,}": (f"collect.count={n}",) for n in (1024, 4096, 16384)},
-            "the recipe's": (),
-        },
-    ),
-    "solver": Experiment(
-        "How well must they be solved?",
-        {
-            "DDIM, 12 steps": ("collect.solver=ddim",),
-            "DPM-Solver++(2M), 6 steps": ("collect.steps=6",),
-            "DPM-Solver++(2M), 12 steps": (),
-            "DPM-Solver++(2M), 24 steps": ("collect.steps=24",),
-        },
-    ),
-    "start": Experiment(
-        "Does it matter that the student starts from the teacher?",
-        {"teacher's weights": (), "weights drawn anew": (FRESH,)},
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -288,6 +185,14 @@ def solutions(task: Task, teacher: Teacher, draws: Draws) -> Tensor:
     return load_file(path)["samples"]
 
 
+@functools.cache
+def reference_of(source: str, given: Changes, seed: int) -> Reference:
+    """What samples are compared with: no variant changes it, and it takes long to make."""
+    recipe = Task(source, given, (), seed, 0, "", Path()).recipe()
+    spec = recipe.evaluate
+    return build_reference(load_recipe_data(recipe), spec.features, seed=spec.classifier_seed)
+
+
 def make(task: Task) -> dict[str, Any]:
     """Train a student and measure it; its line of the results."""
     torch.set_num_threads(1)
@@ -306,9 +211,7 @@ def make(task: Task) -> dict[str, Any]:
         student_sampler(operator.eval()), draws, recipe.evaluate.samples, lambda *_, **__: None
     )
     exact = solutions(task, teacher, draws)
-    reference = build_reference(
-        load_recipe_data(recipe), recipe.evaluate.features, seed=recipe.evaluate.classifier_seed
-    )
+    reference = reference_of(task.source, task.given, task.seed)
     return {
         **task.key,
         "trained_steps": steps,
@@ -324,11 +227,6 @@ def prepare(task: Task) -> None:
         given = [f"seed={task.seed}", *task.given]
         if code := dsno(["teacher", task.source, *given, "--out", str(task.base)]):
             sys.exit(code)
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The results so far."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def is_of(line: Mapping[str, Any], task: Task) -> bool:
@@ -358,96 +256,6 @@ def make_all(options: argparse.Namespace) -> None:
             with options.to.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")
             print(f"{len(lines(options.to))} {waiting[done].key}", flush=True)
-
-
-# ---- showing -------------------------------------------------------------------------------------
-
-
-def rows_of(options: argparse.Namespace, changes: Changes) -> list[dict[str, Any]]:
-    """The lines of a variant, seed by seed."""
-    found = [
-        line
-        for line in lines(options.to)
-        if line["changes"] == sorted(changes)
-        and (line["terms"], line["steps"]) == (options.terms, options.steps)
-        and (line["source"], line["given"]) == (options.recipe, options.set)
-    ]
-    return sorted(found, key=lambda line: line["seed"])
-
-
-def show(options: argparse.Namespace) -> None:
-    """A table for each experiment; and with `--plot` a figure of all."""
-    names = options.experiments or list(EXPERIMENTS)
-    for name in names:
-        found = EXPERIMENTS[name]
-        print(f"\n**{found.question}**\n")
-        print("| variant | steps | training | distance, each seed | mean | paired L1 | recall |")
-        print("|---|---|---|---|---|---|---|")
-        for label, changes in found.variants.items():
-            print(row(label, rows_of(options, changes)))
-    if options.plot is not None:
-        plot(options, names)
-
-
-def plot(options: argparse.Namespace, names: Sequence[str]) -> None:
-    """A panel for each experiment: seeds beside the recipe's own student, a line at the mean."""
-    import matplotlib.pyplot as plt
-
-    def distances(changes: Changes) -> dict[int, float]:
-        found = rows_of(options, changes)
-        return {row["seed"]: row["frechet_distance"]["classifier"] for row in found}
-
-    usual = distances(())
-    columns = min(2, len(names))
-    rows = math.ceil(len(names) / columns)
-    heights = [
-        max(len(EXPERIMENTS[name].variants) for name in names[i * columns : (i + 1) * columns])
-        for i in range(rows)
-    ]
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(6 * columns, sum(0.3 * h + 0.9 for h in heights)),
-        height_ratios=[h + 1 for h in heights],
-        sharex=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for axes, name in itertools.zip_longest(grid.flat, names):
-        if name is None:
-            axes.set_axis_off()
-            continue
-        variants = EXPERIMENTS[name].variants
-        for place, changes in enumerate(variants.values()):
-            ratios = {seed: d / usual[seed] for seed, d in distances(changes).items()}
-            for seed, ratio in ratios.items():
-                axes.plot(ratio, place, "o", color=f"C{seed}", markersize=4)
-            if ratios:
-                mean = statistics.mean(ratios.values())
-                axes.plot([mean, mean], [place - 0.35, place + 0.35], color="black", linewidth=1.5)
-        axes.set_yticks(range(len(variants)), list(variants), fontsize=8)
-        axes.set_ylim(len(variants) - 0.5, -0.5)
-        axes.axvline(1, color="black", linewidth=0.5)
-        axes.set_title(EXPERIMENTS[name].question, fontsize=9, loc="left")
-        axes.tick_params(axis="x", labelbottom=True, labelsize=8)
-        axes.grid(axis="x", alpha=0.3)
-    figure.supxlabel("Frechet distance, that of the recipe's own student is 1", fontsize=9)
-    figure.savefig(options.plot, dpi=110)
-
-
-def row(label: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Of one variant's seeds."""
-    if not rows:
-        return f"| {label} | not run | | | | | |"
-    distances = [r["frechet_distance"]["classifier"] for r in rows]
-    paired = statistics.mean(r["paired_l1"] for r in rows)
-    recall = statistics.mean(r["recall"]["classifier"] for r in rows)
-    each = ", ".join(f"{d:.3f}" for d in distances)
-    spread = f" ± {statistics.stdev(distances) / math.sqrt(len(rows)):.3f}" if rows[1:] else ""
-    return (
-        f"| {label} | {rows[0]['trained_steps']:,} | {rows[0]['training']:.2f} | {each} "
-        f"| {statistics.mean(distances):.3f}{spread} | {paired:.4f} | {recall:.3f} |"
-    )
 
 
 def main() -> None:

@@ -31,6 +31,11 @@ def variants(levels: int) -> dict[str, Changes]:
     return {
         "readout, M = 4": (),
         f"{DISTILLATION}, M = 1": KINDS[DISTILLATION],
+        f"{DISTILLATION}, told t = 0": (
+            *KINDS[DISTILLATION],
+            "student.lift=null",
+            "student.sites=[]",
+        ),
         "readout, whole trajectory in every eighth step": (eighth,),
         "readout, all times weigh alike": ("train.weight=flat",),
         "readout, weight cap 10": ("train.weight_max=10",),
