@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-
-from launched.processes import Child
+from tests.launched.processes import Child
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
@@ -59,7 +58,9 @@ def test_it_runs_from_the_teacher_to_the_comparison(
     log = tmp_path / "kernel.log"
 
     async def launch(self: Any, _: list[str], **__: Any) -> Any:
-        self.process = Process(Child("launched.kernel:serve", [self.parent.connection_file], log))
+        self.process = Process(
+            Child("tests.launched.kernel:serve", [self.parent.connection_file], log)
+        )
         self.pid = self.process.pid
         return self.connection_info
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from tests.end_to_end.test_run import TINY
+from tests.launched.processes import launched_command, wait
 
 from dsno.cli import main
-from launched.processes import launched_command, wait
 
 RECIPE = [
     *TINY,

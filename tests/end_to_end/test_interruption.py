@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.launched.processes import Child, command, wait
 
 from dsno.support.files import sha256
-from launched.processes import Child, command, wait
 
 RECIPE = [
     "collect.slices=4",

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from tests.checksums import contents
+from tests.launched.processes import Child, Launch, command, launched_command, wait
 
 from dsno.cli import main
 from dsno.trajectories.manifest import load_manifest
-from launched.processes import Child, Launch, command, launched_command, wait
 
 RECIPE = [
     "collect.slices=4",
@@ -48,7 +48,7 @@ def together(stage: str, out: Path) -> Launch:
 def torchrun(stage: str, out: Path) -> Child:
     """The same by PyTorch's launcher: its agent, its rendezvous and its signals."""
     arguments = [LAUNCHER, words(stage, out)]
-    return Child("launched.agent:run", arguments, out.with_suffix(".log"), has_children=True)
+    return Child("tests.launched.agent:run", arguments, out.with_suffix(".log"), has_children=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Processes of their own in a fraction of a second, to be watched, signalled and killed.
 
-They are forked from a server that has imported the libraries (`launched.preload`), which takes a
-fresh interpreter seconds. Otherwise they are what `python -m dsno` and `torchrun` start.
+They are forked from a server that has imported the libraries (`tests.launched.preload`), which
+takes a fresh interpreter seconds. Otherwise they are what `python -m dsno` and `torchrun` start.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from unittest import mock
 
-PRELOAD = "launched.preload"
+PRELOAD = "tests.launched.preload"
 
 
 @functools.cache

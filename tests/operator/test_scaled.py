@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
+from tests.launched import training as work
 from torch import Tensor, nn
 
 from dsno.diffusion.conditions import CLASS_LABELS, GUIDANCE_SCALE
 from dsno.operator.scaled import ScaledDenoiser
 from dsno.support.errors import InputError
-from launched import training as work
 
 LABELS = {CLASS_LABELS: torch.tensor([0, 1])}
 X = torch.randn(2, *work.SHAPE, generator=torch.Generator().manual_seed(3))

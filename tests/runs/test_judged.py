@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 from tests.evaluation.detector import by_numpy, write_detector
+from tests.launched.processes import Launch, launched_command, wait
 from tests.pictures import random_levels, write
 
 from dsno.cli import main
-from launched.processes import Launch, launched_command, wait
 
 COUNT, SIZE = 120, (8, 10)
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.launched import training as work
+from tests.launched.processes import Launch
 from torch import Tensor, nn
 
 from dsno.support import distributed
 from dsno.support.errors import InputError
 from dsno.training.engine import Engine
 from dsno.training.split import micro_batches
-from launched import training as work
-from launched.processes import Launch
 
 LAUNCHED = ("plain", "accumulated", "sharded_accumulated_checkpointed", "bf16")
 MATCHING = ("matching", "matching_sharded")
@@ -28,7 +28,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes trained, a folder for each way."""
     out = tmp_path_factory.mktemp("launched")
     names = [*LAUNCHED, "resumed", "stopped_sharded", *MATCHING]
-    job = Launch(2, "launched.training:main", [out, names], out.with_suffix(".log"))
+    job = Launch(2, "tests.launched.training:main", [out, names], out.with_suffix(".log"))
     assert job.end() == [0, 0], job.said()
     return out
 

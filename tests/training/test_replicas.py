@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.launched import training as work
 from torch import Tensor, nn
 
 from dsno.recipes.schema import Optimisation
@@ -20,7 +21,6 @@ from dsno.training.losses import Objective
 from dsno.training.replicas import replicas_of
 from dsno.training.split import micro_batches
 from dsno.training.trainer import train
-from launched import training as work
 
 Weights = dict[str, Tensor]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.launched import training as work
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,7 +22,6 @@ from dsno.teachers.store import denoiser_of
 from dsno.training import trainer, watch
 from dsno.training.losses import DenoisingObjective, Objective
 from dsno.training.prefetch import Batch
-from launched import training as work
 
 # What reads a device's numbers, or makes a result whose size depends on them.
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "equal"}

@@ -6,14 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from dsno.cards.markdown import plain
+from dsno.data.credits import CREDITS
 from dsno.evaluation.metrics import Metrics
 from dsno.evaluation.samplers import SAMPLER_NAMES
 from dsno.evaluation.wording import duration
-
-DIGITS = (
-    "Optical Recognition of Handwritten Digits (UCI Machine Learning Repository, CC BY 4.0), as "
-    "scikit-learn has it"
-)
 
 
 def making(metrics: Metrics, *, is_finished: bool) -> list[tuple[str, str]]:
@@ -44,8 +40,8 @@ def _data(metrics: Metrics) -> str:
     """The data that a teacher was trained on here; the same are what samples are compared with."""
     section, count = _section(metrics.recipe, "data"), f"{metrics.reference.count:,} items"
     source = section.get("source", "digits")
-    if source == "digits":
-        return f"{DIGITS}; {count}"
+    if source in CREDITS:
+        return f"{CREDITS[source]}; {count}"
     where = plain(str(section.get("path", "")))
     kind = {
         "folder": "images in",

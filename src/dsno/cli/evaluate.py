@@ -30,8 +30,8 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Without a recipe, what to compare with: digits (default), folder, huggingface "
-            "or npz; short for data.source=."
+            help="Without a recipe, what to compare with: digits (default), emoji, folder, "
+            "huggingface or npz; short for data.source=."
         ),
     ] = None,
     path: Annotated[

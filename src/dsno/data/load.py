@@ -3,6 +3,7 @@
 | source        | what it reads                                                                 |
 |---------------|-------------------------------------------------------------------------------|
 | `digits`      | scikit-learn's 1,797 handwritten digits, 8x8; nothing to download             |
+| `emoji`       | some 1,900 emoji, to be resized; classes are Unicode's groups                 |
 | `folder`      | image files in a folder or zip file, with classes by sub-folders or a file    |
 | `huggingface` | a data set of the Hub, parquet files, or what `save_to_disk` wrote            |
 | `npz`         | an array of images and, if there is one, of labels                            |
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from dsno.data.arrays import array_pixels, npz
+from dsno.data.credits import CREDITS
 from dsno.data.dataset import Dataset
+from dsno.data.emoji import emoji
 from dsno.data.folder import folder
 from dsno.data.huggingface import huggingface
 from dsno.data.labels import labels_of
@@ -33,6 +36,7 @@ from dsno.support.errors import InputError, one_of
 _COMMON = ("size", "channels", "classes", "random_flip")
 OPTIONS: dict[DataSource, tuple[str, ...]] = {
     "digits": (),
+    "emoji": ("background",),
     "folder": (
         *("path", "split", "label_column", "labels"),
         *("range", "background", "frames", "unreadable"),
@@ -52,7 +56,7 @@ def load_data(source: str, path: str = "", **options: Any) -> Dataset:
     """Load a data set.
 
     Args:
-        source: `digits`, `folder`, `huggingface` or `npz`.
+        source: `digits`, `emoji`, `folder`, `huggingface` or `npz`.
         path: of the folder or file; for `huggingface` also a name on the Hub.
         options: the other fields of `dsno.recipes.schema.Data`, which says what they mean.
 
@@ -77,7 +81,7 @@ def read_data(data: Data) -> Dataset:
     for name, field in Data.model_fields.items():
         if name not in taken and getattr(data, name) != field.default:
             raise InputError(f"The data source {data.source!r} takes no {name}; leave it out.")
-    if data.source != "digits" and not data.path:
+    if data.source not in CREDITS and not data.path:
         raise InputError(f"The data source {data.source!r} needs a path; say where the images are.")
     known = _LABELS.get(data.source)
     if known is not None and data.labels not in ("auto", *known):
@@ -95,6 +99,8 @@ def read_data(data: Data) -> Dataset:
 def _load(data: Data) -> Dataset:
     if data.source == "digits":
         loaded = _digits(data)
+    elif data.source == "emoji":
+        loaded = emoji(data)
     elif data.source == "folder":
         loaded = folder(Path(data.path), data)
     elif data.source == "npz":

