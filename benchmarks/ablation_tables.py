@@ -19,6 +19,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def told(given: Sequence[str]) -> list[str]:
+    """Of the changes for all, those that matter: not where the data lie."""
+    return [text for text in given if not text.startswith("data.path=")]
+
+
 def rows_of(options: argparse.Namespace, changes: Changes) -> list[dict[str, Any]]:
     """The lines of a variant, seed by seed."""
     found = [
@@ -26,7 +31,7 @@ def rows_of(options: argparse.Namespace, changes: Changes) -> list[dict[str, Any
         for line in lines(options.to)
         if line["changes"] == sorted(changes)
         and (line["terms"], line["steps"]) == (options.terms, options.steps)
-        and (line["source"], line["given"]) == (options.recipe, options.set)
+        and (line["source"], line["given"]) == (options.recipe, told(options.set))
     ]
     return sorted(found, key=lambda line: line["seed"])
 

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from ablation_experiments import EXPERIMENTS, FRESH, Changes
-from ablation_tables import lines, show
+from ablation_tables import lines, show, told
 from gpu.trajectories import at_times, manifest_of
 from gpu.visit import commit
 from safetensors.torch import load_file, save_file
@@ -90,8 +90,7 @@ class Task:
     def key(self) -> dict[str, Any]:
         """What distinguishes it in the file of results."""
         own = {name: getattr(self, name) for name in ("source", "seed", "steps", "terms")}
-        given = [text for text in self.given if not text.startswith("data.path=")]
-        return {**own, "given": given, "changes": sorted(self.changes)}
+        return {**own, "given": told(self.given), "changes": sorted(self.changes)}
 
     def recipe(self, *, own: bool = True) -> Recipe:
         """The recipe, with the variant's changes or without."""

@@ -61,8 +61,9 @@ def run(work: Work) -> None:
     target = teacher_sampler(placed(work, teacher), spec.solver, spec.steps, spec.spacing)
     exact = quality.judge(work, using, target, draws, recipe.evaluate.samples)
     assert recipe.teacher.network is not None
-    chosen = variants(len(recipe.teacher.network.channels))
-    seconds = work.span(1 / len(chosen)) - work.scaled(MEASURING, 0)
+    every = variants(len(recipe.teacher.network.channels))
+    chosen = {name: changes for name, changes in every.items() if work.wants(name)}
+    seconds = work.span(1 / max(len(chosen), 1)) - work.scaled(MEASURING, 0)
 
     def piece(name: str, changes: Changes) -> None:
         own = work.recipe("train.compile=false", *changes)

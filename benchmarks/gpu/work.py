@@ -135,6 +135,10 @@ class Work:
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         }
 
+    def wants(self, name: str) -> bool:
+        """Whether a piece of this name is to be done."""
+        return not self.only or any(word in name for word in self.only)
+
     def section(self, name: str, run: Callable[[], object], seconds: float = 0.0) -> None:
         """Do a piece of the part; what goes wrong in it is recorded, and the next piece follows.
 
@@ -143,7 +147,7 @@ class Work:
             run: does it.
             seconds: that it should need; with less left it is not begun.
         """
-        if self.only and not any(word in name for word in self.only):
+        if not self.wants(name):
             return
         if self.left() < seconds:
             self.record(name, "", None, why=results.MISSING, reason="no time left")
