@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,11 +54,6 @@ def test_every_name_is_that_of_its_home() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Denoisers'"):
         _ = dsno.Denoisers
-
-
-def test_the_version_is_the_projects() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert dsno.__version__ == project["version"]
 
 
 def test_saved_folders_name_modules_that_must_not_move() -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import tomllib
-from pathlib import Path
 
 import pytest
 
+import dsno
 from dsno.support.environment import environment
 
 
@@ -20,5 +19,4 @@ def test_a_checkout_that_is_not_installed_has_its_version(monkeypatch: pytest.Mo
         return version(name)
 
     monkeypatch.setattr(importlib.metadata, "version", of_others)
-    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-    assert environment()["dsno"] == tomllib.loads(text)["project"]["version"]
+    assert environment()["dsno"] == dsno.__version__
