@@ -93,11 +93,16 @@ def plot(curves: list[Curve], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    colours: dict[str, str] = {}
     for curve in curves:
+        kind, _, _ = curve.name.partition(",")
+        is_first = kind not in colours  # the others of its kind have its colour, and are dashed
+        colour = colours.setdefault(kind, f"C{len(colours)}")
         times = sorted(curve.error)
-        (line,) = axes.plot(times, [curve.error[t] for t in times], label=curve.name, linewidth=1)
+        errors, style = [curve.error[t] for t in times], "-" if is_first else "--"
+        axes.plot(times, errors, style, label=curve.name, color=colour, linewidth=1)
         marked = [t for t in times if t in curve.trained]
-        axes.plot(marked, [curve.error[t] for t in marked], "o", color=line.get_color())
+        axes.plot(marked, [curve.error[t] for t in marked], "o", color=colour, markersize=4)
     axes.set_xlim(1, 0)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("time t: noise at 1, data at 0; dots are trained times")
