@@ -545,9 +545,9 @@ class DSNOPipeline(DiffusionPipeline):
             output_type: `pil`; `np` (batch, H, W, C) or `pt` (batch, C, H, W), both in [0, 1];
                 `raw`, what the model gives, about [-1, 1]; or `latent`, that before decoding.
             return_trajectory: also return the states x(t), at `times` or at the trained times.
-            times: times in [0, 1] for the trajectory, in any number. With the lift `readout` states
-                between trained times are as good as at them; with others they are uneven where few
-                times were trained (results/samples.md).
+            times: times in [0, 1] for the trajectory, in any number. With the lifts `readout` and
+                `all` states between trained times are as good as at them; with `middle` and `core`
+                they are uneven (results/ablations.md).
             prompt: of a text-conditional model: one for all, alone or in a list, or one per sample.
             prompt_embeds: their embeddings (batch, L, D), instead.
             guidance_scale: of a model trained at a range of scales: one for all, alone or in a

@@ -661,6 +661,24 @@ def test_two_cores_make_two_shards_at_a_time_with_the_same_bytes(
 
 
 @pytest.mark.usefixtures("two_cores")
+@pytest.mark.parametrize(("shards", "threads"), [(range(1), 2), (range(2), 1)])
+def test_where_shards_are_fewer_than_cores_each_is_solved_by_several(
+    shards: range, threads: int, whole: Path, tmp_path: Path
+) -> None:
+    class Noting(Stopping):
+        def __call__(self, x: Tensor, t: Tensor, condition: Any = None, /) -> Tensor:
+            seen.add(torch.get_num_threads())
+            return super().__call__(x, t, condition)
+
+    seen: set[int] = set()
+    denoiser = teacher(CosineSchedule())
+    collect(Noting(denoiser, 36), tmp_path, plan(denoiser), batch_size=5, shards=shards)
+    assert seen == {threads}
+    for path in tmp_path.glob("shard-*.safetensors"):
+        assert path.read_bytes() == (whole / path.name).read_bytes()
+
+
+@pytest.mark.usefixtures("two_cores")
 def test_an_error_in_one_thread_stops_the_other_with_what_it_has_solved(
     whole: Path, tmp_path: Path
 ) -> None:

@@ -221,9 +221,10 @@ class _Work:
         done = shown = total - sum(len(self.manifest.items(i)) for i in todo)
         take = distributed.shared_total("shards")
         one_at_a_time = threading.Lock()
+        threads = min(self.most_threads, max(len(todo), 1))  # more would find no shard
         with (
             progress("collecting", total, done=done, unit="trajectory") as advance,
-            Workers(self.device, self.most_threads) as workers,
+            Workers(self.device, threads) as workers,
         ):
 
             def add(count: int) -> None:
