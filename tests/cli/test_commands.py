@@ -779,7 +779,10 @@ def test_samples_are_written_where_asked(
     ("options", "says"),
     [
         (["--samples", "1"], "'evaluate.samples' should be greater than or equal to 2, not 1"),
-        (["--data", "digit"], "'data.source' should be 'digits', 'folder', 'huggingface' or 'npz'"),
+        (
+            ["--data", "digit"],
+            "'data.source' should be 'digits', 'emoji', 'folder', 'huggingface' or 'npz'",
+        ),
         (["data.pth=x"], "There is no recipe key 'data.pth': did you mean 'data.path'"),
         (["train.steps=1"], "takes data.KEY=VALUE and evaluate.KEY=VALUE, not 'train.steps=1'"),
         (["samples=5"], "takes data.KEY=VALUE and evaluate.KEY=VALUE, not 'samples=5'"),

@@ -39,6 +39,7 @@ def render(metrics: Metrics, uris: Mapping[str, str]) -> str:
     environment.filters |= {"measured": lambda x: share(x) if isinstance(x, float) else interval(x)}
     text = (resources.files("dsno.evaluation") / TEMPLATE).read_text(encoding="utf-8")
     sentence, remarks = verdict(metrics)
+    data = metrics.recipe.get("data") or {}
     return environment.from_string(text).render(
         m=metrics,
         sentence=sentence,
@@ -52,7 +53,7 @@ def render(metrics: Metrics, uris: Mapping[str, str]) -> str:
             if any(getattr(row, name) for row in metrics.samplers)
         },
         uris=uris,
-        credit=CREDITS.get(metrics.recipe.get("data", {}).get("source")),
+        credit=CREDITS.get(data.get("source")),
         deciding=deciding(metrics),
         recipe=yaml.safe_dump(metrics.recipe, sort_keys=False, allow_unicode=True),
     )
