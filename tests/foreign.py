@@ -14,10 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from tests.makers import seeded, shake
 from torch import Tensor
 
 from dsno.backbones.edm import SongUNet
+from tests.makers import seeded, shake
 
 
 def edm_export(folder: Path) -> Path:

@@ -24,7 +24,6 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
-from tests import foreign, makers
 
 from dsno import cli
 from dsno.backbones import registry
@@ -63,6 +62,7 @@ from dsno.trajectories.exchange.restore import restore
 from dsno.trajectories.manifest import Manifest
 from dsno.trajectories.prompts import EMBEDDED, Prompts, write_prompts
 from dsno.trajectories.shards import write_shard
+from tests import foreign, makers
 
 MEMORY = 400 * 2**20
 """Bytes that a damaged copy of these tiny files may make a process grow by."""

@@ -19,10 +19,6 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tests import makers
-from tests.checksums import contents
-from tests.devices import DEVICE, Crossings
-from tests.hub import Hub
 
 from dsno.backbones.registry import backbone_of
 from dsno.diffusion.denoisers import Preconditioning
@@ -34,6 +30,10 @@ from dsno.pipeline import DSNOModel, DSNOPipeline, DSNOTeacher, save_pipeline
 from dsno.sampling.dial import start_of
 from dsno.support.errors import InputError
 from dsno.teachers.pipelines import diffusers_teacher
+from tests import makers
+from tests.checksums import contents
+from tests.devices import DEVICE, Crossings
+from tests.hub import Hub
 
 LIFT = LiftConfig(["down_blocks.*.resnets.*", "mid_block.attentions.0", "up_blocks.*.resnets.*"])
 FREQUENCIES = [0.0, 0.25, 0.75]
