@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dsno.recipes.choices import DataSource
-
-CREDITS: Mapping[DataSource, str] = {
+CREDITS: Mapping[str, str] = {
     "digits": (
         "Optical Recognition of Handwritten Digits (UCI Machine Learning Repository, CC BY 4.0), "
         "as scikit-learn has it"
@@ -16,3 +14,4 @@ CREDITS: Mapping[DataSource, str] = {
         "4.0: https://creativecommons.org/licenses/by/4.0/), resized"
     ),
 }
+"""By `data.source`, of those that need no path."""
