@@ -53,7 +53,7 @@ def render(metrics: Metrics, uris: Mapping[str, str]) -> str:
             if any(getattr(row, name) for row in metrics.samplers)
         },
         uris=uris,
-        credit=CREDITS.get(data.get("source")),
+        credit=CREDITS.get(data.get("source", "")),
         deciding=deciding(metrics),
         recipe=yaml.safe_dump(metrics.recipe, sort_keys=False, allow_unicode=True),
     )
