@@ -45,6 +45,7 @@ from dsno.evaluation.reference import Reference, build_reference
 from dsno.evaluation.samplers import Draws, draw, student_sampler
 from dsno.operator.dsno import DSNO
 from dsno.recipes import Recipe, load_recipe
+from dsno.recipes.schema import Train
 from dsno.runs.build import (
     conditions_of,
     load_recipe_data,
@@ -56,7 +57,8 @@ from dsno.support.files import fingerprint, replacing
 from dsno.support.storage import StorageDir
 from dsno.teachers.store import Teacher, load_teacher
 from dsno.training.batches import student_batches
-from dsno.training.trainer import train
+from dsno.training.losses import Objective
+from dsno.training.trainer import Batches, train
 from dsno.trajectories.collect import collect
 from dsno.trajectories.dataset import TrajectoryStore
 
@@ -164,11 +166,15 @@ def student(task: Task, recipe: Recipe, teacher: Teacher, store: TrajectoryStore
         window=spec.shuffle_shards,
         trajectory_every=spec.trajectory_every,
     )
-    mark = fingerprint(task.key)
+    return trained(task, spec, objective, batches, fingerprint(task.key))
+
+
+def trained(task: Task, spec: Train, objective: Objective, batches: Batches, mark: str) -> DSNO:
+    """The averaged student of a training, whose checkpoints are kept under its mark."""
     folder = task.out / "checkpoints" / mark
-    trained, _ = train(objective, batches, spec, folder, seed=task.seed, tag=mark, label=mark)
-    assert isinstance(trained, DSNO)
-    return trained
+    model, _ = train(objective, batches, spec, folder, seed=task.seed, tag=mark, label=mark)
+    assert isinstance(model, DSNO)
+    return model
 
 
 def solutions(task: Task, teacher: Teacher, draws: Draws) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from ablations import Task, prepare, trajectories
+from ablations import Task, prepare, trained, trajectories
 from continuous_time import Curve, error_at, plot, table
 from torch import Tensor
 
@@ -33,7 +33,7 @@ from dsno.teachers.store import Teacher, load_teacher
 from dsno.training.batches import student_batches
 from dsno.training.losses import TrajectoryObjective, trajectory_loss
 from dsno.training.prefetch import Batch
-from dsno.training.trainer import Batches, train
+from dsno.training.trainer import Batches
 from dsno.trajectories.dataset import TrajectoryStore
 
 LIFTS = ("readout", "middle", "core", "all")
@@ -93,19 +93,10 @@ def student(
     objective = AtAnyTime(trajectory_objective(spec, operator, teacher.denoiser), spec.weight_max)
     batches = batches_of(recipe, store, operator.times.tolist(), asked, task.seed)
     mark = fingerprint({**task.key, "asked": asked, "stored": len(store.manifest.times)})
-    endless = {"steps": task.steps, "checkpoint_every": 10**9}
+    spec = spec.model_copy(update={"steps": task.steps, "checkpoint_every": 10**9})
     begun = time.process_time()
-    trained, _ = train(
-        objective,
-        batches,
-        spec.model_copy(update=endless),
-        task.out / "checkpoints" / mark,
-        seed=task.seed,
-        tag=mark,
-        label=mark,
-    )
-    assert isinstance(trained, DSNO)
-    return trained, (time.process_time() - begun) / task.steps
+    model = trained(task, spec, objective, batches, mark)
+    return model, (time.process_time() - begun) / task.steps
 
 
 def main() -> None:

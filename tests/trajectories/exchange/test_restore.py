@@ -10,6 +10,7 @@ import pickle
 import re
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ from dsno.trajectories.exchange import restore as module
 from dsno.trajectories.exchange.restore import restore
 from dsno.trajectories.manifest import load_manifest
 
+SPRUNG = Path(tempfile.mkdtemp()) / "sprung"
+
 
 class Trap:
     """What a pickle does when it is loaded."""
 
     def __reduce__(self) -> Any:
-        return os.mkdir, ("/tmp/dsno-trap-was-sprung",)
+        return os.mkdir, (str(SPRUNG),)
 
 
 def npy(array: Any) -> bytes:
@@ -68,7 +71,7 @@ def refusal(folder: Path) -> str:
     """What the import of an export says; nothing was run."""
     with pytest.raises(InputError) as caught:
         restore(StorageDir(folder), folder.with_name("back"))
-    assert not Path("/tmp/dsno-trap-was-sprung").exists()
+    assert not SPRUNG.exists()
     assert not list(folder.with_name("back").glob("shard-*"))
     text = str(caught.value)
     assert text.endswith("; export it again, or fetch it again.")
