@@ -93,9 +93,23 @@ def browsed(server: Server) -> Iterator[Any]:
         page.on("request", lambda request: page.asked.append(request.url))
         page.on("console", lambda line: page.complaints.append((line.type, line.text)))
         page.on("pageerror", lambda error: page.complaints.append(("error", str(error))))
-        page.goto(server.url)
+        page.goto(server.url, wait_until="networkidle")
         yield page
         browser.close()
+
+
+def open_tab(page: Any, name: str) -> None:
+    """Click a tab, and wait until its fields hold what is written into them.
+
+    When a tab is first opened, Gradio shows its fields and sets their first values a frame later;
+    what is written in between is lost.
+    """
+    page.get_by_role("tab", name=name).click()
+    page.evaluate(
+        """async () => {
+            for (let frame = 0; frame < 10; frame++) await new Promise(requestAnimationFrame);
+        }"""
+    )
 
 
 def fill(page: Any, name: str, value: str) -> None:
@@ -148,7 +162,7 @@ def test_a_picture_is_saved_as_png(browsed: Any, tmp_path: Path) -> None:
 )
 def test_wrong_input_is_answered_on_the_page(browsed: Any, count: str, says: str) -> None:
     fill(browsed, "count", count)
-    browsed.get_by_role("tab", name="Samples").click()
+    open_tab(browsed, "Samples")
     browsed.get_by_role("button", name="Draw", exact=True).click()
     browsed.get_by_role("alert").get_by_text(says, exact=True).wait_for()
     fill(browsed, "count", "1")
@@ -170,7 +184,7 @@ def test_too_many_images_for_the_device_are_said(
 
 def test_the_slider_goes_along_the_trajectory(browsed: Any) -> None:
     fill(browsed, "count", "4")
-    browsed.get_by_role("tab", name="Trajectory").click()
+    open_tab(browsed, "Trajectory")
     browsed.get_by_role("button", name="Draw trajectory").click()
     film = browsed.locator("#film")
     film.get_by_text("3 states of 4 images from 1 network evaluation").wait_for()
@@ -186,7 +200,7 @@ def test_the_slider_goes_along_the_trajectory(browsed: Any) -> None:
 
 
 def test_noises_of_two_seeds_are_interpolated(browsed: Any) -> None:
-    browsed.get_by_role("tab", name="Interpolation").click()
+    open_tab(browsed, "Interpolation")
     fill(browsed, "points", "4")
     fill(browsed, "rows", "2")
     fill(browsed, "other_seed", "7")
