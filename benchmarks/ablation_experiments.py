@@ -44,6 +44,10 @@ EXPERIMENTS: dict[str, Experiment] = {
             "the same, the network told t = 0": (*NOT_MIXED, *SAMPLES_ALONE),
         },
     ),
+    "trajectory": Experiment(
+        "Does learning the trajectory along help the sample?",
+        {"readout": (), "knowledge distillation, M = 1": SAMPLES_ALONE},
+    ),
     "temporal": Experiment(
         "Does mixing time help? Does the weights' cap decide?",
         {

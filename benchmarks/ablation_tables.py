@@ -20,8 +20,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def told(given: Sequence[str]) -> list[str]:
-    """Of the changes for all, those that matter: not where the data lie."""
-    return [text for text in given if not text.startswith("data.path=")]
+    """Of the changes for all, those that matter: not where files lie."""
+    return [text for text in given if not text.startswith(("data.path=", "train.vgg16="))]
 
 
 def rows_of(options: argparse.Namespace, changes: Changes) -> list[dict[str, Any]]:

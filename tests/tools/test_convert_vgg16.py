@@ -52,6 +52,56 @@ def test_the_convolutions_arrive_unchanged_and_load(
     assert [path.name for path in destination.parent.iterdir()] == [destination.name]
 
 
+def as_onnx(state: dict[str, Tensor], path: Path) -> None:
+    """A graph of the state's convolutions, with a dense layer behind them."""
+    import onnx
+
+    held = [onnx.numpy_helper.from_array(value.numpy(), name) for name, value in state.items()]
+    names = list(state)
+    nodes = [
+        onnx.helper.make_node("Conv", [f"x{i}", *names[2 * i : 2 * i + 2]], [f"x{i + 1}"])
+        for i in range(len(names) // 2)
+    ]
+    nodes.append(onnx.helper.make_node("Gemm", [nodes[-1].output[0], names[0]], ["y"]))
+    ends = [onnx.helper.make_tensor_value_info(name, 1, None) for name in ("x0", "y")]
+    graph = onnx.helper.make_graph(nodes, "vgg16", ends[:1], ends[1:], held)
+    onnx.save(onnx.helper.make_model(graph), str(path))
+
+
+def test_keras_weights_give_what_they_gave_for_their_own_input(
+    tool: ModuleType, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx")
+    state = VGG16Distance().state_dict()
+    as_onnx(state, tmp_path / "vgg16.onnx")
+    destination = tmp_path / "vgg16.safetensors"
+    assert tool.main([str(tmp_path / "vgg16.onnx"), str(destination)]) == 0
+    loaded = load_vgg16(destination)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    kerass = (images + 1) * 127.5 - torch.tensor([123.68, 116.779, 103.939])[:, None, None]
+    weight, bias = state["features.0.weight"], state["features.0.bias"]
+    expected = torch.nn.functional.conv2d(kerass.flip(1), weight, bias)
+    ours = loaded.features[0]((images - loaded.shift) / loaded.scale)
+    torch.testing.assert_close(ours[:, :, 1:-1, 1:-1], expected, rtol=1e-4, atol=1e-3)
+    rest = [name for name in state if not name.startswith("features.0.")]
+    assert all(torch.equal(loaded.state_dict()[name], state[name]) for name in rest)
+
+
+def test_another_onnx_file_is_refused(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnx")
+    source, destination = tmp_path / "vgg16.onnx", tmp_path / "vgg16.safetensors"
+    state = VGG16Distance().state_dict()
+    as_onnx({name: state[name] for name in list(state)[:4]}, source)
+    assert tool.main([str(source), str(destination)]) == 2
+    assert "features.5.weight is missing" in capsys.readouterr().err
+    source.write_bytes(b"not onnx")
+    assert tool.main([str(source), str(destination)]) == 2
+    assert "cannot be read as ONNX" in capsys.readouterr().err
+    assert not destination.exists()
+
+
 class Payload:
     """A pickle that touches a file when it is loaded."""
 
