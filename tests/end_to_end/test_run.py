@@ -23,6 +23,7 @@ from dsno.cli import main
 from dsno.evaluation.features.classifier_cache import classifier_of
 from dsno.pipeline import DSNOPipeline
 from dsno.recipes import load_recipe
+from dsno.runs.stages import WORK, Task
 from dsno.trajectories.manifest import load_manifest
 
 # Whatever the shipped recipe says of them, the tests below rely on these.
@@ -117,6 +118,31 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
         return folder / "report.html"
 
     monkeypatch.setattr("dsno.evaluation.report.write_report", write_report)
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("is_early", [True, False], ids=["as it begins", "as it ends"])
+def test_a_folder_that_is_deleted_while_a_stage_is_at_work_is_said(
+    copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    is_early: bool,
+) -> None:
+    records = json.loads((copy / "stages.json").read_text())
+    records[name]["finished"] = False
+    (copy / "stages.json").write_text(json.dumps(records))
+    work = WORK[name]
+
+    def deleting(task: Task) -> str:
+        outcome = "" if is_early else work(task)
+        shutil.rmtree(copy)
+        return outcome or work(task)
+
+    monkeypatch.setitem(WORK, name, deleting)
+    assert run("run", copy) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"dsno: What {copy} recorded of `{name}` is gone; was the folder")
 
 
 # ----------------------------------------------------------------------------- the outputs

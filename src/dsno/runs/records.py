@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from dsno.support.adapters import adapter
-from dsno.support.errors import InputError
+from dsno.support.errors import InputError, WorkError
 from dsno.support.files import read_json, write_json
 
 NAME = "stages.json"
@@ -90,6 +90,22 @@ def read_stages(folder: Path) -> dict[str, StageRecord]:
     for name, record in found.items():
         if not 0 <= record["seconds"] < MAX_SECONDS or not _is_finite(record["inputs"]):
             raise InputError(f"The record of stages {path} is damaged at {name!r:.60}; {remedy}.")
+    return found
+
+
+def read_stage(folder: Path, name: str) -> StageRecord:
+    """The record of a stage that was begun.
+
+    Raises:
+        WorkError: if it is gone.
+        InputError: see `read_stages`.
+    """
+    found = read_stages(folder).get(name)
+    if found is None:
+        raise WorkError(
+            f"What {folder} recorded of `{name}` is gone; was the folder deleted while dsno was at "
+            "work? Delete what is left of it, and the same command begins again."
+        )
     return found
 
 

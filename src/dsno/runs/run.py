@@ -31,7 +31,15 @@ from dsno.runs.dependencies import ONCE_NAMES, collect_settings, content_hash, s
 from dsno.runs.identity import extended, identity, tag_of
 from dsno.runs.locate import saved_recipe, trajectories_storage
 from dsno.runs.outlook import outlook
-from dsno.runs.records import Extended, Extension, StageRecord, Stamp, read_stages, write_stage
+from dsno.runs.records import (
+    Extended,
+    Extension,
+    StageRecord,
+    Stamp,
+    read_stage,
+    read_stages,
+    write_stage,
+)
 from dsno.runs.set_aside import holds_files, set_aside, those_aside
 from dsno.runs.stages import FOLDERS, LAST, WORK, Task
 from dsno.support import distributed
@@ -327,7 +335,7 @@ class Run:
 
     def _extends(self, stage: str) -> Checkpoints | None:
         """The checkpoints of the training that a begun stage goes on from."""
-        record = read_stages(self.folder)[stage]
+        record = read_stage(self.folder, stage)
         if "extends" not in record:
             return None
         found = record["extends"]
@@ -335,7 +343,7 @@ class Run:
 
     def _is_full(self, name: str) -> bool:
         """Whether a finished evaluation has all that `full` asks for."""
-        return read_stages(self.folder)[name].get("full") == self._more_curves
+        return read_stage(self.folder, name).get("full") == self._more_curves
 
     @property
     def _more_curves(self) -> list[dict[str, Any]]:
@@ -344,10 +352,10 @@ class Run:
 
     def _close(self, name: str, seconds: float, finished: bool, *, full: bool) -> bool:
         """Note how long the stage took and what it left; return whether that is whole now."""
-        if name == "collect" and finished:  # other jobs may have shards to make yet
-            finished = not load_manifest(self.trajectories).missing
         with self._books():
-            record = read_stages(self.folder)[name]
+            record = read_stage(self.folder, name)
+            if name == "collect" and finished:  # other jobs may have shards to make yet
+                finished = not load_manifest(self.trajectories).missing
             record["seconds"] = round(record["seconds"] + seconds, 1)
             if finished:
                 record |= {"finished": True, "files": self._checksums(name)}
@@ -376,7 +384,7 @@ class Run:
 
     def outcome(self, stage: str) -> dict[str, Any]:
         """What the books say of a stage that has been begun: where its result is, and its time."""
-        record = read_stages(self.folder)[stage]
+        record = read_stage(self.folder, stage)
         return {
             "stage": stage,
             "result": str(self._location(stage)),
@@ -460,7 +468,7 @@ class Run:
 
     def _note_read(self, stage: str) -> None:
         """Note the files of a finished stage that were written again without a change."""
-        record = read_stages(self.folder)[stage]
+        record = read_stage(self.folder, stage)
         read = {**_read(record), **self._stamps(stage)}
         if read != _read(record):
             write_stage(self.folder, stage, {**record, "read": read})
@@ -538,7 +546,7 @@ class Run:
     def _finished(self, stage: str) -> bool:
         if not self._is_recorded(stage):
             return False
-        return self._whole(stage, read_stages(self.folder)[stage]["files"])
+        return self._whole(stage, read_stage(self.folder, stage)["files"])
 
     def require(self, stage: str) -> None:
         """Raise `InputError` unless the stage, and all before it, are finished by this recipe."""
