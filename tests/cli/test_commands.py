@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from dsno.data.load import load_data
 from dsno.recipes import load_recipe, shipped_recipes
 from dsno.support.errors import WorkError
 from dsno.support.files import sha256
+from dsno.support.storage import StorageDir
+from dsno.trajectories.exchange.about import read_index
 
 TINY = [
     "teacher.conditional=false",
@@ -297,6 +300,38 @@ def test_trajectories_go_out_and_come_back(
         "are not those of this recipe and teacher (collect.dtype float16 -> float32; "
         "times 0.5625, 0.25, 0.0625, 0 -> 0.75, 0.5, 0.25, 0); change the recipe"
     ) in refused(capsys, other)
+
+
+@pytest.mark.parametrize(
+    ("holds", "says"),
+    [
+        ({"times": (0.5, 0.0), "scales": (0.5, 1.0)}, "collect.slices 2 -> 4"),
+        ({"guidance_scale": 3.0}, "collect.guidance_scale 3.0 -> None"),
+        ({"guidance_scale": (1.0, 5.0)}, "collect.guidance_scale [1.0, 5.0] -> None"),
+        ({"scales": (2.0, 2.0, 2.0, 2.0)}, "scales 2, 2, 2, 2 -> 1, 1, 1, 1"),
+        ({"sample_shape": (3, 8, 8)}, "shape of a sample 3x8x8 -> 1x8x8"),
+        ({"num_classes": 7}, "classes 7 -> "),
+    ],
+)
+def test_an_export_of_another_teacher_or_recipe_is_refused(
+    run: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    holds: dict[str, Any],
+    says: str,
+) -> None:
+    out = str(tmp_path / "out")
+    export = ["trajectories", "export", str(run), "--to", "npz", "--out", out]
+    assert main([*export, "--quiet"]) == 0
+    about, index = read_index(StorageDir(out))
+    theirs = replace(about, manifest=replace(about.manifest, **holds))
+    monkeypatch.setattr("dsno.runs.exchange.read_index", lambda source: (theirs, index))
+    recipe = ["collect", "digits", *TINY, f"collect.source={out}", "--out", str(run), "--yes"]
+    said = refused(capsys, recipe)
+    assert f"The trajectories in {out} are not those of this recipe and teacher (" in said
+    assert says in said
+    assert not (run / "trajectories").exists()  # the earlier ones are set aside
 
 
 def test_an_export_that_cannot_be_read_is_refused(

@@ -166,6 +166,33 @@ def test_a_source_is_imported_collected_trained_and_sampled(
         assert main(["sample", run, "--num", "2", "--out", out, *source.sample]) == 0
 
 
+@pytest.mark.parametrize(
+    ("shape", "labels", "says"),
+    [
+        (8, None, "are of shape 3x32x32 with no classes, but the teacher makes 3x8x8 with no"),
+        (32, [0, 3], "are of shape 3x32x32 with 4 classes, but the teacher makes 3x32x32 with no"),
+    ],
+)
+def test_trajectories_that_the_teacher_did_not_make_are_refused_before_any_is_read(
+    shape: int,
+    labels: list[int] | None,
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    theirs = lmdb_folder(tmp_path / "theirs", count=2)
+    if labels is not None:
+        np.save(theirs / "labels.npy", np.array(labels))
+    source = makers.ddpm_folder(tmp_path / "source", sample_size=shape)
+    run = tmp_path / "run"
+    recipe = ["distill", f"teacher.source={source}", *TINY, f"collect.source={theirs}"]
+    assert main(["teacher", *recipe, "--out", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["collect", *recipe, "--out", str(run)]) == 2
+    assert says in capsys.readouterr().err
+    assert not (run / "trajectories").exists()
+
+
 def test_a_run_of_an_imported_teacher_ends_in_a_report(tmp_path: Path) -> None:
     """Without data the student is compared with the teacher's own samples, and says so.
 

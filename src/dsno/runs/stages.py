@@ -282,8 +282,18 @@ def _kept_prompts(task: Task) -> Prompts | None:
 
 
 def _import_trajectories(task: Task, teacher: Teacher) -> str:
-    spec, storage = task.recipe.collect, task.trajectories
-    tag = task.tags["collect"]
+    spec, storage, tag = task.recipe.collect, task.trajectories, task.tags["collect"]
+
+    def check(made: Manifest) -> None:
+        shape, wanted = made.sample_shape, teacher.denoiser.sample_shape
+        labels, known = made.num_classes, teacher.num_classes
+        if shape != wanted or (labels is None) != (known is None) or (labels or 0) > (known or 0):
+            raise InputError(
+                f"The trajectories in {spec.source} are of shape {shape_text(shape)} with "
+                f"{labels or 'no'} classes, but the teacher makes {shape_text(wanted)} with "
+                f"{known or 'no'} classes."
+            )
+
     if is_export(StorageDir(spec.source)):
         manifest = import_into(task.recipe, teacher, storage, tag)
     else:
@@ -296,14 +306,7 @@ def _import_trajectories(task: Task, teacher: Teacher) -> str:
             dtype=spec.dtype,
             shard_size=spec.shard_size,
             tag=tag,
-        )
-    made, wanted = manifest.sample_shape, teacher.denoiser.sample_shape
-    labels, known = manifest.num_classes, teacher.num_classes
-    if made != wanted or (labels is None) != (known is None) or (labels or 0) > (known or 0):
-        raise InputError(
-            f"The trajectories in {spec.source} are of shape {shape_text(made)} with "
-            f"{labels or 'no'} classes, but the teacher makes {shape_text(wanted)} with "
-            f"{known or 'no'} classes."
+            check=check,
         )
     return f"read {spec.source}; wrote {manifest.count:,} trajectories to {storage}"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ def import_lmdb(
     shard_size: int = 4096,
     labels: Path | None = None,
     tag: str = "",
+    check: Callable[[Manifest], None] = lambda manifest: None,
 ) -> Manifest:
     """Write the trajectories of an LMDB as shards that `TrajectoryStore` opens.
 
@@ -65,6 +66,7 @@ def import_lmdb(
         shard_size: trajectories per shard.
         labels: class labels, an .npy file; None for labels.npy in the LMDB's folder or beside it.
         tag: identifies the recipe they are for.
+        check: given what would be written before anything is; what it raises ends the import.
 
     Returns:
         The manifest with every shard listed.
@@ -103,6 +105,7 @@ def import_lmdb(
                 "imported": _identity(records, given),
             },
         )
+        check(wanted)
         storage = as_storage(folder)
         manifest = begin(storage, wanted)
         done = count - sum(len(manifest.items(i)) for i in manifest.missing)
