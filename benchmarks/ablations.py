@@ -23,6 +23,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,6 +240,18 @@ def is_of(line: Mapping[str, Any], task: Task) -> bool:
     return all(line[name] == value for name, value in task.key.items())
 
 
+def end_with_parent() -> None:
+    """In a worker: end when the process that started it does, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def make_all(options: argparse.Namespace) -> None:
     """Everything that is not there, `--jobs` at a time, each on one thread."""
     known = lines(options.to)
@@ -248,7 +261,7 @@ def make_all(options: argparse.Namespace) -> None:
     shared = {(t.seed, str(t.recipe().collect)): t for t in todo}
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(options.jobs, context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(options.jobs, context, end_with_parent) as pool:
         for _ in pool.map(collected, shared.values()):
             pass
         waiting = {pool.submit(make, task): task for task in todo}
