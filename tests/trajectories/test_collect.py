@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -29,7 +30,9 @@ from dsno.diffusion.time_grids import Spacing, grid_times
 from dsno.support import seeds
 from dsno.support.errors import InputError, WorkError
 from dsno.support.files import sha256
+from dsno.support.signals import interruption_delayed
 from dsno.support.storage import StorageDir
+from dsno.support.threads import Workers
 from dsno.trajectories import manifest as trajectories
 from dsno.trajectories.collect import collect, scales_at
 from dsno.trajectories.dataset import TrajectoryStore
@@ -641,6 +644,13 @@ class Together(Stopping):
         return super().__call__(x, t, condition)
 
 
+def until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 @pytest.fixture
 def two_cores() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -680,12 +690,20 @@ def test_where_shards_are_fewer_than_cores_each_is_solved_by_several(
 
 @pytest.mark.usefixtures("two_cores")
 def test_an_error_in_one_thread_stops_the_other_with_what_it_has_solved(
-    whole: Path, tmp_path: Path
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Seen(Workers):
+        def __enter__(self) -> Seen:
+            entered.append(self)
+            return super().__enter__()
+
     def fail_once(turn: int) -> None:
         if turn == 0:
             raise Stop
-        time.sleep(0.2)
+        until(lambda: entered[0].has_failed)
+
+    entered: list[Workers] = []
+    monkeypatch.setattr("dsno.trajectories.collect.Workers", Seen)
 
     denoiser = teacher(CosineSchedule())
     both = Together(denoiser, 36, threading.Barrier(2), fail_once)
@@ -698,16 +716,26 @@ def test_an_error_in_one_thread_stops_the_other_with_what_it_has_solved(
 
 
 @pytest.mark.usefixtures("two_cores")
-def test_a_signal_keeps_what_both_threads_have_solved(whole: Path, tmp_path: Path) -> None:
+def test_a_signal_keeps_what_both_threads_have_solved(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def seen() -> Iterator[Callable[[], bool]]:
+        with interruption_delayed() as interrupted:
+            asked.append(interrupted)
+            yield interrupted
+
     def signal_once(turn: int) -> None:
         if turn == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.2)
+        until(asked[0])
 
+    asked: list[Callable[[], bool]] = []
+    monkeypatch.setattr("dsno.trajectories.collect.interruption_delayed", seen)
     denoiser = teacher(CosineSchedule())
     both = Together(denoiser, 36, threading.Barrier(2), signal_once)
     with pytest.raises(KeyboardInterrupt):
         collect(both, tmp_path, plan(denoiser), batch_size=5)
-    assert len(list(tmp_path.glob("partial-*"))) >= 1
+    assert len(list(tmp_path.glob("partial-*"))) == 2
     collect(denoiser, tmp_path, plan(denoiser), batch_size=5)
     assert contents(tmp_path) == contents(whole)
