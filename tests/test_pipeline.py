@@ -793,6 +793,30 @@ def test_every_way_to_save_is_a_way_to_load(how: str, make: Any, tmp_path: Path)
     assert torch.equal(theirs(noise=noise, output_type="raw").images, before)
 
 
+@pytest.mark.parametrize("after", [{}, {"max_shard_size": "40KB"}])
+@pytest.mark.parametrize("variant", [{}, {"variant": "fp16"}])
+def test_a_model_of_many_files_is_saved_over(
+    after: dict[str, str], variant: dict[str, str], make: Any, tmp_path: Path
+) -> None:
+    pipeline, noise = make(), torch.randn(2, 1, 8, 8)
+    pipeline.save_pretrained(tmp_path, max_shard_size="10KB", **variant)
+    for parameter in pipeline.model.parameters():
+        parameter.data.add_(0.01)
+    pipeline.save_pretrained(tmp_path, **after, **variant)
+    again = DSNOPipeline.from_pretrained(tmp_path)
+    before, found = (p(noise=noise, output_type="raw").images for p in (pipeline, again))
+    assert torch.equal(found, before)
+
+
+def test_a_file_is_not_saved_into(make: Any, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("mine")
+    for saved in (make(), make().model):
+        with pytest.raises(InputError, match="file is not a folder; give a folder to save into"):
+            saved.save_pretrained(path)
+    assert path.read_text() == "mine"
+
+
 def test_half_precision_is_saved_and_loaded(make: Any, tmp_path: Path) -> None:
     pipeline, noise = make().to(torch.float16), torch.randn(2, 1, 8, 8)
     before = pipeline(noise=noise, output_type="raw").images

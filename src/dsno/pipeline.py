@@ -43,7 +43,13 @@ from dsno.sampling.folder import (
     forget_origins,
     read_model_config,
 )
-from dsno.sampling.loading import check_options, loading, local_folder, require_safetensors
+from dsno.sampling.loading import (
+    check_options,
+    loading,
+    local_folder,
+    require_folder,
+    require_safetensors,
+)
 from dsno.sampling.outputs import OUTPUT_TYPES, DSNOPipelineOutput, convert
 from dsno.sampling.saved_model import SavedModel
 from dsno.support.console import quiet_libraries
@@ -415,10 +421,12 @@ class DSNOPipeline(DiffusionPipeline):
             kwargs: of the upload: `repo_id`, `commit_message`, `private`, `create_pr`, `token`.
 
         Raises:
-            InputError: for pickled weights or unknown arguments; if what is known of the model is
-                damaged, before anything is written; or if it cannot be uploaded.
+            InputError: for pickled weights, unknown arguments or a file in its place; if what is
+                known of the model is damaged, before anything is written; or if it cannot be
+                uploaded.
         """
         require_safetensors(safe_serialization, kwargs)
+        require_folder(save_directory)
         folder, hub = Path(save_directory), None
         for name in kwargs:
             if name not in ("repo_id", "commit_message", "private", "token", "create_pr"):

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 import dsno
 from dsno.cli import main
 from dsno.data.load import load_data
+from dsno.pipeline import DSNOPipeline
 from dsno.recipes import load_recipe, shipped_recipes
 from dsno.support.errors import WorkError
 from dsno.support.files import sha256
@@ -939,6 +940,34 @@ def test_an_interruption_has_its_own_exit_code(
     monkeypatch.setattr("dsno.training.losses.denoising_loss", interrupted)
     text = refused(capsys, ["teacher", "digits", *TINY, "--out", str(tmp_path / "run")], code=130)
     assert text == "interrupted; the same command goes on from here."
+
+
+def test_a_command_that_cannot_go_on_does_not_say_so(
+    run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DSNOPipeline, "__call__", interrupted)
+    out = str(tmp_path / "grid.png")
+    assert refused(capsys, ["sample", str(run), "--out", out], code=130) == "interrupted."
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**63)])
+def test_a_seed_that_no_recipe_has_is_refused(
+    run: Path, tmp_path: Path, capsys: Capture, seed: str
+) -> None:
+    capsys.readouterr()
+    assert main(["sample", str(run), "--seed", seed, "--out", str(tmp_path / "a.png")]) == 2
+    assert "Invalid value for '--seed'" in capsys.readouterr().err
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_a_slip_of_the_hand_in_the_number_of_steps_is_refused(
+    run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    sample = ["sample", str(run), "--steps", "1000000000000", "--out", str(tmp_path / "a.png")]
+    assert "steps must be at most 1,000,000, not 1,000,000,000,000." in refused(capsys, sample)
 
 
 def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,5 +258,6 @@ def test_karras_grid_spreads_sigma_over_alpha(
 def test_a_wrong_grid_is_refused_with_the_remedy() -> None:
     with pytest.raises(InputError, match="'quadratic'"):
         time_grid("quadratik", 4, CosineSchedule())
-    with pytest.raises(InputError, match="at least 1 step, not 0"):
-        time_grid("uniform", 0, CosineSchedule())
+    for steps, says in ((0, "at least 1, not 0"), (2.5, "whole number, not 2.5")):
+        with pytest.raises(InputError, match=f"number of steps of a time grid must be .*{says}"):
+            time_grid("uniform", steps, CosineSchedule())

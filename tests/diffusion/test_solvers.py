@@ -34,6 +34,22 @@ SECOND = {("unipc", "cosine"), ("unipc", "rectified_flow")}
 LATE |= SECOND
 
 
+def test_what_is_not_of_the_teachers_shape_is_refused() -> None:
+    teacher = gaussian(CosineSchedule())
+    for wrong in ((2,), (5, 1), (3, 5), (4, 2, 1), ()):
+        for what in ("noise", "state"):
+            with pytest.raises(InputError, match=rf"the {what} must be of shape \(batch, 2\), not"):
+                solve(teacher, **{what: torch.zeros(wrong)})
+
+
+def test_times_are_a_list_or_tensor_of_any_precision() -> None:
+    teacher, state = gaussian(CosineSchedule()), torch.ones(3, 2)
+    found = solve(teacher, start=0.1, state=state, times=torch.tensor([0.1, 0.0]))
+    assert torch.equal(found.states[:, 0], state)  # 0.1 in float32 is more than 0.1
+    listed = solve(teacher, start=0.1, state=state, times=[0.1, 0.0])
+    assert torch.equal(listed.states, found.states)
+
+
 def gaussian(schedule: NoiseSchedule) -> Gaussian:
     return Gaussian(torch.tensor([0.7, -0.3]), torch.tensor([0.5, 0.8]), schedule)
 

@@ -12,6 +12,7 @@ from dsno.evaluation.frechet import moments
 from dsno.evaluation.kernel import kernel_distance
 from dsno.evaluation.manifold import manifold
 from dsno.evaluation.measures import ReferenceSpace, by_metric
+from dsno.support import seeds
 
 FRECHET = ["frechet_distance", "frechet_error"]
 FULL = [*FRECHET, "kernel_distance", "precision", "recall", "inception_score"]
@@ -28,7 +29,8 @@ def test_precision_and_recall_compare_equally_many(monkeypatch: pytest.MonkeyPat
     found = judged.measure(samples, 2 * samples)
     assert list(found) == FULL
     assert judged.features is not None
-    real, made = judged.features[:120], samples[:120]
+    order = torch.from_numpy(seeds.generator(0, seeds.SUBSET).permutation(200))
+    real, made = judged.features[:120], samples[order[:120]]
     assert found["precision"] == manifold(real).share(made)
     assert found["recall"] == manifold(made).share(real)
     assert found["precision"] != found["recall"]
@@ -37,7 +39,21 @@ def test_precision_and_recall_compare_equally_many(monkeypatch: pytest.MonkeyPat
         "value": distance.value,
         "standard_error": distance.standard_error,
     }
-    assert found["inception_score"]["value"] == inception_score(2 * samples).value
+    assert found["inception_score"]["value"] == inception_score(2 * samples[order]).value
+
+
+def test_the_order_of_the_judged_samples_says_nothing() -> None:
+    """A folder has its images class by class."""
+    classes = torch.arange(10).repeat_interleave(200)
+    samples = torch.nn.functional.one_hot(classes).float() * 20 + torch.randn(2000, 10)
+    mixed = samples[torch.randperm(2000)]
+    real = samples[torch.randperm(2000)][:300]
+    judged = ReferenceSpace(moments(real), real)
+    by_class, at_random = (judged.measure(x, x) for x in (samples, mixed))
+    assert by_class["recall"] > 0.8
+    assert by_class["recall"] == pytest.approx(at_random["recall"], abs=0.1)
+    scores = [found["inception_score"]["value"] for found in (by_class, at_random)]
+    assert scores == pytest.approx([10, 10], abs=0.5)
 
 
 @pytest.mark.parametrize(

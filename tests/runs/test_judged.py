@@ -172,6 +172,8 @@ def test_arrays_are_judged_by_a_folder_and_by_its_saved_statistics(
     assert "frechet_distance" not in evaluated(capsys, line)
     same = evaluated(capsys, ["evaluate", alone, "--reference", saved])
     assert same["frechet_distance"]["torchscript"] == pytest.approx(0, abs=1e-6)
+    other = refused(capsys, "evaluate", alone, "--reference", saved, "evaluate.features=[pixels]")
+    assert "are statistics of torchscript, not of pixels; leave out evaluate.features" in other
 
 
 def test_what_cannot_be_judged_is_refused_in_one_sentence(

@@ -116,6 +116,12 @@ def test_saved_png_holds_the_same_pixels_and_leaves_no_temporary_file(tmp_path: 
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["grid.png"]
 
 
+def test_a_name_of_another_kind_of_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.jpg a name that ends in \.png"):
+        save_png(Image.new("L", (2, 2)), tmp_path / "a.jpg")
+    assert not list(tmp_path.iterdir())
+
+
 def test_failed_save_keeps_the_old_file_and_leaves_no_temporary_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

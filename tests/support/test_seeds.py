@@ -53,6 +53,14 @@ def test_numbers_beyond_32_bits_count(power: int) -> None:
     assert not torch.equal(first, seeds.item_noise(5, [far], (4,)))
 
 
+def test_every_seed_of_64_bits_has_its_own_numbers() -> None:
+    """Negative ones are those of two's complement. numpy makes floats of a list from 2^63 on."""
+    given = [0, 1, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 2, -1, -3]
+    found = {tuple(seeds.item_noise(seed, [0], (4,)).flatten().tolist()) for seed in given}
+    assert len(found) == len(given)
+    assert torch.equal(seeds.item_noise(-1, [0], (4,)), seeds.item_noise(2**64 - 1, [0], (4,)))
+
+
 def test_no_two_of_many_items_share_their_noise() -> None:
     noise = seeds.item_noise(0, range(20_000), (2,)).double()
     assert len(torch.unique(noise, dim=0)) == 20_000

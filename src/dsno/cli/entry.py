@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,8 @@ from dsno.support.errors import DsnoError
 from dsno.support.verbosity import Verbosity, is_silent, is_verbose, set_verbosity
 
 INTERRUPTED = 130
+BEGINS_AGAIN = ("sample", "export", "serve")
+"""Commands that leave nothing to go on from when they are interrupted."""
 
 app = typer.Typer(
     name="dsno",
@@ -75,7 +78,11 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as stop:  # how Typer ends, well or not
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         if code == INTERRUPTED and not is_silent():
-            typer.echo("dsno: interrupted; the same command goes on from here.", err=True)
+            given = sys.argv[1:] if arguments is None else arguments
+            commands = {c.name for c in app.registered_commands} | {"trajectories"}
+            command = next((word for word in given if word in commands), "")
+            rest = "" if command in BEGINS_AGAIN else "; the same command goes on from here"
+            typer.echo(f"dsno: interrupted{rest}.", err=True)
         return code
     except DsnoError as error:
         if is_verbose():

@@ -61,7 +61,10 @@ def evaluate(
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="For a trained model: sample i depends on it and i alone.")
+        int | None,
+        typer.Option(
+            help="For a trained model: sample i depends on it and i alone.", min=0, max=2**63 - 1
+        ),
     ] = None,
     precision: Annotated[
         str | None,

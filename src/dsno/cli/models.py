@@ -23,7 +23,9 @@ def sample(
         ),
     ] = None,
     num: Annotated[int, typer.Option(help="How many samples.")] = 64,
-    seed: Annotated[int, typer.Option(help="Sample i depends on the seed and i alone.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Sample i depends on the seed and i alone.", min=0, max=2**63 - 1)
+    ] = 0,
     label: Annotated[
         list[int] | None, typer.Option(help="Class of the samples; repeat for several in turn.")
     ] = None,

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from dsno.diffusion.schedules import NoiseSchedule
 from dsno.recipes.choices import SpacingName
-from dsno.support.errors import InputError, one_of
+from dsno.support.errors import one_of
+from dsno.support.scalars import whole
 
+MOST_STEPS = 1_000_000
+"""Steps of a grid at most: more is a slip of the hand, and would fill the memory."""
 SPACINGS: tuple[SpacingName, ...] = get_args(SpacingName)
 _KARRAS_RHO, _KARRAS_MIN, _KARRAS_MAX = 7.0, 0.002, 80.0
 
@@ -73,10 +76,9 @@ def time_grid(spacing: str, steps: int, schedule: NoiseSchedule) -> Tensor:
     """The `steps + 1` times 1 = t_0 > ... > t_steps = 0 of a grid, float64.
 
     Raises:
-        InputError: for an unknown spacing or fewer than one step.
+        InputError: for an unknown spacing, or steps that are not a whole number of at least 1.
     """
-    if steps < 1:
-        raise InputError(f"A time grid needs at least 1 step, not {steps}.")
+    steps = whole(steps, "number of steps of a time grid", most=MOST_STEPS)
     u = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
     return Spacing(spacing, schedule).time(u)
 

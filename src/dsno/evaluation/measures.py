@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dsno.evaluation.class_score import SPLITS, inception_score
@@ -14,6 +15,7 @@ from dsno.evaluation.estimate import Estimate
 from dsno.evaluation.frechet import Moments, frechet_distance, frechet_error, moments
 from dsno.evaluation.kernel import kernel_distance
 from dsno.evaluation.manifold import NEIGHBOURS, Manifold, manifold
+from dsno.support import seeds
 
 KEPT = 50_000
 """Rows of the reference whose features are kept, at most."""
@@ -43,7 +45,8 @@ class ReferenceSpace:
         """The entries of metrics.json of samples, computed where the reference is.
 
         What the samples are too few for, or what needs features of the reference that are not
-        known, is left out.
+        known, is left out. Where rows are chosen or parted it is at random, as the images of a
+        folder may be sorted by class.
 
         Args:
             samples: their features, (n, d).
@@ -53,6 +56,7 @@ class ReferenceSpace:
             InputError: for fewer than two samples, or features that are not finite.
         """
         samples = samples.to(self.moments.mean.device)
+        order = torch.from_numpy(seeds.generator(0, seeds.SUBSET).permutation(len(samples)))
         made = moments(samples)
         found: dict[str, Any] = {
             "frechet_distance": frechet_distance(made, self.moments),
@@ -62,11 +66,12 @@ class ReferenceSpace:
             compared = min(len(samples), len(self.features), COMPARED)
             if compared > NEIGHBOURS:
                 found["kernel_distance"] = _entry(kernel_distance(samples, self.features))
-                real, student = self._manifold(compared), manifold(samples[:compared])
+                chosen = samples[order[:compared].to(samples.device)]
+                real, student = self._manifold(compared), manifold(chosen)
                 found["precision"] = real.share(student.points)
                 found["recall"] = student.share(real.points)
         if logits is not None and len(logits) >= SPLITS:
-            found["inception_score"] = _entry(inception_score(logits))
+            found["inception_score"] = _entry(inception_score(logits[order.to(logits.device)]))
         return found
 
     def _manifold(self, count: int) -> Manifold:

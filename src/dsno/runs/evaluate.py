@@ -286,6 +286,11 @@ def _compare_statistics(target: Judged, request: Request) -> dict[str, Any]:
             f"{shapes[1]:,}; make both with the same features."
         )
     name = names.pop() if names else ", ".join(request.spec.features) or "unnamed"
+    if request.spec.features and name not in request.spec.features:
+        raise InputError(
+            f"{target.shown} and {request.statistics} are statistics of {name}, not of "
+            f"{', '.join(request.spec.features)}; leave out evaluate.features."
+        )
     return {
         "statistics": target.shown,
         "sha256": sha256(target.path),

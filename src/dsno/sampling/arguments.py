@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsno.diffusion.time_grids import MOST_STEPS
 from dsno.support.errors import InputError
 from dsno.support.scalars import as_real, whole
 
@@ -294,8 +295,8 @@ def check_steps(num_inference_steps: Any) -> int:
     """The number of steps; None is the operator's one.
 
     Raises:
-        InputError: if it is no whole number of at least 1.
+        InputError: if it is no whole number of at least 1, or too large.
     """
     if num_inference_steps is None:
         return 1
-    return whole(num_inference_steps, "number of inference steps")
+    return whole(num_inference_steps, "number of inference steps", most=MOST_STEPS)

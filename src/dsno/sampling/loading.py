@@ -127,3 +127,13 @@ def require_safetensors(safe_serialization: bool, options: Mapping[str, Any]) ->
             "Weights are saved as safetensors only, since others would not be loaded again; leave "
             "safe_serialization and use_flashpack out."
         )
+
+
+def require_folder(path: str | Path) -> None:
+    """Refuse to save into what is no folder: the library would log it and save nothing.
+
+    Raises:
+        InputError: if it is a file.
+    """
+    if Path(path).exists() and not Path(path).is_dir():
+        raise InputError(f"{path} is not a folder; give a folder to save into.")

@@ -16,8 +16,15 @@ from dsno.backbones.safe_loading import (
     weight_variants,
 )
 from dsno.sampling.folder import forget_origins, read_config, require_variant
-from dsno.sampling.loading import check_options, loading, local_folder, require_safetensors
+from dsno.sampling.loading import (
+    check_options,
+    loading,
+    local_folder,
+    require_folder,
+    require_safetensors,
+)
 from dsno.support.errors import InputError
+from dsno.support.files import read_json
 
 
 class SavedModel(ModelMixin, ConfigMixin):
@@ -85,10 +92,20 @@ class SavedModel(ModelMixin, ConfigMixin):
             kwargs: passed to `ModelMixin.save_pretrained`.
 
         Raises:
-            InputError: for pickled weights.
+            InputError: for pickled weights, or a file in the folder's place.
         """
         require_safetensors(safe_serialization, kwargs)
+        require_folder(save_directory)
         super().save_pretrained(
             save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs
         )
+        _drop_stale_indices(Path(save_directory))
         forget_origins(Path(save_directory))
+
+
+def _drop_stale_indices(folder: Path) -> None:
+    """Remove lists of shards that a model of fewer files has replaced: the library leaves them."""
+    for index in folder.glob(f"{DIFFUSERS_STEM}*.safetensors.index*.json"):
+        names = set(read_json(index, "list of shards", "save it again")["weight_map"].values())
+        if not all((folder / name).exists() for name in names):
+            index.unlink()

@@ -128,7 +128,10 @@ def save_png(image: Image.Image, path: str | Path) -> None:
     """Write a PNG file; it is whole or not there.
 
     Raises:
+        InputError: if its name is that of another kind of file.
         WorkError: if it cannot be written.
     """
+    if Path(path).suffix.lower() not in ("", ".png"):
+        raise InputError(f"Images are written as PNG: give {path} a name that ends in .png.")
     with replacing(Path(path)) as temporary:
         image.save(temporary, format="PNG", optimize=True)

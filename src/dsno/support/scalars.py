@@ -27,22 +27,25 @@ def as_whole(value: Any) -> int | None:
     return int(number) if number is not None and math.isfinite(number) and number % 1 == 0 else None
 
 
-def whole(value: Any, what: str, *, least: int = 1) -> int:
+def whole(value: Any, what: str, *, least: int = 1, most: int | None = None) -> int:
     """`value` as an int of at least `least`.
 
     Args:
         value: what the user gave.
         what: what it is, for the error: "number of samples".
         least: the smallest allowed.
+        most: the largest allowed, if there is one.
 
     Raises:
-        InputError: if it is no whole number, or a smaller one.
+        InputError: if it is no whole number, or a smaller or larger one.
     """
     number = as_whole(value)
     if number is None:
         raise InputError(f"The {what} must be a whole number, not {value!r:.60}.")
     if number < least:
         raise InputError(f"The {what} must be at least {least}, not {number}.")
+    if most is not None and number > most:
+        raise InputError(f"The {what} must be at most {most:,}, not {number:,}.")
     return number
 
 

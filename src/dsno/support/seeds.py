@@ -44,9 +44,8 @@ FAKE_TIME: Final = 22
 
 def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:
     """The generator of one item; `index` moves Philox's counter by 2^64 blocks."""
-    return np.random.Generator(
-        np.random.Philox(key=[seed % 2**64, stream], counter=[0, index, 0, 0])
-    )
+    key = np.array([seed % 2**64, stream], np.uint64)  # of a list numpy would make floats
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, index, 0, 0]))
 
 
 def _generators(seed: int, stream: int, items: Iterable[int]) -> Iterator[np.random.Generator]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from dsno.diffusion.denoisers import CountingDenoiser, DenoiserProtocol
 from dsno.diffusion.solvers.methods import METHODS
 from dsno.diffusion.solvers.step_grid import step_times
 from dsno.diffusion.solvers.steps import Step, nodes
-from dsno.diffusion.time_grids import Spacing
+from dsno.diffusion.time_grids import MOST_STEPS, Spacing
 from dsno.support.errors import InputError, one_of
 from dsno.support.scalars import whole
 
@@ -44,7 +44,7 @@ class Solution:
 def solve(
     denoiser: DenoiserProtocol,
     noise: Float[Tensor, "batch *shape"] | None = None,
-    times: Float[Tensor, " M"] | None = None,
+    times: Float[Tensor, " M"] | Sequence[float] | None = None,
     *,
     start: float = 1.0,
     state: Float[Tensor, "batch *shape"] | None = None,
@@ -63,7 +63,7 @@ def solve(
         denoiser: the teacher.
         noise: unit normal, (batch, *shape). The state is kept in float64 if the noise is, and in
             float32 otherwise, whatever precision the network runs in.
-        times: (M,) in [0, start], in any order; the sample alone (t = 0) if None.
+        times: (M,) in [0, start], a tensor or list, in any order; the sample alone (t = 0) if None.
         start: the time of `state`, in (0, 1].
         state: x(start), (batch, *shape), instead of noise; its precision counts as the noise's.
         method: one of `METHODS`.
@@ -75,7 +75,8 @@ def solve(
 
     Raises:
         InputError: for an unknown method or spacing, times outside [0, start], a number of steps
-            that is too small or no whole number, or anything but either noise or a state.
+            that is too small, too large or no whole number, or anything but either noise or a
+            state, of the shape of the denoiser's samples.
     """
     if (noise is None) == (state is None):
         raise InputError("Solve from either noise or a state (with its time, start).")
@@ -84,10 +85,11 @@ def solve(
             f"A state to start from has a time in (0, 1], and noise is at 1; found start = {start}."
         )
     rule = METHODS[one_of(method, METHODS, "solver")]
-    steps = whole(steps, "number of solver steps")
-    schedule = denoiser.schedule
-    asked = torch.zeros(1, dtype=torch.float64) if times is None else times.double().cpu()
-    if asked.ndim != 1 or len(asked) == 0 or not bool(((asked >= 0) & (asked <= start)).all()):
+    steps = whole(steps, "number of solver steps", most=MOST_STEPS)
+    schedule, given = denoiser.schedule, _given(noise, state, denoiser.sample_shape)
+    asked = torch.as_tensor([0.0] if times is None else times).double().cpu()
+    last = start + MERGE  # a start in float32 is a little beside itself
+    if asked.ndim != 1 or len(asked) == 0 or not bool(((asked >= 0) & (asked < last)).all()):
         raise InputError(
             f"The times to solve for must be a non-empty list of numbers in [0, {start:g}]."
         )
@@ -104,7 +106,7 @@ def solve(
         distinct[-1] = 0.0
 
     first = nodes(schedule, torch.tensor([start], dtype=torch.float64))[0]
-    x = _as_state(noise) * first.sigma if state is None else _as_state(state)
+    x = given * first.sigma if state is None else given
     dtype, saved = x.dtype, {start: x}
     counting = CountingDenoiser(denoiser)
     if distinct:
@@ -125,7 +127,18 @@ def solve(
     return Solution(asked, states, counting.nfe)
 
 
-def _as_state(given: Tensor | None) -> Tensor:
-    """In the precision that states are kept in."""
+def _given(noise: Tensor | None, state: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """What is begun with, in the precision that states are kept in.
+
+    Raises:
+        InputError: if it is not a batch of samples of the shape.
+    """
+    given = noise if state is None else state
     assert given is not None
+    if tuple(given.shape[1:]) != tuple(shape) or not given.ndim:
+        what, sizes = "noise" if state is None else "state", ", ".join(map(str, shape))
+        raise InputError(
+            f"The denoiser's samples are of shape ({sizes}), so the {what} must be of shape "
+            f"(batch, {sizes}), not {tuple(given.shape)}."
+        )
     return given.to(torch.float64 if given.dtype == torch.float64 else torch.float32)
