@@ -48,6 +48,7 @@ def test_times_are_a_list_or_tensor_of_any_precision() -> None:
     assert torch.equal(found.states[:, 0], state)  # 0.1 in float32 is more than 0.1
     listed = solve(teacher, start=0.1, state=state, times=[0.1, 0.0])
     assert torch.equal(listed.states, found.states)
+    assert listed.times.tolist() == [0.1, 0.0]  # in float64, as they were given
 
 
 def gaussian(schedule: NoiseSchedule) -> Gaussian:

@@ -87,7 +87,7 @@ def solve(
     rule = METHODS[one_of(method, METHODS, "solver")]
     steps = whole(steps, "number of solver steps", most=MOST_STEPS)
     schedule, given = denoiser.schedule, _given(noise, state, denoiser.sample_shape)
-    asked = torch.as_tensor([0.0] if times is None else times).double().cpu()
+    asked = torch.as_tensor([0.0] if times is None else times, dtype=torch.float64).cpu()
     last = start + MERGE  # a start in float32 is a little beside itself
     if asked.ndim != 1 or len(asked) == 0 or not bool(((asked >= 0) & (asked < last)).all()):
         raise InputError(
